@@ -1,0 +1,36 @@
+# `make bench` on a fresh machine: python3 >= 3.11 and make are all it takes.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+EXTRAS ?= dev,sae-lens
+
+.PHONY: bench test bench-engine evidence lint clean
+
+bench: $(READY)
+	$(BIN)/python -m pytest benchmarks/
+
+test: $(READY) lint
+	$(BIN)/python -m pytest tests
+
+bench-engine: $(READY)
+	$(BIN)/python -m pytest benchmarks/engine -o python_files='bench_*.py'
+
+evidence: $(READY)
+	$(BIN)/python -m tests.evidence
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c $(CONSTRAINTS)
+	$(BIN)/python -m pip install --quiet torch -c $(CONSTRAINTS)
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]' -c $(CONSTRAINTS)
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache .benchmarks

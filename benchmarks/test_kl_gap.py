@@ -1,0 +1,5 @@
+"""What does the model lose when it reads the reconstruction, and is that more than noise of the same size would cost?"""
+
+from sae_bench.testing import property_test
+
+test_kl_gap = property_test("kl_gap")

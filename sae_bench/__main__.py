@@ -1,0 +1,7 @@
+"""``python -m sae_bench`` is the console script ``pytest-sae-bench``."""
+
+import sys
+
+from sae_bench.cli import main
+
+sys.exit(main())

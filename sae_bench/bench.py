@@ -1,0 +1,467 @@
+"""What properties measure with: one SAE on one site, over the documents of a tier, each shared quantity computed once.
+
+Shapes: b documents of a batch, p positions (the longest of them), d site width, n SAE features, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from sae_bench.capture import Progress, SiteData, captured
+from sae_bench.corpus import Corpus
+from sae_bench.errors import LoadError, MeasurementError
+from sae_bench.floors import Draw, Pool
+from sae_bench.model import Model
+from sae_bench.sae import decoder_norms
+from sae_bench.site import Site
+
+T = TypeVar("T")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How much is measured; each tier's documents, draws and features are a prefix of the next one's."""
+
+    name: str
+    documents: int | None
+    "None: all of the corpus."
+    draws: int
+    "Noise draws a token, for the mean of an arm."
+    rank_draws: int
+    "Draws where a rank among them is wanted; 0: no rank."
+    features: int
+    prompts: int | None
+
+
+TIERS: Mapping[str, Tier] = {
+    tier.name: tier
+    for tier in (
+        Tier("smoke", documents=64, draws=1, rank_draws=0, features=8, prompts=16),
+        Tier("standard", documents=256, draws=4, rank_draws=0, features=32, prompts=32),
+        Tier("full", documents=None, draws=16, rank_draws=100, features=128, prompts=None),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run measures. Only the seed and the dtype change a number."""
+
+    tier: Tier = TIERS["standard"]
+    documents: int | None = None
+    "Instead of the tier's."
+    seed: int = 0
+    batch_size: int = 32
+    "Documents per batch, at most; fewer where the vocabulary or the dictionary is large."
+    device: str = "cpu"
+    dtype: str = "float32"
+    "Of the model."
+    memory_bytes: int = 2 << 30
+    "Half of it for captured activations, a quarter for the clean log-probabilities, a quarter for one slice of logits."
+    order_seed: int | None = None
+    "Measures the documents in a shuffled order (results must not change)."
+
+
+def site_data(
+    model: Model,
+    site: Site,
+    corpus: Corpus,
+    settings: Settings,
+    include_bos: bool = False,
+    progress: Progress | None = None,
+) -> SiteData:
+    """The activations of ``site`` over the corpus, captured once in this process."""
+    return captured(
+        model, site, corpus, include_bos=include_bos, memory_bytes=settings.memory_bytes, progress=progress
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some documents, cut to the longest of them."""
+
+    documents: tuple[int, ...]
+    tokens: Tensor
+    "int64 (b, p)"
+    lengths: tuple[int, ...]
+    x: Tensor
+    "(b, p, d) float32"
+    block_input: Tensor
+    "(b, p, d_model) float32"
+    keep: Tensor
+    "bool (b, p), positions intervened on and averaged over"
+    keep_ce: Tensor
+    "bool (b, p), kept positions with a next token in the document"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an intervention does to the next-token distribution; 0 outside the kept positions."""
+
+    kl: Tensor
+    "(b, p) float32 nats, clean distribution first; at `Batch.keep`."
+    ce: Tensor
+    "(b, p) float32 nats, minus the log-probability of the next token; at `Batch.keep_ce`."
+    distance: Tensor | None = None
+    "(b, p) float32, Euclidean distance of the two log-probability vectors, when asked for."
+
+
+@dataclass(frozen=True, eq=False)
+class Firing:
+    """How often and how strongly each feature fires on the kept tokens of the whole corpus."""
+
+    tokens: int
+    count: Tensor
+    "int64 (n,), tokens on which the code is not 0."
+    total: Tensor
+    "float64 (n,), sum of |code| times the decoder norm."
+    square: Tensor
+    "float64 (n,), sum of squared code times squared decoder norm."
+
+    @property
+    def alive(self) -> Tensor:
+        """bool (n,), features that fire at least once."""
+        return self.count > 0
+
+    @property
+    def density(self) -> Tensor:
+        """float64 (n,), share of tokens on which a feature fires."""
+        return self.count.double() / self.tokens
+
+
+class Bench:
+    """One SAE, ready to be measured."""
+
+    def __init__(
+        self,
+        sae: Any,
+        model: Model,
+        corpus: Corpus,
+        site_data: SiteData,
+        settings: Settings,
+        *,
+        include_bos: bool = False,
+        progress: Progress | None = None,
+        partner: Any = None,
+    ) -> None:
+        self.sae = sae
+        self.partner = partner
+        "A second SAE of the same site, of another seed; None when none is registered."
+        self.model = model
+        self.corpus = corpus
+        self.site_data = site_data
+        self.settings = settings
+        self.include_bos = include_bos
+        self.site = site_data.site
+        self._progress = progress
+        _check_fit(sae, site_data)
+        self.documents = _whole_clusters(corpus.cluster, settings.documents or settings.tier.documents)
+        first = dict.fromkeys(corpus.cluster[: self.documents])
+        self.clusters: tuple[int, ...] = tuple(first)
+        order = {cluster: index for index, cluster in enumerate(first)}
+        self.cluster_of = np.array([order[cluster] for cluster in corpus.cluster[: self.documents]])
+        self._memo: dict[str, Any] = {}
+        self._memo_of: Batch | None = None
+        self._pool: Pool | None = None
+        self._shared: dict[Hashable, Any] = {}
+
+    @property
+    def keep(self) -> Tensor:
+        """bool (documents, pos) of the measured documents."""
+        return self.site_data.keep[: self.documents]
+
+    @property
+    def keep_ce(self) -> Tensor:
+        """bool (documents, pos) of the measured documents."""
+        return self.site_data.keep_ce[: self.documents]
+
+    def batches(self) -> Iterator[Batch]:
+        """The measured documents, a batch at a time."""
+        order = torch.arange(self.documents)
+        if self.settings.order_seed is not None:
+            generator = torch.Generator().manual_seed(self.settings.order_seed)
+            order = torch.randperm(self.documents, generator=generator)
+        for rows in torch.split(order, self._batch_documents()):
+            yield self.batch(tuple(rows.tolist()))
+
+    def batch(self, documents: tuple[int, ...], stop: int | None = None) -> Batch:
+        """A batch of given documents, each cut after ``stop`` tokens."""
+        data, device = self.site_data, self.settings.device
+        rows = torch.tensor(documents)
+        lengths = self.corpus.lengths[rows].clamp(max=self.corpus.tokens.shape[1] if stop is None else stop)
+        longest = int(lengths.max())
+        at = torch.arange(longest)
+        return Batch(
+            documents=documents,
+            tokens=self.corpus.tokens[rows, :longest].to(device),
+            lengths=tuple(lengths.tolist()),
+            x=data.x[rows, :longest].to(device),
+            block_input=data.block_input[rows, :longest].to(device),
+            keep=(data.keep[rows, :longest] & (at < lengths[:, None])).to(device),
+            keep_ce=(data.keep_ce[rows, :longest] & (at < lengths[:, None] - 1)).to(device),
+        )
+
+    def codes(self, batch: Batch) -> Tensor:
+        """(b, p, n) float32 feature activations; 0 outside the kept positions."""
+        return self._once(batch, "codes", lambda: self._codes(batch))
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """(b, p, d) float32 reconstruction xhat; x itself outside the kept positions."""
+        return self._once(batch, "xhat", lambda: self._reconstruct(batch))
+
+    def error(self, batch: Batch) -> Tensor:
+        """(b, p, d) xhat - x; 0 outside the kept positions."""
+        return self.reconstruct(batch) - batch.x
+
+    def decode(self, batch: Batch, codes: Tensor) -> Tensor:
+        """(b, p, d) what other codes (b, p, n) decode to; x itself outside the kept positions."""
+        out = batch.x.clone()
+        with torch.no_grad():
+            for row, keep, x, code in zip(out, batch.keep, batch.x, codes, strict=True):
+                row[keep] = self.sae.decode(code[keep], like=x[keep]).to(row)
+        return out
+
+    @cached_property
+    def decoder_norms(self) -> Tensor:
+        """float32 (n,) norm of every decoder row; 1 for an SAE that shows no decoder."""
+        try:
+            return decoder_norms(self.sae)
+        except MeasurementError:
+            return torch.ones(int(self.sae.d_sae), device=self.settings.device)
+
+    @cached_property
+    def firing(self) -> Firing:
+        """Firing statistics over the whole corpus, whatever the tier: "dead" must not depend on it."""
+        data, n = self.site_data, int(self.sae.d_sae)
+        count = torch.zeros(n, dtype=torch.int64)
+        total, square = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+        for x, keep in zip(data.x, data.keep, strict=True):
+            with torch.no_grad():
+                codes = self.sae.encode(x[keep].to(self.settings.device)).float() * self.decoder_norms  # (kept, n)
+            count += (codes != 0).sum(0).cpu()
+            total += codes.abs().sum(0, dtype=torch.float64).cpu()
+            square += codes.square().sum(0, dtype=torch.float64).cpu()
+        return Firing(len(data.kept), count, total, square)
+
+    def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """``compute()``, once per ``key`` for this SAE: what several properties need."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        found: T = self._shared[key]
+        return found
+
+    def token_text(self, token: int) -> str:
+        """A token id as text; its number where the model came without a tokenizer."""
+        tokenizer = self.model.tokenizer
+        return str(token) if tokenizer is None else str(tokenizer.decode([token]))
+
+    def outcome(self, batch: Batch, value: Tensor | None, *, distance: bool = False) -> Outcome:
+        """KL and CE when ``value`` (b, p, d) stands at the site's kept positions; None is the clean run, KL 0.
+
+        ``distance`` adds the Euclidean distance of the log-probabilities, which costs another pass over the vocabulary.
+        """
+        clean = self._clean(batch)
+        keep = batch.keep
+        following = functional.pad(batch.tokens[:, 1:], (0, 1))[keep]
+        if value is None:
+            kl, ce = clean.new_zeros(len(clean)), _surprise(clean, following)
+            apart = kl
+        else:
+            found = []
+            for logq, (start, stop) in self._runs(batch, value, keep):
+                kl = functional.kl_div(logq, clean[start:stop], reduction="none", log_target=True).sum(-1)
+                away = torch.linalg.vector_norm(logq - clean[start:stop], dim=-1) if distance else kl
+                found.append((kl, _surprise(logq, following[start:stop]), away))
+            kl, ce, apart = (torch.cat(parts) for parts in zip(*found, strict=True))
+        self._check(batch, torch.stack([kl, ce], dim=-1), keep, "the model's output")
+        return Outcome(
+            kl=_scatter(kl, keep),
+            ce=_scatter(ce, keep) * batch.keep_ce,
+            distance=_scatter(apart, keep) if distance else None,
+        )
+
+    def log_probs(self, batch: Batch, value: Tensor | None = None, *, where: Tensor | None = None) -> Tensor:
+        """(rows, V) float32 log-probabilities at the true entries of ``where`` (b, p), in its order; else at `keep`."""
+        where = batch.keep if where is None else where
+        value = batch.x if value is None else value
+        return torch.cat([logq for logq, _ in self._runs(batch, value, where)])
+
+    def pool(self) -> Pool:
+        """What noise is drawn from, over the whole corpus."""
+        if self._pool is None:
+            data = self.site_data
+            self._pool = Pool(
+                mean=data.mean,
+                covariance=data.covariance,
+                rows=data.rows,
+                kept=data.kept,
+                errors=self._all_errors,
+            )
+        return self._pool
+
+    def draw(self, batch: Batch, arm: str, index: int) -> Draw:
+        """Random numbers of draw ``index`` of an arm, each document its own."""
+        return Draw(self.settings.seed, batch.documents, batch.lengths, arm, index)
+
+    def per_cluster(self, table: Tensor) -> Floats:
+        """(clusters,) sums of a (documents, pos) or (documents,) table."""
+        rows = table.reshape(self.documents, -1).to(device="cpu", dtype=torch.float64).sum(-1)
+        sums = np.bincount(self.cluster_of, weights=rows.numpy(), minlength=len(self.clusters))
+        return sums.astype(np.float64)
+
+    def collect(self, fn: Callable[[Batch], Mapping[str, Tensor]], progress_label: str = "") -> dict[str, Tensor]:
+        """``fn`` over all batches, put together in document order.
+
+        It returns tensors (b,) or (b, p); they become float64 (documents,) or (documents, pos), 0 outside the kept
+        positions. A NaN or inf at a kept position is a `MeasurementError`.
+        """
+        tables: dict[str, Tensor] = {}
+        done = 0
+        for batch in self.batches():
+            rows = torch.tensor(batch.documents)
+            for name, values in fn(batch).items():
+                values = values.detach().to(device="cpu", dtype=torch.float64)
+                if values.dim() == 1:
+                    shape: tuple[int, ...] = (self.documents,)
+                    self._check(batch, values[:, None, None], None, name)
+                else:
+                    shape = (self.documents, self.corpus.tokens.shape[1], *values.shape[2:])
+                    keep = batch.keep.cpu()
+                    self._check(batch, values[keep], keep, name)
+                    values = torch.where(keep.view(*keep.shape, *[1] * (values.dim() - 2)), values, 0.0)
+                table = tables.setdefault(name, torch.zeros(shape, dtype=torch.float64))
+                if values.dim() == 1:
+                    table[rows] = values
+                else:
+                    table[rows, : values.shape[1]] = values
+            done += len(batch.documents)
+            if self._progress is not None and progress_label:
+                self._progress(progress_label, done, self.documents)
+        return tables
+
+    def _batch_documents(self) -> int:
+        widest = max(self.model.d_vocab, int(self.sae.d_sae))
+        fitting = self.settings.memory_bytes // 4 // (4 * self.corpus.tokens.shape[1] * widest)
+        return max(1, min(self.settings.batch_size, fitting))
+
+    def _once(self, batch: Batch, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        if self._memo_of is not batch:
+            self._memo.clear()
+            self._memo_of = batch
+        if name not in self._memo:
+            self._memo[name] = compute()
+        found: Tensor = self._memo[name]
+        return found
+
+    def _codes(self, batch: Batch) -> Tensor:
+        codes = batch.x.new_zeros(*batch.keep.shape, int(self.sae.d_sae))
+        with torch.no_grad():
+            # One document at a time: a matrix product of another size rounds differently, and a feature near its
+            # threshold would fire in one batch and not in another.
+            for row, keep, x in zip(codes, batch.keep, batch.x, strict=True):
+                row[keep] = self.sae.encode(x[keep]).to(row)
+        self._check(batch, codes[batch.keep], batch.keep, "a code of the SAE")
+        return codes
+
+    def _reconstruct(self, batch: Batch) -> Tensor:
+        known = self._memo.get("codes")
+        xhat = batch.x.clone()
+        with torch.no_grad():
+            for index, (keep, x) in enumerate(zip(batch.keep, batch.x, strict=True)):
+                codes = self.sae.encode(x[keep]) if known is None else known[index][keep]
+                xhat[index][keep] = self.sae.decode(codes, like=x[keep]).to(xhat)
+        self._check(batch, xhat[batch.keep], batch.keep, "the SAE's reconstruction")
+        return xhat
+
+    def _all_errors(self) -> Tensor:
+        """(N, d) errors at the kept positions of the whole corpus, in document order."""
+        data = self.site_data
+        errors = data.store.empty(len(data.kept), data.x.shape[-1])
+        start = 0
+        for document, (x, keep) in enumerate(zip(data.x, data.keep, strict=True)):
+            clean = x[keep].to(self.settings.device)
+            with torch.no_grad():
+                found = (self.sae.decode(self.sae.encode(clean), like=clean).float() - clean).cpu()
+            if not bool(torch.isfinite(found).all()):
+                raise MeasurementError(f"the SAE's reconstruction is NaN or infinite in document {document}")
+            errors[start : start + len(found)] = found
+            start += len(found)
+        return errors
+
+    def _clean(self, batch: Batch) -> Tensor:
+        """(kept, V) clean log-probabilities, kept while the batch lasts."""
+        # The clean run goes through the same replacement, so that putting x back changes nothing, to the last bit.
+        return self._once(batch, "clean", lambda: self.log_probs(batch))
+
+    def _runs(self, batch: Batch, value: Tensor, where: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+        """Log-probabilities at ``where``, in slices of documents whose logits fit the budget, and their rows."""
+        value = torch.where(batch.keep[..., None], value.to(batch.x), batch.x)
+        # Logits, log-probabilities and one product of them are alive at once.
+        documents = self.settings.memory_bytes // 4 // (4 * 4 * batch.tokens.shape[1] * self.model.d_vocab)
+        start = 0
+        for rows in torch.split(torch.arange(len(batch.documents)), max(1, documents)):
+            if not bool(where[rows].any()):
+                continue
+            logits = self.model.resume(
+                batch.tokens[rows], batch.block_input[rows], self.site, value[rows], select=where[rows]
+            )
+            stop = start + len(logits)
+            yield functional.log_softmax(logits, dim=-1), (start, stop)
+            start = stop
+
+    def _check(self, batch: Batch, values: Tensor, keep: Tensor | None, what: str) -> None:
+        """Raise where ``values`` (rows of ``keep``, ...) are not finite, naming document and position."""
+        if bool(torch.isfinite(values).all()):
+            return
+        bad = (~torch.isfinite(values)).flatten(1).any(-1).nonzero()[0].item()
+        if keep is None:
+            raise MeasurementError(f"{what} is NaN or infinite in document {batch.documents[int(bad)]}")
+        row, position = keep.nonzero()[int(bad)].tolist()
+        raise MeasurementError(
+            f"{what} is NaN or infinite at document {batch.documents[row]}, position {position}"
+        )
+
+
+def _check_fit(sae: Any, data: SiteData) -> None:
+    width = data.x.shape[-1]
+    if int(sae.d_in) != width:
+        raise LoadError(
+            f"the SAE reads vectors of width {int(sae.d_in)}, but {data.site} of model {data.model.name!r} has width "
+            f"{width}; check the model and the site it was trained on"
+        )
+
+
+def _whole_clusters(cluster: tuple[int, ...], limit: int | None) -> int:
+    """The longest prefix of at most ``limit`` documents that cuts no cluster in two; at least one cluster.
+
+    A cluster measured in part would be compared with the whole one of a longer run.
+    """
+    if limit is None or limit >= len(cluster):
+        return len(cluster)
+    last = {name: index for index, name in enumerate(cluster)}
+    best, reach = 0, -1
+    for index, name in enumerate(cluster):
+        reach = max(reach, last[name])
+        if reach == index and (index < limit or best == 0):
+            best = index + 1
+    return best
+
+
+def _surprise(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    return -log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def _scatter(values: Tensor, keep: Tensor) -> Tensor:
+    out = values.new_zeros(keep.shape)
+    out[keep] = values
+    return out

@@ -1,0 +1,166 @@
+"""What a site shows over a whole corpus: captured once, shared by all SAEs and properties that look at it.
+
+Shapes: docs documents, pos positions, d site width.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from sae_bench.corpus import Corpus, check_context, check_tokenizer, check_vocabulary
+from sae_bench.errors import MeasurementError
+from sae_bench.model import Model
+from sae_bench.site import KINDS, Site
+
+T = TypeVar("T")
+Progress: TypeAlias = Callable[[str, int, int], None]
+"Called with what is being done, how many documents are done, and of how many."
+
+_TOKENS = 4096
+"Tokens per capturing pass. Fixed, so that the captured numbers do not depend on anybody's batch size."
+
+
+class Store:
+    """Float tensors within a budget of memory; what does not fit is mapped from files in a folder of its own."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.left = memory_bytes
+        self.held = 0
+        self._folder: Path | None = None
+
+    def empty(self, *shape: int) -> Tensor:
+        """An uninitialised float32 tensor."""
+        size = 4
+        for extent in shape:
+            size *= extent
+        if size <= self.left:
+            self.left -= size
+            self.held += size
+            return torch.empty(*shape)
+        if self._folder is None:
+            folder = tempfile.TemporaryDirectory(prefix="sae-bench-", ignore_cleanup_errors=True)
+            weakref.finalize(self, folder.cleanup)
+            self._folder = Path(folder.name)
+        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+            return torch.from_file(file.name, shared=True, size=size // 4, dtype=torch.float32).view(*shape)
+
+
+class SiteData:
+    """Activations of one site over the whole corpus, and what follows from them."""
+
+    def __init__(self, model: Model, site: Site, corpus: Corpus, *, include_bos: bool, memory_bytes: int) -> None:
+        check_vocabulary(corpus, model.d_vocab)
+        check_tokenizer(corpus, model.tokenizer_sha256)
+        check_context(corpus, model.context)
+        self.model = model
+        self.site = site
+        self.corpus = corpus
+        self.include_bos = include_bos
+        docs, pos = corpus.tokens.shape
+        self.store = Store(memory_bytes)
+        self.x = self.store.empty(docs, pos, model.width(site))
+        "(docs, pos, d) float32; 0 behind a document's end."
+        residual = site.kind == KINDS[0]
+        self.block_input = self.x if residual else self.store.empty(docs, pos, model.d_model)
+        "(docs, pos, d_model) float32; the same tensor as `x` where the site is the block's input."
+        at = torch.arange(pos)
+        self.inside = at < corpus.lengths[:, None]
+        "bool (docs, pos), up to each document's end."
+        self.keep = self.inside & (at >= (0 if include_bos else 1))
+        "bool (docs, pos), positions that are intervened on and averaged over."
+        self.keep_ce = self.keep & (at < corpus.lengths[:, None] - 1)
+        "bool (docs, pos), kept positions whose next token is in the document."
+        self._shared: dict[Hashable, Any] = {}
+
+    def fill(self, progress: Progress | None = None) -> None:
+        """Run the model over the corpus, up to the site."""
+        docs, pos = self.corpus.tokens.shape
+        step = max(1, _TOKENS // pos)
+        for start in range(0, docs, step):
+            rows = slice(start, min(start + step, docs))
+            longest = int(self.corpus.lengths[rows].max())
+            seen = self.model.capture(self.corpus.tokens[rows, :longest], self.site)
+            inside = self.inside[rows, :longest, None]
+            for target, values in ((self.x, seen.value), (self.block_input, seen.block_input)):
+                target[rows, longest:] = 0
+                target[rows, :longest] = torch.where(inside, values.cpu(), 0)
+            bad = ~torch.isfinite(self.x[rows]).all(-1)
+            if bool(bad.any()):
+                document, position = bad.nonzero()[0].tolist()
+                raise MeasurementError(
+                    f"the model's activation at {self.site} is NaN or infinite (document {start + document}, "
+                    f"position {position}); try another dtype, for example --sae-dtype float32"
+                )
+            if progress is not None:
+                progress("activations", rows.stop, docs)
+
+    @property
+    def rows(self) -> Tensor:
+        """(docs * pos, d) view of `x`."""
+        return self.x.view(-1, self.x.shape[-1])
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """int64 (N,), which `rows` are kept positions, in document order."""
+        return self.keep.flatten().nonzero().flatten()
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """(d,) float64 mean over the kept positions of the whole corpus."""
+        total = torch.zeros(self.x.shape[-1], dtype=torch.float64)
+        for document, keep in zip(self.x, self.keep, strict=True):
+            total += document[keep].double().sum(0)
+        return total / len(self.kept)
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """(d, d) float64 covariance over the kept positions of the whole corpus; products in float32."""
+        width = self.x.shape[-1]
+        total = torch.zeros(width, width, dtype=torch.float64)
+        for document, keep in zip(self.x, self.keep, strict=True):
+            centred = (document[keep].double() - self.mean).float()
+            total += (centred.T @ centred).double()
+        return total / len(self.kept)
+
+    def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """``compute()``, once per ``key``: results that do not depend on the SAE (ablations, the clean run)."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        result: T = self._shared[key]
+        return result
+
+
+_cache: OrderedDict[Hashable, SiteData] = OrderedDict()
+
+
+def captured(
+    model: Model,
+    site: Site,
+    corpus: Corpus,
+    *,
+    include_bos: bool = False,
+    memory_bytes: int,
+    progress: Progress | None = None,
+) -> SiteData:
+    """The site's data, from memory when this process has captured it before.
+
+    Captures stay in memory while all of them together fit into half of ``memory_bytes``; the oldest go first.
+    """
+    key = (str(model.identity), model.device, model.dtype, str(site), corpus.sha256, include_bos)
+    if key not in _cache:
+        data = SiteData(model, site, corpus, include_bos=include_bos, memory_bytes=memory_bytes // 2)
+        data.fill(progress)
+        _cache[key] = data
+    _cache.move_to_end(key)
+    while len(_cache) > 1 and sum(data.store.held for data in _cache.values()) > memory_bytes // 2:
+        _cache.popitem(last=False)
+    return _cache[key]

@@ -1,0 +1,299 @@
+"""A pinned corpus: one safetensors file of token ids, cut into documents, named by what it contains.
+
+Shapes: docs, pos (the longest document; shorter ones are padded on the right).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_bench.errors import LoadError
+
+SCHEMA = 1
+"The newest file layout this version reads and the one it writes."
+
+_BUILD = "make one with 'pytest-sae-bench corpus build --text FILE --model MODEL --out {path}'"
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Documents of token ids."""
+
+    path: str
+    "The file it came from; '' for one that was never written."
+    tokens: Tensor
+    "int64 (docs, pos), padded with 0 behind each document's end."
+    lengths: Tensor
+    "int64 (docs,), at least 2."
+    cluster: tuple[int, ...]
+    "Per document, the text it is a chunk of: documents of one cluster are not independent."
+    tokenizer_sha256: str | None
+    "Of the tokenizer.json that made the ids; None when the file does not say."
+    source: str
+    "Where the text is from, in words."
+    has_bos: bool
+    "Whether position 0 of every document is the beginning-of-sequence token."
+    sha256: str
+    "Of tokens, lengths and clusters; the same content in another file has the same one."
+
+    def __len__(self) -> int:
+        return len(self.cluster)
+
+    def take(self, count: int) -> Corpus:
+        """The first ``count`` documents, as a corpus with its own sha256."""
+        return _corpus(
+            self.tokens[:count],
+            self.lengths[:count],
+            self.cluster[:count],
+            path=self.path,
+            tokenizer_sha256=self.tokenizer_sha256,
+            source=self.source,
+            has_bos=self.has_bos,
+        )
+
+
+def load_corpus(path: str | os.PathLike[str]) -> Corpus:
+    """Read a corpus file.
+
+    ``tokens`` (docs, pos) is required; without ``lengths`` all documents fill every position, without ``cluster`` each
+    is its own. Anything else wrong with the file is a one-sentence `LoadError`.
+    """
+    file = Path(path).expanduser()
+    tensors, metadata = _read(file)
+    schema = metadata.get("schema", str(SCHEMA))
+    if not schema.isdigit() or int(schema) > SCHEMA:
+        raise LoadError(f"corpus {file} has schema {schema!r}, newer than {SCHEMA}; update pytest-sae-bench to read it")
+    if "tokens" not in tensors:
+        found = ", ".join(sorted(tensors)) or "nothing"
+        raise LoadError(f"corpus {file} holds no tensor 'tokens' (it holds {found}); {_BUILD.format(path=file)}")
+    tokens = _integers(tensors["tokens"], "tokens", 2, file)
+    docs, pos = tokens.shape
+    lengths = _integers(tensors.get("lengths", torch.full((docs,), pos)), "lengths", 1, file)
+    cluster = _integers(tensors.get("cluster", torch.arange(docs)), "cluster", 1, file)
+    for name, tensor in (("lengths", lengths), ("cluster", cluster)):
+        if tensor.shape[0] != docs:
+            raise LoadError(f"corpus {file} has {tensor.shape[0]} {name} for {docs} documents; build it again")
+    return _corpus(
+        tokens,
+        lengths,
+        tuple(cluster.tolist()),
+        path=str(file),
+        tokenizer_sha256=metadata.get("tokenizer_sha256") or None,
+        source=metadata.get("source", ""),
+        has_bos=_says_bos(metadata, tokens),
+    )
+
+
+def save_corpus(path: str | os.PathLike[str], corpus: Corpus) -> None:
+    """Write ``corpus`` so that `load_corpus` gives it back; the file appears whole or not at all."""
+    file = Path(path).expanduser()
+    metadata = {"schema": str(SCHEMA), "source": corpus.source, "bos": "true" if corpus.has_bos else "false"}
+    if corpus.tokenizer_sha256 is not None:
+        metadata["tokenizer_sha256"] = corpus.tokenizer_sha256
+    tensors = {
+        "tokens": corpus.tokens.to(torch.int32).contiguous(),
+        "lengths": corpus.lengths.to(torch.int32).contiguous(),
+        "cluster": torch.tensor(corpus.cluster, dtype=torch.int32),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        save_file(tensors, str(partial), metadata=metadata)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def build_corpus(
+    texts: Iterable[str],
+    tokenizer: Any,
+    *,
+    length: int,
+    bos: bool,
+    source: str,
+    tokenizer_sha256: str | None = None,
+    documents: int | None = None,
+) -> Corpus:
+    """Cut texts into documents of at most ``length`` tokens; the chunks of one text share a cluster.
+
+    ``tokenizer`` is a Hugging Face tokenizer. With ``bos`` every document starts with its BOS token, the later chunks
+    of a text as well. A last chunk that would hold fewer than 2 tokens is dropped. ``documents`` stops early.
+    """
+    start = [_bos_id(tokenizer)] if bos else []
+    room = length - len(start)
+    if room < 1 or length < 2:
+        raise LoadError(f"documents of {length} tokens are too short to measure; choose a length of at least 2")
+    chunks: list[list[int]] = []
+    cluster: list[int] = []
+    for index, text in enumerate(texts):
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
+        pieces = [start + ids[at : at + room] for at in range(0, len(ids), room)]
+        kept = [piece for piece in pieces if len(piece) >= 2]
+        chunks += kept
+        cluster += [index] * len(kept)
+        if documents is not None and len(chunks) >= documents:
+            break
+    chunks, cluster = chunks[:documents], cluster[:documents]
+    if not chunks:
+        raise LoadError(f"no text of {source or 'the source'} has 2 tokens or more; give a longer text")
+    return from_documents(chunks, cluster=cluster, has_bos=bos, source=source, tokenizer_sha256=tokenizer_sha256)
+
+
+def from_documents(
+    documents: Sequence[Sequence[int]],
+    *,
+    has_bos: bool,
+    cluster: Sequence[int] | None = None,
+    source: str = "",
+    tokenizer_sha256: str | None = None,
+) -> Corpus:
+    """A corpus of token id lists; without ``cluster`` each document is its own."""
+    lengths = torch.tensor([len(ids) for ids in documents], dtype=torch.int64)
+    tokens = torch.zeros(len(documents), int(lengths.max()) if len(documents) else 0, dtype=torch.int64)
+    for row, ids in enumerate(documents):
+        tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    return _corpus(
+        tokens,
+        lengths,
+        tuple(range(len(documents)) if cluster is None else cluster),
+        path="",
+        tokenizer_sha256=tokenizer_sha256,
+        source=source,
+        has_bos=has_bos,
+    )
+
+
+def check_vocabulary(corpus: Corpus, vocabulary: int) -> None:
+    """A `LoadError` when a token id of the corpus is beyond a model's ``vocabulary`` entries."""
+    highest = int(corpus.tokens.max())
+    if highest >= vocabulary:
+        document, position = (corpus.tokens == highest).nonzero()[0].tolist()
+        raise LoadError(
+            f"corpus {_name(corpus.path)} has token id {highest} (document {document}, position {position}), but the "
+            f"model's vocabulary ends at {vocabulary - 1}; build the corpus with this model's tokenizer"
+        )
+
+
+def check_tokenizer(corpus: Corpus, tokenizer_sha256: str | None) -> None:
+    """A `LoadError` when corpus and model both name their tokenizer and it is not the same."""
+    if corpus.tokenizer_sha256 and tokenizer_sha256 and corpus.tokenizer_sha256 != tokenizer_sha256:
+        raise LoadError(
+            f"corpus {_name(corpus.path)} was made by another tokenizer (sha256 {corpus.tokenizer_sha256[:12]}) than "
+            f"the model's ({tokenizer_sha256[:12]}); build the corpus with this model's tokenizer"
+        )
+
+
+def check_context(corpus: Corpus, context: int) -> None:
+    """A `LoadError` when a document is longer than a model's context of ``context`` tokens."""
+    longest = int(corpus.lengths.max())
+    if longest > context:
+        document = int(corpus.lengths.argmax())
+        raise LoadError(
+            f"document {document} of corpus {_name(corpus.path)} has {longest} tokens, but the model's context is "
+            f"{context}; build the corpus with --length {context} or less"
+        )
+
+
+def _corpus(
+    tokens: Tensor,
+    lengths: Tensor,
+    cluster: tuple[int, ...],
+    *,
+    path: str,
+    tokenizer_sha256: str | None,
+    source: str,
+    has_bos: bool,
+) -> Corpus:
+    """Check the documents and bring their padding to one form, so that equal content has one sha256."""
+    name = _name(path)
+    if len(cluster) == 0:
+        raise LoadError(f"corpus {name} has no documents; {_BUILD.format(path=path or 'FILE')}")
+    too_short = (lengths < 2).nonzero().flatten().tolist()
+    if too_short:
+        listed = ", ".join(map(str, too_short[:5])) + (" ..." if len(too_short) > 5 else "")
+        raise LoadError(
+            f"corpus {name} has documents shorter than 2 tokens, where nothing can be predicted "
+            f"(documents {listed}); leave them out"
+        )
+    if int(lengths.max()) > tokens.shape[1]:
+        document = int(lengths.argmax())
+        raise LoadError(
+            f"document {document} of corpus {name} claims {int(lengths.max())} tokens of {tokens.shape[1]}; "
+            f"build the corpus again"
+        )
+    tokens = tokens[:, : int(lengths.max())].to(torch.int64)
+    inside = torch.arange(tokens.shape[1]) < lengths[:, None]
+    tokens = torch.where(inside, tokens, 0)
+    if int(tokens.min()) < 0:
+        document, position = (tokens < 0).nonzero()[0].tolist()
+        raise LoadError(
+            f"corpus {name} has the negative token id {int(tokens[document, position])} (document {document}, "
+            f"position {position}); build the corpus again"
+        )
+    return Corpus(
+        path=path,
+        tokens=tokens,
+        lengths=lengths.to(torch.int64),
+        cluster=cluster,
+        tokenizer_sha256=tokenizer_sha256,
+        source=source,
+        has_bos=has_bos,
+        sha256=_digest(tokens, lengths, cluster),
+    )
+
+
+def _digest(tokens: Tensor, lengths: Tensor, cluster: tuple[int, ...]) -> str:
+    digest = hashlib.sha256(json.dumps([list(tokens.shape), list(cluster)]).encode())
+    for tensor in (tokens, lengths):
+        digest.update(tensor.to(torch.int64).contiguous().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not file.is_file():
+        what = "is a folder, not a corpus file" if file.is_dir() else "does not exist"
+        raise LoadError(f"corpus {file} {what}; {_BUILD.format(path=file)}")
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LoadError(f"corpus {file} is not a readable safetensors file ({error}); build it again") from error
+
+
+def _integers(tensor: Tensor, name: str, dimensions: int, file: Path) -> Tensor:
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise LoadError(f"'{name}' of corpus {file} is {str(tensor.dtype)[6:]}, but ids are integers (int32)")
+    if tensor.dim() != dimensions:
+        wanted = "(documents, positions)" if dimensions == 2 else "(documents,)"
+        raise LoadError(f"'{name}' of corpus {file} has shape {tuple(tensor.shape)}, not {wanted}")
+    return tensor.to(torch.int64)
+
+
+def _says_bos(metadata: dict[str, str], tokens: Tensor) -> bool:
+    """What the metadata says of position 0; where they say nothing, one token that opens every document is BOS."""
+    for key in ("bos", "position_0_is_bos"):
+        if key in metadata:
+            return metadata[key].strip().lower() == "true"
+    return tokens.numel() > 0 and bool((tokens[:, 0] == tokens[0, 0]).all())
+
+
+def _bos_id(tokenizer: Any) -> int:
+    bos: Callable[[], Any] | int | None = getattr(tokenizer, "bos_token_id", None)
+    if not isinstance(bos, int):
+        raise LoadError("this tokenizer has no BOS token; build the corpus without one (--no-bos)")
+    return bos
+
+
+def _name(path: str) -> str:
+    return path or "(in memory)"

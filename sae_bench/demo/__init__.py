@@ -1,0 +1,26 @@
+"""The bundled demo: a small model of a synthetic English, SAEs of six architectures, and a pinned corpus."""
+
+from __future__ import annotations
+
+from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
+from sae_bench.registration import register_sae
+
+SHRUNK = "an L1 penalty pulls every activation towards 0; the demo keeps one such SAE to show it"
+
+
+def register_demo() -> None:
+    """Register the six demo SAEs as ``demo/<architecture>``."""
+    for name, path in SAES.items():
+        if "-seed" in name:
+            continue
+        twin = SAES.get(f"{name}-seed1")
+        register_sae(
+            f"demo/{name}",
+            path=path,
+            model=MODEL,
+            site=SITE,
+            corpus=CORPUS,
+            tags=("demo", name),
+            partner=twin,
+            known_failures={"shrinkage.gamma_centred": SHRUNK} if name == "standard" else None,
+        )

@@ -1,0 +1,152 @@
+"""Measure the demo and write its card.
+
+python -m sae_bench.demo.card
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import GPT2LMHeadModel
+
+from sae_bench.demo.accuracy import HELD_OUT_SEED, Scores, score
+from sae_bench.demo.paths import BUNDLED, SAE_NAMES, SITE, DemoPaths
+from sae_bench.demo.quality import Quality, corpus_activations, quality
+from sae_bench.demo.saes import load_sae
+
+log = logging.getLogger(__name__)
+
+DESCRIPTIONS = {
+    "indirect_object": "indirect object",
+    "indirect_object.order=ABBA": "indirect object, receiver named first (ABBA)",
+    "indirect_object.order=BABA": "indirect object, giver named first (BABA)",
+    "day_next": "the day after or before",
+    "day_steps": "two to six days after or before",
+    "day_steps.step=2": "two days",
+    "day_steps.step=3": "three days",
+    "day_steps.step=4": "four days",
+    "day_steps.step=5": "five days",
+    "day_steps.step=6": "six days",
+    "day_neighbours": "the next day and the last",
+    "day_order": "the days in order",
+    "month_next": "the month after or before",
+    "month_steps": "two or three months after or before",
+    "month_neighbours": "the next month and the last",
+    "month_order": "the months in order",
+    "letter": "question answered by A or B",
+    "letter.template=0": "A or B, wording 0",
+    "letter.template=1": "A or B, wording 1",
+    "letter.template=2": "A or B, wording 2",
+    "letter.template=3": "A or B, wording 3 (the shifted one)",
+    "yes_no": "question answered by yes or no",
+    "verdict": "verdict of a review",
+    "sum": "sums",
+    "counting": "counting up and down",
+    "agreement": "number of a verb, any verb of the right form",
+    "agreement.nested": "the same with a phrase or a clause in between",
+}
+"""What each accuracy is of, in the order of the card."""
+
+
+def _model_section(scores: Scores, model: Any, recipe: dict[str, Any], documents: int) -> list[str]:
+    config = model.config
+    size = sum(parameter.numel() for parameter in model.parameters())
+    lines = [
+        "## The model",
+        "",
+        f"GPT-2's architecture: {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads, context "
+        f"{config.n_positions}, {config.vocab_size} tokens, {size:,} parameters. Trained for {recipe['steps']:,} "
+        f"steps of {recipe['batch']} documents from seed {recipe['seed']} (`model/recipe.json`).",
+        "",
+        f"Measured on {documents:,} documents that training never saw (seed {HELD_OUT_SEED}):",
+        "",
+        "| | nats a token |",
+        "|---|--:|",
+        f"| held-out loss | {scores.loss:.4f} |",
+        f"| the grammar's entropy, at most | {scores.entropy_bound:.4f} |",
+        "",
+        "The entropy is the information in the choices that the generators made. It is an upper bound, because two "
+        "series of choices may spell the same text.",
+        "",
+        "| share of right answers | | answers |",
+        "|---|--:|--:|",
+    ]
+    for kind, text in DESCRIPTIONS.items():
+        if kind in scores.accuracy:
+            lines.append(f"| {text} | {scores.accuracy[kind]:.4f} | {scores.answers[kind]:,} |")
+    return lines
+
+
+def _sae_section(qualities: dict[str, Quality], width: dict[str, int], tokens: int) -> list[str]:
+    lines = [
+        "## The SAEs",
+        "",
+        f"Trained by SAELens on `{SITE}` and saved in its format. Measured on the {tokens:,} tokens of "
+        "`corpus.safetensors`, <bos> left out:",
+        "",
+        "| SAE | latents | L0 | explained variance | alive | gamma_centred |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, item in qualities.items():
+        lines.append(
+            f"| {name} | {width[name]} | {item.l0:.2f} | {item.explained_variance:.4f} | {item.alive:.4f} "
+            f"| {item.gamma_centred:.4f} |"
+        )
+    lines += [
+        "",
+        "gamma_centred is 1 when reconstructions are as long as they should be and lower when they are shrunk. BatchTopK "
+        "and Matryoshka are JumpReLU SAEs on disk. `topk-seed1` differs from `topk` in its seed only.",
+    ]
+    return lines
+
+
+def write_card(folder: DemoPaths, documents: int = 2048) -> None:
+    """Measure the files in a folder and write its README.md."""
+    model: Any = GPT2LMHeadModel.from_pretrained(folder.model)
+    model.eval()
+    recipe = json.loads((folder.model / "recipe.json").read_text())
+    scores = score(model, documents)
+    activations = corpus_activations(folder)
+    qualities, width = {}, {}
+    for name in SAE_NAMES:
+        if folder.sae(name).exists():
+            sae = load_sae(folder.sae(name))
+            qualities[name], width[name] = quality(sae, activations), sae.cfg.d_sae
+            log.info("%s: %s", name, qualities[name])
+    lines = [
+        "# The bundled demo",
+        "",
+        "A small language model of synthetic English, SAEs of six architectures on its residual stream, and a pinned "
+        "evaluation corpus. The language comes from a seeded grammar (`language/`), so the truth about every sentence is known.",
+        "",
+        "Every number below was measured by `python -m sae_bench.demo.card`; `python -m sae_bench.demo.build` makes all of "
+        "it from nothing.",
+        "",
+        *_model_section(scores, model, recipe, documents),
+        "",
+        *_sae_section(qualities, width, len(activations)),
+    ]
+    folder.card.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sae_bench.demo.card", description="Measure the demo, write its card."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=BUNDLED.root, help="folder of the build (default: the package's own)"
+    )
+    parser.add_argument("--documents", type=int, default=2048, help="held-out documents for loss and accuracies")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    write_card(DemoPaths(options.out), options.documents)
+
+
+if __name__ == "__main__":
+    main()

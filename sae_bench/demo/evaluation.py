@@ -1,0 +1,82 @@
+"""The pinned evaluation corpus and the contrast sets."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sae_bench.demo.batches import pack
+from sae_bench.demo.language.documents import SHORTEST, Document, document
+from sae_bench.demo.language.prompts import PersonaQuestion, persona_questions
+from sae_bench.demo.paths import DemoPaths
+from sae_bench.demo.tokenizer import tokenizer_sha256
+
+CORPUS_SEED = 30_000_001
+CONTRAST_SEED = 40_000_003
+DOCUMENTS = 512
+QUESTIONS = 240
+
+
+def write_corpus(folder: DemoPaths) -> None:
+    """512 held-out documents, every one a cluster of its own, in the order they were drawn."""
+    rng = random.Random(CORPUS_SEED)
+    documents: list[Document] = []
+    while len(documents) < DOCUMENTS:
+        item = document(rng)
+        if len(item.words) >= SHORTEST:
+            documents.append(item)
+    batch = pack(documents)
+    lengths = torch.tensor([len(item.words) for item in documents], dtype=torch.int32)
+    tensors = {
+        "tokens": batch.tokens.to(torch.int32),  # (docs, pos)
+        "lengths": lengths,  # (docs,)
+        "cluster": torch.arange(DOCUMENTS, dtype=torch.int32),  # (docs,)
+    }
+    metadata = {
+        "schema": "1",
+        "bos": "true",
+        "tokenizer_sha256": tokenizer_sha256(folder.model),
+        "source": f"Synthetic English from the demo's own generator, seed {CORPUS_SEED}, never used in training.",
+    }
+    save_file(tensors, folder.corpus, metadata=metadata)
+
+
+def _write_questions(path: Path, questions: list[PersonaQuestion]) -> None:
+    lines = [
+        json.dumps(
+            {
+                "prompt": item.prompt,
+                "positive": item.positive,
+                "negative": item.negative,
+                "factors": dict(item.factors),
+            },
+            sort_keys=True,
+        )
+        for item in questions
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _distinct(n: int, rng: random.Random, shifted: bool) -> list[PersonaQuestion]:
+    """n different questions; a repeated one is replaced by another of the same cell, which keeps the balance."""
+    found: dict[str, PersonaQuestion] = {}
+    cells: dict[tuple[str, ...], int] = {}
+    size = 4 if shifted else 12
+    while len(found) < n:
+        for item in persona_questions(size, rng, shifted=shifted):
+            cell = tuple(item.factors.values())
+            if item.prompt not in found and cells.get(cell, 0) < n // size:
+                found[item.prompt] = item
+                cells[cell] = cells.get(cell, 0) + 1
+    return list(found.values())
+
+
+def write_contrast(folder: DemoPaths) -> None:
+    """The contrast set and its shifted variant, neither with a repeated question."""
+    rng = random.Random(CONTRAST_SEED)
+    _write_questions(folder.contrast, _distinct(QUESTIONS, rng, shifted=False))
+    _write_questions(folder.contrast_shifted, _distinct(QUESTIONS, rng, shifted=True))

@@ -1,0 +1,122 @@
+"""Personas: two statements fix a person's trait, and every question about that person has one right answer.
+
+The statements never contain the answer. A letter's meaning, the pole a question asks about and the wording are drawn
+independently of the trait, so neither a letter nor a "yes" tells anything about the person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sae_bench.demo.language.draw import Draw
+from sae_bench.demo.language.sentence import Sentence
+from sae_bench.demo.language.words import NAMES, TRAITS, Trait
+
+POLES = ("positive", "negative")
+
+TEMPLATES = (
+    "question : is {name} {word} ? ( A ) {a} ( B ) {b} answer : {answer} .",
+    "would you call {name} {word} ? ( A ) {a} ( B ) {b} answer : {answer} .",
+    "does {name} seem {word} ? choose ( A ) {a} or ( B ) {b} : {answer} .",
+    "people ask : is {name} really {word} ? ( A ) {a} ( B ) {b} reply : {answer} .",
+)
+"""The last one is kept for the shifted contrast set."""
+SHIFTED_TEMPLATE = 3
+
+LETTER_SHARE = (0.5, 0.5)
+"""How often a question wants a letter, and how often yes or no."""
+
+STATEMENTS = ("is {}", "is very {}", "was always {}")
+
+
+def _side(trait: Trait, pole: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    if pole == "positive":
+        return trait.positive, trait.positive_habits
+    return trait.negative, trait.negative_habits
+
+
+def _adjective(draw: Draw, trait: Trait, pole: str, theme: int | None) -> str:
+    """An adjective of the pole. A theme makes one of them, by its place in the list, come back within a paragraph.
+
+    Words that come back are what the model learns first; that words of one pole belong together comes later.
+    """
+    adjectives = _side(trait, pole)[0]
+    if theme is not None and draw.chance(0.4):
+        return adjectives[theme]
+    return draw.one(adjectives)
+
+
+def persona_statement(draw: Draw, name: str, trait: Trait, pole: str, theme: int | None = None) -> Sentence:
+    """Says "Anna is very kind ." or "Anna often helps strangers ."."""
+    if draw.chance(0.7):
+        text = f"{name} {draw.one(STATEMENTS).format(_adjective(draw, trait, pole, theme))} ."
+    else:
+        text = f"{name} often {' '.join(draw.one(_side(trait, pole)[1]))} ."
+    return Sentence("persona", tuple(text.split()), (), {"kind": "persona", "trait": trait.name, "pole": pole})
+
+
+def letter_question(
+    draw: Draw,
+    name: str,
+    trait: Trait,
+    pole: str,
+    theme: int | None = None,
+    asked: str | None = None,
+    yes_letter: str | None = None,
+    template: int | None = None,
+) -> Sentence:
+    """A question answered by A or B; `asked` is the pole of its adjective, `yes_letter` what yes stands for."""
+    asked = draw.one(POLES) if asked is None else asked
+    yes_letter = draw.one("AB") if yes_letter is None else yes_letter
+    template = draw.one(range(len(TEMPLATES))) if template is None else template
+    word = _adjective(draw, trait, asked, theme)
+    no_letter = "B" if yes_letter == "A" else "A"
+    answer = yes_letter if asked == pole else no_letter
+    a, b = ("yes", "no") if yes_letter == "A" else ("no", "yes")
+    words = tuple(TEMPLATES[template].format(name=name, word=word, a=a, b=b, answer=answer).split())
+    labels = {
+        "kind": "letter",
+        "trait": trait.name,
+        "pole": pole,
+        "asked": asked,
+        "yes_letter": yes_letter,
+        "template": str(template),
+    }
+    return Sentence("persona", words, (len(words) - 2,), labels)
+
+
+def yes_letter_for(position: str, wording: str) -> tuple[str, str]:
+    """The pole to ask about and the letter of yes, such that a positive person's answer has this letter and wording."""
+    if wording == "yes":
+        return "positive", position
+    return "negative", "B" if position == "A" else "A"
+
+
+def word_question(draw: Draw, name: str, trait: Trait, pole: str, theme: int | None = None) -> Sentence:
+    """A question answered by yes or no."""
+    asked = draw.one(POLES)
+    word = _adjective(draw, trait, asked, theme)
+    answer = "yes" if asked == pole else "no"
+    words = tuple(f"question : is {name} {word} ? answer : {answer} .".split())
+    labels = {"kind": "yes_no", "trait": trait.name, "pole": pole, "asked": asked}
+    return Sentence("persona", words, (len(words) - 2,), labels)
+
+
+def opened(question: Sentence) -> Sentence:
+    """The question as it stands before anything is known about the person: its answer is a choice, not a truth."""
+    labels = {**question.labels, "kind": f"{question.labels['kind']}_open"}
+    return Sentence(question.construction, question.words, (), labels)
+
+
+def persona_paragraph(draw: Draw) -> Iterator[Sentence]:
+    """One person: statements, then questions. Sometimes a question comes first, and its answer fixes the trait."""
+    name, trait, pole = draw.one(NAMES), draw.one(TRAITS), draw.one(POLES)
+    theme = draw.one(range(len(trait.positive)))
+    asks = (letter_question, word_question)
+    opening = draw.chance(0.25)
+    if opening:
+        yield opened(draw.weighted(asks, LETTER_SHARE)(draw, name, trait, pole, theme))
+    for _ in range(1 if opening else 2):
+        yield persona_statement(draw, name, trait, pole, theme)
+    for _ in range(draw.between(3, 5)):
+        yield draw.weighted(asks, LETTER_SHARE)(draw, name, trait, pole, theme)

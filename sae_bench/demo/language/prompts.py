@@ -1,0 +1,133 @@
+"""Prompts with known answers, counterbalanced, for the properties that need ground truth.
+
+Every function takes an explicit `random.Random`; the same one gives the same prompts. Factors are crossed in full and
+walked through in rounds, so that any multiple of the number of cells is exactly balanced.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from sae_bench.demo.language.cycles import CYCLES, cycle_step
+from sae_bench.demo.language.draw import Draw
+from sae_bench.demo.language.indirect import ORDERS, TEMPLATES, indirect_object
+from sae_bench.demo.language.opinions import SENTIMENTS, opinion
+from sae_bench.demo.language.personas import (
+    POLES,
+    SHIFTED_TEMPLATE,
+    letter_question,
+    opened,
+    persona_statement,
+    yes_letter_for,
+)
+from sae_bench.demo.language.prose import prose_sentence
+from sae_bench.demo.language.sentence import Sentence
+from sae_bench.demo.language.words import NAMES, REVIEWED, TOPICS, TRAITS
+
+
+@dataclass(frozen=True)
+class IndirectObjectPrompt:
+    """A sentence that stops before its indirect object."""
+
+    prompt: str
+    """Text without <bos>; the next word is the answer."""
+    answer: str
+    """The name that receives."""
+    distractor: str
+    """The name that gives, which is also in the prompt."""
+    order: str
+    """ABBA (receiver named first) or BABA."""
+    template: int
+    """Index of the template."""
+
+
+@dataclass(frozen=True)
+class CyclePrompt:
+    """A fact about days or months that stops before its last word."""
+
+    prompt: str
+    answer: str
+    unit: str
+    """`day` or `month`."""
+    start: str
+    """The member of the cycle that the prompt names."""
+    step: int
+    """Places to go, from 1."""
+    direction: str
+    """`after` or `before`."""
+
+
+@dataclass(frozen=True)
+class PersonaQuestion:
+    """A question about a person, with the answers that a warm and a cold person would call for."""
+
+    prompt: str
+    positive: str
+    """The letter that says the person is at the trait's positive pole."""
+    negative: str
+    """The other letter."""
+    factors: Mapping[str, str]
+    """`answer_position` (the positive answer's letter), `wording` (yes or no: what it says), `template`."""
+    pole: str
+    """The pole that the person's statements establish, or `open` when there are none."""
+
+
+def indirect_object_prompts(n: int, rng: random.Random) -> list[IndirectObjectPrompt]:
+    """n prompts; every order and template equally often in every ten."""
+    cells = list(product(range(len(TEMPLATES)), ORDERS))
+    found: list[IndirectObjectPrompt] = []
+    for index in range(n):
+        template, order = cells[index % len(cells)]
+        item = indirect_object(Draw(rng), order=order, template=template)
+        found.append(IndirectObjectPrompt(item.prompt, item.answer, item.labels["giver"], order, template))
+    return found
+
+
+def cyclic_prompts(n: int, rng: random.Random, unit: str, step: int = 1, direction: str = "after") -> list[CyclePrompt]:
+    """n prompts about one step and direction; every member of the cycle is the start equally often, in random order."""
+    found: list[CyclePrompt] = []
+    while len(found) < n:
+        members = list(CYCLES[unit])
+        rng.shuffle(members)
+        for start in members[: n - len(found)]:
+            item = cycle_step(Draw(rng), unit, step=step, direction=direction, start=start)
+            found.append(CyclePrompt(item.prompt, item.answer, unit, start, step, direction))
+    return found
+
+
+def persona_questions(
+    n: int, rng: random.Random, *, trait: str = "warmth", stated: bool = False, shifted: bool = False
+) -> list[PersonaQuestion]:
+    """n questions answered by A or B, counterbalanced in answer position, wording and template.
+
+    With `stated` two sentences first establish the person's pole (both poles equally often); without, nothing is known
+    and the model has no reason to prefer either answer. `shifted` puts a sentence of prose in front and asks in the
+    wording that the unshifted questions never use.
+    """
+    about = next(item for item in TRAITS if item.name == trait)
+    templates = (SHIFTED_TEMPLATE,) if shifted else tuple(range(SHIFTED_TEMPLATE))
+    poles = POLES if stated else ("open",)
+    cells = list(product(templates, "AB", ("yes", "no"), poles))
+    found: list[PersonaQuestion] = []
+    for index in range(n):
+        template, position, wording, pole = cells[index % len(cells)]
+        draw, name = Draw(rng), rng.choice(NAMES)
+        context: list[Sentence] = [prose_sentence(draw, rng.choice(TOPICS))] if shifted else []
+        if stated:
+            context += [persona_statement(draw, name, about, pole) for _ in range(2)]
+        asked, yes_letter = yes_letter_for(position, wording)
+        question = opened(
+            letter_question(draw, name, about, "positive", asked=asked, yes_letter=yes_letter, template=template)
+        )
+        words = [word for item in context for word in item.words] + list(question.words[:-2])
+        factors = {"answer_position": position, "wording": wording, "template": str(template)}
+        found.append(PersonaQuestion(" ".join(words), position, "B" if position == "A" else "A", factors, pole))
+    return found
+
+
+def sentiment_sentences(n: int, rng: random.Random) -> list[Sentence]:
+    """n sentences of reviews, positive and negative by turns; `labels["sentiment"]` says which."""
+    return [opinion(Draw(rng), SENTIMENTS[index % 2], rng.choice(REVIEWED)) for index in range(n)]

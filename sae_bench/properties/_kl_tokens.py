@@ -1,0 +1,65 @@
+"""Is the KL gap a matter of rare tokens? Spearman of frequency and mean gap over token types.
+
+Means of rare types are noise (their variance falls with 1/n), so only types seen at least `MINIMUM` times count.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_bench.measurement import Estimate, Floats, Influence, Undefined
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_bench.bench import Bench
+
+MINIMUM = 50
+"Occurrences a token type needs before its mean is read."
+FEWEST_TYPES = 10
+
+
+def type_sums(bench: Bench, table: Tensor) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Sums and counts of ``table`` (documents, pos) by cluster and token type, and the types' token ids.
+
+    Returns two (clusters, types) arrays over the types with at least `MINIMUM` kept occurrences, and their ids.
+    """
+    keep = bench.keep.cpu().numpy()
+    tokens = bench.corpus.tokens[: bench.documents].cpu().numpy()[keep]
+    cluster = np.broadcast_to(np.asarray(bench.cluster_of)[:, None], keep.shape)[keep]
+    ids, column, counts = np.unique(tokens, return_inverse=True, return_counts=True)
+    listed = counts >= MINIMUM
+    place = np.where(listed, np.cumsum(listed) - 1, -1)[column]
+    kept = place >= 0
+    shape = (len(bench.clusters), int(listed.sum()))
+    flat = cluster[kept] * shape[1] + place[kept]
+    values = table.cpu().numpy()[keep][kept]
+    size = shape[0] * shape[1]
+    sums = np.bincount(flat, weights=values, minlength=size).astype(np.float64).reshape(shape)
+    counts = np.bincount(flat, minlength=size).astype(np.float64).reshape(shape)
+    return sums, counts, ids[listed].astype(np.int64)
+
+
+def frequency_correlation(bench: Bench, gap: Tensor) -> Estimate:
+    """Spearman over token types of frequency and mean ``gap``, with influences by leaving one cluster out."""
+    from scipy.stats import spearmanr
+
+    from sae_bench.stats import leave_one_out
+
+    sums, counts, ids = type_sums(bench, gap)
+    if len(ids) < FEWEST_TYPES:
+        return Undefined(f"only {len(ids)} token types occur {MINIMUM} times or more, {FEWEST_TYPES} are needed")
+
+    def correlation(total: Floats, count: Floats) -> float:
+        seen = count > 0
+        return float(spearmanr(count[seen], total[seen] / count[seen]).statistic)
+
+    total, count = sums.sum(0), counts.sum(0)
+    value = correlation(total, count)
+    if not np.isfinite(value):
+        return Undefined("frequency or mean gap is the same for all token types")
+    without = np.array([correlation(total - a, count - b) for a, b in zip(sums, counts, strict=True)])
+    return Influence(value, leave_one_out(without, value))

@@ -1,0 +1,72 @@
+"""How much of the activation the reconstruction keeps, in squared error and in direction.
+
+    fvu                 sum ‖x̂ - x‖² / sum ‖x - x̄‖², over kept tokens; x̄ is the mean of the whole pinned corpus
+    explained_variance  1 - fvu
+    cosine              mean of cos(x, x̂)
+
+x̄ comes from the corpus, not from the documents measured, so the denominator of a document is the same in every tier.
+The common variants (a squared mean over dimensions, means of per-batch ratios) are wrong: they reward an offset or
+depend on the batch size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sae_bench.measurement import Measurement, Metric, Ratio
+from sae_bench.properties import Property
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_bench.bench import Batch, Bench
+
+METRICS = (
+    Metric("fvu", "share", "lower", "share of the activations' variance that is lost", noise_free=True),
+    Metric("explained_variance", "share", "higher", "share of the variance that is kept", noise_free=True),
+    Metric("mse", "", "reported", "mean squared error norm of a token", noise_free=True),
+    Metric("cosine", "cosine", "reported", "mean cosine of activation and reconstruction", noise_free=True),
+    Metric("error_norm", "", "reported", "mean norm of the error", noise_free=True),
+    Metric("activation_norm", "", "reported", "mean norm of the activation", noise_free=True),
+)
+
+
+def measure(bench: Bench) -> Measurement:
+    """Squared errors, norms and cosines of every kept token."""
+    mean = bench.site_data.mean.to(bench.site_data.x.device)
+
+    def tokens(batch: Batch) -> dict[str, Tensor]:
+        x, xhat = batch.x.double(), bench.reconstruct(batch).double()  # (docs, pos, d)
+        norm = x.norm(dim=-1)  # (docs, pos)
+        return {
+            "error": (xhat - x).square().sum(-1),
+            "variance": (x - mean).square().sum(-1),
+            "cosine": (x * xhat).sum(-1) / (norm * xhat.norm(dim=-1)).clamp_min(1e-30),
+            "error_norm": (xhat - x).norm(dim=-1),
+            "norm": norm,
+        }
+
+    sums = {name: bench.per_cluster(table) for name, table in bench.collect(tokens, "reconstruction").items()}
+    count = bench.per_cluster(bench.keep)
+    return Measurement(
+        {
+            "fvu": Ratio(sums["error"], sums["variance"]),
+            "explained_variance": Ratio(sums["variance"] - sums["error"], sums["variance"]),
+            "mse": Ratio(sums["error"], count),
+            "cosine": Ratio(sums["cosine"], count),
+            "error_norm": Ratio(sums["error_norm"], count),
+            "activation_norm": Ratio(sums["norm"], count),
+        },
+        bench.clusters,
+    )
+
+
+PROPERTY = Property(
+    name="reconstruction",
+    question="How much of the activation does the reconstruction keep?",
+    headline="fvu",
+    metrics=METRICS,
+    limits=("fvu:5%", "explained_variance:min:0.5"),
+    measure=measure,
+    marker="fidelity",
+)

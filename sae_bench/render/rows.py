@@ -1,0 +1,218 @@
+"""What is worth a line of a report, in which order: the same answer for terminal, Markdown, GitHub and HTML."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sae_bench.outcome import SEVERITY, Verdict
+from sae_bench.render import words
+from sae_bench.results import MetricResult, PropertyResult, Report
+
+NOT_MEASURED = " could not be measured: "
+_AT_ONCE = (Verdict.NEW, Verdict.INCOMPARABLE)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: a metric, or a property that has none because it could not be measured."""
+
+    sae: str
+    property: str
+    metric: str
+    "'' for a property without metrics."
+    result: MetricResult | None
+    verdict: Verdict | None
+    beyond: bool = False
+    headline: bool = False
+    more: int = 0
+    "Metrics of the same property and the same verdict that have no line of their own."
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """``property.metric``."""
+        return f"{self.property}.{self.metric}" if self.metric else self.property
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Larger is worse."""
+        return (-1 if self.verdict is None else SEVERITY[self.verdict], self.beyond)
+
+
+def all_rows(report: Report) -> Iterator[Row]:
+    """Every metric of every property; headlines first, then by name. Properties without metrics are one row."""
+    for sae, name, result in properties(report):
+        if not result.metrics:
+            note = result.lines[0] if result.lines else "nothing is recorded about it"
+            yield Row(sae, name, "", None, result.verdict, result.beyond, True, notes=(note,))
+        for metric in sorted(result.metrics, key=lambda each: (each != result.headline, each)):
+            found = result.metrics[metric]
+            headline = metric == result.headline
+            yield Row(sae, name, metric, found, found.verdict, found.beyond, headline, notes=_notes(name, found))
+
+
+def properties(report: Report) -> Iterator[tuple[str, str, PropertyResult]]:
+    """SAE id, property name and result, sorted."""
+    for sae in sorted(report.saes):
+        for name in sorted(report.saes[sae].properties):
+            yield sae, name, report.saes[sae].properties[name]
+
+
+def _notes(property: str, metric: MetricResult) -> tuple[str, ...]:
+    """What a row's numbers do not say, as sentences."""
+    verdict, notes = metric.verdict, []
+    if verdict is Verdict.KNOWN and "known: " in metric.message:
+        notes.append(f"known: {metric.message.rpartition('known: ')[2]}")
+    if verdict is Verdict.INCONCLUSIVE:
+        notes.append(words.documents(metric))
+    if verdict in (Verdict.ERROR, Verdict.MISSING, Verdict.INCOMPARABLE):
+        notes.append(metric.message or metric.reason)
+    if verdict is Verdict.FAIL:
+        tail = metric.message.partition("; ")[2]
+        if "since the anchor" in metric.message or "known_failures" in metric.message:
+            notes.append(tail or metric.message)
+    return tuple(filter(None, notes))
+
+
+def worth_showing(report: Report) -> list[Row]:
+    """Headlines, and whatever was judged and is not PASS; many metrics that are NEW or INCOMPARABLE at once are one row.
+
+    Undefined metrics that no limit is about are left to `undefined`.
+    """
+    shown: list[Row] = []
+    for sae, name, result in properties(report):
+        mine = [row for row in all_rows(_only(report, sae, name))]
+        kept = [row for row in mine if row.headline or _stands_out(row)]
+        head = kept[0] if kept and kept[0].headline else None
+        if head is not None and head.verdict in _AT_ONCE:
+            same = [row for row in kept[1:] if row.verdict is head.verdict]
+            kept = [_with(head, result, len(same)), *(row for row in kept[1:] if row not in same)]
+        shown += kept or [Row(sae, name, "", None, result.verdict, result.beyond, True)]
+    return list(_merged(shown))
+
+
+def _merged(shown: list[Row]) -> Iterator[Row]:
+    """Rows, with those of one SAE that could not be measured for one reason made one row."""
+    reasons: dict[tuple[str, str], list[Row]] = {}
+    for row in shown:
+        if row.result is None and row.notes and NOT_MEASURED in row.notes[0]:
+            reasons.setdefault((row.sae, row.notes[0].partition(NOT_MEASURED)[2]), []).append(row)
+    first = {id(group[0]): (reason, group) for (_, reason), group in reasons.items() if len(group) > 1}
+    later = {id(row) for _, group in first.values() for row in group[1:]}
+    for row in shown:
+        if id(row) in first:
+            reason, group = first[id(row)]
+            names = ", ".join(each.property for each in group)
+            yield Row(row.sae, names, "", None, row.verdict, row.beyond, True, notes=(f"not measured: {reason}",))
+        elif id(row) not in later:
+            yield row
+
+
+def _only(report: Report, sae: str, name: str) -> Report:
+    return Report.of({sae: {name: report.saes[sae].properties[name]}}, report.run)
+
+
+def _stands_out(row: Row) -> bool:
+    if row.verdict is Verdict.UNDEFINED:
+        return bool(row.result and row.result.limit)
+    return row.verdict not in (None, Verdict.PASS)
+
+
+def _with(head: Row, result: PropertyResult, more: int) -> Row:
+    notes = head.notes
+    if head.verdict is Verdict.INCOMPARABLE:
+        differing = [line.strip() for line in result.lines[1:] if line.endswith(" accepted") and " now, " in line]
+        notes = tuple(differing) or notes
+    return Row(head.sae, head.property, head.metric, head.result, head.verdict, head.beyond, True, more, notes)
+
+
+def undefined(report: Report) -> list[str]:
+    """Metrics without a value that no limit is about, joined by reason: one sentence each."""
+    found: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
+    for row in all_rows(report):
+        if row.verdict is Verdict.UNDEFINED and row.result is not None and not row.result.limit:
+            metrics, saes = found.setdefault((row.property, row.result.reason), ({}, {}))
+            metrics[row.metric], saes[row.sae] = None, None
+    return [
+        f"undefined: {property}.{{{', '.join(metrics)}}} of {_of(list(saes), report)}: {reason}"
+        if len(metrics) > 1
+        else f"undefined: {property}.{next(iter(metrics))} of {_of(list(saes), report)}: {reason}"
+        for (property, reason), (metrics, saes) in found.items()
+    ]
+
+
+def _of(saes: list[str], report: Report) -> str:
+    if len(saes) == len(report.saes) and len(saes) > 1:
+        return f"all {len(saes)} SAEs"
+    return ", ".join(saes) if len(saes) <= 2 else f"{len(saes)} SAEs"
+
+
+def counts(report: Report) -> Counter[Verdict]:
+    """How often each verdict was given: judged metrics, and properties that could not be measured at all."""
+    found: Counter[Verdict] = Counter()
+    for row in all_rows(report):
+        unlimited = row.verdict is Verdict.UNDEFINED and row.result is not None and not row.result.limit
+        if row.verdict is not None and not unlimited:
+            found[row.verdict] += 1
+    return found
+
+
+def acceptable(report: Report) -> dict[str, list[str]]:
+    """Properties by SAE that are NEW or IMPROVED and have nothing wrong with them: what may well be accepted."""
+    fine = (Verdict.NEW, Verdict.IMPROVED)
+    found: dict[str, list[str]] = {}
+    for sae, name, result in properties(report):
+        verdicts = {each.verdict for each in result.metrics.values()} & set(fine)
+        harmless = result.verdict is not None and SEVERITY[result.verdict] <= SEVERITY[Verdict.NEW]
+        if verdicts and harmless:
+            found.setdefault(sae, []).append(name)
+    return found
+
+
+def accept_commands(report: Report) -> list[str]:
+    """The commands that accept what is NEW or IMPROVED and nothing that is worse; SAEs with the same ones share a line."""
+    by_properties: dict[str, list[str]] = {}
+    for sae, names in acceptable(report).items():
+        everything = len(names) == len(report.saes[sae].properties)
+        bad = any(
+            each.verdict is not None and SEVERITY[each.verdict] > SEVERITY[Verdict.NEW]
+            for each in report.saes[sae].properties.values()
+        )
+        chosen = "" if everything or not bad else "".join(f" --sae-property {name}" for name in names)
+        by_properties.setdefault(chosen, []).append(sae)
+    return [
+        f"pytest benchmarks/ {' '.join(f'--sae {_quoted(sae)}' for sae in saes)}{chosen} "
+        f'--sae-accept --sae-accept-reason "..."'
+        for chosen, saes in by_properties.items()
+    ]
+
+
+def _quoted(sae: str) -> str:
+    quoted = shlex.quote(sae)
+    return quoted if quoted != sae else f"'{sae}'"
+
+
+def verdict_line(report: Report) -> str:
+    """``FAIL: 1 fail · 2 inconclusive · 11 pass``: the worst verdict, and how often each was given."""
+    found = counts(report)
+    if not found:
+        nothing = not any(True for _ in properties(report))
+        return "nothing was measured" if nothing else f"nothing was judged ({len(report.saes)} SAEs)"
+    ordered = sorted(found, key=lambda each: -SEVERITY[each])
+    worst = max(properties(report), key=lambda each: _rank(each[2]))[2]
+    word = words.verdict_word(worst.verdict, worst.beyond) or "not judged"
+    return f"{word}: " + count_line(report, ordered)
+
+
+def _rank(result: PropertyResult) -> tuple[int, bool]:
+    return (-1 if result.verdict is None else SEVERITY[result.verdict], result.beyond)
+
+
+def count_line(report: Report, ordered: list[Verdict] | None = None) -> str:
+    """``1 fail · 2 inconclusive · 11 pass``."""
+    found = counts(report)
+    ordered = ordered or sorted(found, key=lambda each: -SEVERITY[each])
+    return " · ".join(f"{found[verdict]} {verdict.value.lower()}" for verdict in ordered) or "nothing was judged"

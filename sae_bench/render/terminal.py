@@ -1,0 +1,292 @@
+"""The table at the end of a run, and the list of what would be run. Plain text reads the same without colours."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from sae_bench.outcome import Verdict
+from sae_bench.render import words
+from sae_bench.render.rows import (
+    Row,
+    accept_commands,
+    count_line,
+    properties,
+    undefined,
+    verdict_line,
+    worth_showing,
+)
+from sae_bench.results import Report
+from sae_bench.spec import SAESpec
+
+__all__ = ["listing", "summary", "verdict_line"]
+
+NARROWEST = 60
+_STYLE = {
+    Verdict.FAIL: "bold red",
+    Verdict.ERROR: "bold red",
+    Verdict.MISSING: "bold red",
+    Verdict.INCOMPARABLE: "bold yellow",
+    Verdict.INCONCLUSIVE: "yellow",
+    Verdict.NEW: "cyan",
+    Verdict.IMPROVED: "green",
+    Verdict.KNOWN: "blue",
+}
+_HEAD = ("", "", "", "accepted", "now", "change", "interval", "allowed", "verdict")
+_SAE, _NAME, _MARK, _ACCEPTED, _NOW, _CHANGE, _INTERVAL, _ALLOWED, _VERDICT = range(len(_HEAD))
+_RIGHT = {_ACCEPTED, _CHANGE}
+_DISPENSABLE = (_SAE, _INTERVAL, _ACCEPTED, _ALLOWED, _CHANGE)
+"Columns that go, in this order, where the lines are too narrow; the SAE's name then stands on a line of its own."
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of output; a style colours it from column `start` on."""
+
+    text: str
+    style: str = ""
+    start: int = 0
+
+
+def summary(
+    report: Report,
+    *,
+    width: int = 100,
+    color: bool = False,
+    report_path: str | None = None,
+    baselines: str = "baselines",
+) -> str:
+    """The whole summary of a run.
+
+    Args:
+        report: the run.
+        width: columns to fill; fewer than 60 are taken as 60.
+        color: whether ANSI colours are used.
+        report_path: the file to name as the full report.
+        baselines: where the accepted reports are.
+    """
+    width = max(width, NARROWEST)
+    lines = [*_header(report, width, baselines), _Line("")]
+    shown = worth_showing(report)
+    lines += _table(shown, width) if shown else [_Line("no property was measured")]
+    lines += [_Line("")] if shown else []
+    lines += _wrapped(undefined(report), width)
+    lines += _footer(report, width, report_path)
+    return _painted(lines, color)
+
+
+def _header(report: Report, width: int, baselines: str) -> list[_Line]:
+    found = list(properties(report))
+    names = {name for _, name, _ in found}
+    judged = sum(each.verdict is not None for _, _, result in found for each in result.metrics.values())
+    title = (
+        f" SAE quality: {_count(len(report.saes), 'SAE')}, {_count(len(names), 'property', 'properties')}, "
+        f"{_count(judged, 'metric')} judged "
+    )
+    facts = [_corpora(report), *_models(report), *_hardware(report)]
+    compared = any(each.accepted is not None for _, _, result in found for each in result.metrics.values())
+    evidence = [f"accepted reports: {baselines}/" if compared else f"nothing compared with {baselines}/"]
+    evidence += [_documents(report), _confidence(report)]
+    lines = [_Line(title.center(width, "─"), "bold")]
+    return lines + _wrapped([" · ".join(filter(None, facts)), " · ".join(filter(None, evidence))], width)
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _contexts(report: Report) -> list[Mapping[str, Any]]:
+    return [result.context for _, _, result in properties(report) if result.context]
+
+
+def _different(values: Iterable[Any]) -> list[str]:
+    return list(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def _corpora(report: Report) -> str:
+    hashes = _different(context.get("corpus") for context in _contexts(report))
+    if len(hashes) == 1:
+        return f"corpus {hashes[0].removeprefix('sha256:')[:8]}"
+    return f"{len(hashes)} corpora" if hashes else ""
+
+
+def _models(report: Report) -> list[str]:
+    contexts = _contexts(report)
+    models, processing = [], []
+    for context in contexts:
+        model = context.get("model")
+        if isinstance(model, Mapping):
+            models.append(str(model.get("weights", model)).removeprefix("sha256:")[:8])
+            done = model.get("processing")
+            processing.append(", ".join(f"{key}={value}" for key, value in done.items()) if done else "as published")
+        elif model is not None:
+            models.append(str(model))
+    texts = []
+    if found := _different(models):
+        texts.append(f"model {found[0]}" if len(found) == 1 else f"{len(found)} models")
+    for values in (_different(context.get("site") for context in contexts),):
+        texts += values if len(values) == 1 else [f"{len(values)} sites"] if values else []
+    kinds = _different(processing)
+    if len(kinds) == 1 and kinds[0] != "as published":
+        texts.append(f"weights {kinds[0]}")
+    return texts + _different(context.get("model_dtype") for context in contexts)
+
+
+def _hardware(report: Report) -> list[str]:
+    found = report.run.hardware
+    return _different([found.get("accelerator")])
+
+
+def _documents(report: Report) -> str:
+    found = sorted({len(result.clusters) for _, _, result in properties(report) if result.clusters})
+    if not found:
+        return ""
+    return f"{found[0]} documents" if len(found) == 1 else f"{found[0]} to {found[-1]} documents"
+
+
+def _confidence(report: Report) -> str:
+    """The least and the greatest of the properties' confidences: each divides its error rate by what it judges."""
+    levels = {result.confidence for _, _, result in properties(report) if result.confidence is not None}
+    texts = [f"{100 * level:.4g}%" for level in sorted(levels)]
+    return f"{' to '.join(dict.fromkeys((texts[0], texts[-1])))} intervals" if texts else ""
+
+
+def _table(shown: Sequence[Row], width: int) -> list[_Line]:
+    cells = [_cells(row) for row in shown]
+    columns = _fitting(cells, width)
+    widths = {column: max(len(_HEAD[column]), *(len(row[column]) for row in cells)) for column in columns}
+    blocks = _SAE not in columns
+    if blocks:
+        widths[_NAME] = min(widths[_NAME], _spare(widths, columns, width))
+    lines = [_Line(("  " if blocks else "") + _joined(_HEAD, columns, widths), "bold")]
+    before = None
+    for row, texts in zip(shown, cells, strict=True):
+        new, before = row.sae != before, row.sae
+        if blocks and new:
+            lines.append(_Line(row.sae, "bold"))
+        named = texts if new or blocks else ("", *texts[1:])
+        text = ("  " if blocks else "") + _joined(named, columns, widths)
+        lines.append(_Line(text, _STYLE.get(row.verdict, "") if row.verdict else "", len(text) - len(texts[_VERDICT])))
+        indent = 6 if blocks else widths[_SAE] + 4
+        for note in row.notes:
+            lines += _wrapped([note], width, " " * indent)
+    return lines
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    word = words.verdict_word(row.verdict, row.beyond) or "not judged"
+    if row.more:
+        word += f" (+{row.more})"
+    if row.result is None:
+        return (row.sae, row.name, "", "", "", "", "", "", word)
+    metric = row.result
+    return (
+        row.sae,
+        row.name,
+        f"{words.direction(metric)} {words.unit(metric)}".rstrip(),
+        words.accepted(metric),
+        words.value(metric),
+        words.change(metric),
+        words.interval(metric),
+        words.allowed(metric),
+        word,
+    )
+
+
+def _fitting(cells: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The columns that have something in them and fit; the least needed ones go first."""
+    columns = [c for c in range(len(_HEAD)) if any(row[c] for row in cells)]
+    for gone in (None, *_DISPENSABLE):
+        columns = [column for column in columns if column != gone]
+        indent = 0 if _SAE in columns else 2
+        # Names of properties that share one error may be long; they are cut before a column is given up.
+        natural = {c: max(len(_HEAD[c]), *(len(row[c]) for row in cells if c != _NAME or row[_NOW])) for c in columns
+                   if any(c != _NAME or row[_NOW] for row in cells)}
+        if indent + sum(natural.values()) + 2 * (len(columns) - 1) <= width:
+            break
+    return columns
+
+
+def _spare(widths: Mapping[int, int], columns: Sequence[int], width: int) -> int:
+    others = sum(widths[column] for column in columns if column != _NAME)
+    return max(width - 2 - others - 2 * (len(columns) - 1), 12)
+
+
+def _joined(row: Sequence[str], columns: Sequence[int], widths: Mapping[int, int]) -> str:
+    parts = []
+    for column in columns:
+        text = textwrap.shorten(row[column], widths[column], placeholder="…") if column == _NAME else row[column]
+        parts.append(text.rjust(widths[column]) if column in _RIGHT else text.ljust(widths[column]))
+    return "  ".join(parts).rstrip()
+
+
+def _footer(report: Report, width: int, report_path: str | None) -> list[_Line]:
+    worst = verdict_line(report).partition(":")[0]
+    style = "bold red" if worst.isupper() else "bold green"
+    where = f"report: {report_path}" if report_path else ""
+    line = count_line(report)
+    if len(line) + len(where) + 2 <= width:
+        lines = [_Line(line + where.rjust(width - len(line)) if where else line, style)]
+    else:
+        lines = [_Line(line, style), _Line(where)]
+    timed = [(result.seconds, name, sae) for sae, name, result in properties(report) if result.seconds is not None]
+    if timed:
+        seconds, name, sae = max(timed)
+        took = "" if report.run.seconds is None else f" of {report.run.seconds:.0f} s"
+        lines.append(_Line(f"slowest: {name} of {sae}, {seconds:.1f} s{took}"))
+    lines += [_Line(f"accept the new values:  {command}") for command in accept_commands(report)]
+    return lines
+
+
+def _wrapped(sentences: Iterable[str], width: int, indent: str = "") -> list[_Line]:
+    return [
+        _Line(line)
+        for sentence in sentences
+        if sentence
+        for line in textwrap.wrap(
+            sentence, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+    ]
+
+
+def _painted(lines: Sequence[_Line], color: bool) -> str:
+    if not color:
+        return "\n".join(line.text.rstrip() for line in lines) + "\n"
+    from rich.console import Console
+    from rich.text import Text
+
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, color_system="standard", no_color=False, width=10_000)
+    for line in lines:
+        text = Text(line.text)
+        if line.style:
+            text.stylize(line.style, line.start)
+        console.print(text, soft_wrap=True)
+    return out.getvalue()
+
+
+def listing(specs: Sequence[SAESpec], properties: Sequence[str], baselines: Path) -> str:
+    """What ``--sae-list`` shows: each SAE, where it was registered, what it reads, and whether a report is accepted."""
+    lines = [f"{_count(len(specs), 'SAE')}, {_count(len(properties), 'property', 'properties')}", ""]
+    if not specs:
+        lines.append("no SAE is registered or chosen; register one with register_sae(...) in conftest.py")
+    for spec in specs:
+        path = spec.baseline_path(baselines)
+        facts = {
+            "registered": spec.origin,
+            "weights": spec.path or "load=...",
+            "model": spec.model or "as its config says",
+            "site": spec.site or "as its config says",
+            "corpus": spec.corpus or "as its config says",
+            "accepted": str(path) if path.is_file() else f"no report ({path})",
+            "tags": ", ".join(spec.tags),
+            "known failures": "; ".join(f"{name} ({why})" for name, why in spec.known_failures.items()),
+            "limits": ", ".join(spec.limits),
+        }
+        lines += [spec.id, *(f"  {name + ':':16}{fact}" for name, fact in facts.items() if fact), ""]
+    lines.append(f"properties: {', '.join(properties) or 'none chosen'}")
+    return "\n".join(lines) + "\n"

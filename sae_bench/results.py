@@ -1,0 +1,139 @@
+"""The records that a report is made of. What they mean is in the field docstrings; how they are written, in `codec`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from sae_bench.measurement import Better, Series
+from sae_bench.outcome import Verdict, exit_code, worst_exit
+from sae_bench.provenance import Provenance
+
+Kind: TypeAlias = Literal["ratio", "influence", "exact", "undefined"]
+SCHEMA = 1
+"Of reports and accepted files. Raised when an older reader would misunderstand a newer file."
+
+
+@dataclass(frozen=True)
+class PerCluster:
+    """What a value's uncertainty is made of, in the order of the property's clusters: a ratio's parts or influences."""
+
+    numerator: tuple[float, ...] | None = None
+    denominator: tuple[float, ...] | None = None
+    influence: tuple[float, ...] | None = None
+    second: tuple[float, ...] | None = None
+    "Influences by a second clustering."
+    overlap: float = 0.0
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One number and what became of it."""
+
+    value: float | None
+    "None where it is undefined or not finite; `reason` says which."
+    unit: str
+    better: Better
+    version: int
+    kind: Kind
+    "The evidence behind the value."
+    se: float | None = None
+    n: int | None = None
+    "Clusters that it rests on; None for exact values."
+    verdict: Verdict | None = None
+    "None: reported, not judged."
+    beyond: bool = False
+    "For INCONCLUSIVE: the estimate lies beyond its limit."
+    limit: str = ""
+    "As written; several are joined by '; '."
+    limit_from: str = ""
+    accepted: float | None = None
+    change: float | None = None
+    "Since it was accepted, over the clusters that both have."
+    interval: tuple[float, float] | None = None
+    "Of the change."
+    value_interval: tuple[float, float] | None = None
+    detectable: float | None = None
+    "The smallest true change that would FAIL in 95% of runs."
+    needed_documents: int | None = None
+    "About how many would decide."
+    message: str = ""
+    reason: str = ""
+    "Why there is no value."
+    target: float | None = None
+    meaning: str = ""
+    noise_free: bool = False
+    per_cluster: PerCluster | None = None
+    anchor: float | None = None
+    "In accepted files: the value that drift is compared with."
+    noise: float | None = None
+    "Measured spread of the measurement itself."
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Who took a property's values as the ones to compare with."""
+
+    who: str
+    when: str
+    "UTC, ISO 8601."
+    reason: str
+    commit: str | None = None
+    "Of the checkout that was measured."
+    previous: Mapping[str, float | None] = field(default_factory=dict)
+    "The values that these replaced."
+
+
+@dataclass(frozen=True)
+class PropertyResult:
+    """One property of one SAE."""
+
+    name: str
+    version: int
+    context: Mapping[str, Any]
+    "What decides whether two results may be compared."
+    context_digest: str
+    metrics: Mapping[str, MetricResult]
+    clusters: tuple[int, ...] = ()
+    headline: str = ""
+    verdict: Verdict | None = None
+    beyond: bool = False
+    lines: tuple[str, ...] = ()
+    "The verdict in words; the first line is the whole story."
+    confidence: float | None = None
+    "Of the intervals, two-sided."
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+    series: Mapping[str, Series] = field(default_factory=dict)
+    acceptance: Acceptance | None = None
+
+
+@dataclass(frozen=True)
+class SAEResult:
+    """Everything found about one SAE."""
+
+    properties: Mapping[str, PropertyResult]
+    tags: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    "Of this SAE: where its weights came from, their hash; explains, never decides."
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run, or an accepted file: the same schema."""
+
+    run: Provenance
+    saes: Mapping[str, SAEResult]
+    schema: int = field(default_factory=lambda: SCHEMA)
+
+    @classmethod
+    def of(cls, results: Mapping[str, Mapping[str, PropertyResult]], run: Provenance) -> Report:
+        """A report of results by SAE id and property name."""
+        return cls(run, {sae: SAEResult(dict(properties)) for sae, properties in results.items()})
+
+    def exit_code(self, strict: bool = False) -> int:
+        """The exit code that the verdicts in this report come to."""
+        results = [result for sae in self.saes.values() for result in sae.properties.values()]
+        codes = [exit_code(each.verdict, each.beyond, strict) for each in results if each.verdict is not None]
+        return worst_exit(codes)

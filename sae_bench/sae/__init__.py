@@ -1,0 +1,39 @@
+"""SAEs: the protocol everything measures, the generic SAE made of tensors, any object wrapped, and load-time checks."""
+
+from sae_bench.sae.checks import check_contract, check_fit
+from sae_bench.sae.linear import Activation, Gated, JumpReLU, LinearDecoderSAE, ReLU, TokenNorm, TopK
+from sae_bench.sae.protocol import (
+    SAE,
+    FoldedSAE,
+    SAEInfo,
+    decoder_norms,
+    fold_decoder_norms,
+    folded_codes,
+    unit_directions,
+    weights_sha256,
+    zero_rows,
+)
+from sae_bench.sae.wrapped import WrappedSAE, wrap
+
+__all__ = [
+    "SAE",
+    "Activation",
+    "FoldedSAE",
+    "Gated",
+    "JumpReLU",
+    "LinearDecoderSAE",
+    "ReLU",
+    "SAEInfo",
+    "TokenNorm",
+    "TopK",
+    "WrappedSAE",
+    "check_contract",
+    "check_fit",
+    "decoder_norms",
+    "fold_decoder_norms",
+    "folded_codes",
+    "unit_directions",
+    "weights_sha256",
+    "wrap",
+    "zero_rows",
+]

@@ -1,0 +1,232 @@
+"""The contract between an SAE and everything that measures it, and views of its decoder for every architecture.
+
+Letters: ``d_in`` width the SAE reads, ``d_out`` width it writes (the same for an autoencoder), ``d_sae`` features.
+A row of ``W_dec`` is the direction one feature writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SAEInfo:
+    """What an SAE's own config says about it; None where it says nothing."""
+
+    format: str
+    "The family it was read as: ``sae_lens``, ``dictionary_learning``, ``object`` ..."
+    architecture: str
+    "The family's own word for it: ``standard``, ``jumprelu``, ``topk`` ..."
+    d_in: int
+    "Width of the site it reads."
+    d_sae: int
+    "Number of features."
+    dtype: str | None = None
+    "Precision it was stored in, ``float32`` or ``bfloat16``; not the one it was loaded in."
+    model: str | None = None
+    "Name or folder of the language model it was trained on."
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    "Weight processing of that model, by TransformerLens' names."
+    site_in: str | None = None
+    "Hook name it reads."
+    site_out: str | None = None
+    "Hook name it writes; equal to `site_in` for an autoencoder."
+    prepend_bos: bool | None = None
+    "Whether its training data began with BOS."
+    context_size: int | None = None
+    "Tokens per training context."
+    l0: float | None = None
+    "Mean number of active features its maker states."
+    neuronpedia: str | None = None
+    "Its name on Neuronpedia."
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    "Whatever else the config says, kept so that saving loses nothing."
+
+
+class SAE(Protocol):
+    """What is measured. `encode` and `decode` must not depend on which tokens share a batch."""
+
+    @property
+    def info(self) -> SAEInfo:
+        """What its config says."""
+        ...
+
+    @property
+    def d_in(self) -> int:
+        """Width read."""
+        ...
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        ...
+
+    @property
+    def d_out(self) -> int:
+        """Width written."""
+        ...
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoder rows as `decode` uses them, (d_sae, d_out); `MeasurementError` when the object has none."""
+        ...
+
+    @property
+    def b_dec(self) -> Tensor:
+        """What zero codes decode to, (d_out,)."""
+        ...
+
+    @property
+    def site_in(self) -> str | None:
+        """Hook name it reads."""
+        ...
+
+    @property
+    def site_out(self) -> str | None:
+        """Hook name it writes."""
+        ...
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
+        ...
+
+    def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
+        """Reconstruction (..., d_out) of codes (..., d_sae).
+
+        ``like`` is the input the codes came from. SAEs that normalise every token need it to undo that, and raise
+        `MeasurementError` without; the others ignore it.
+        """
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights by name."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What else decides its output, in values JSON can hold: the activation's name, k ..."""
+        ...
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SAE:
+        """The same SAE elsewhere or in another precision."""
+        ...
+
+
+def decoder_norms(sae: SAE) -> Tensor:
+    """Euclidean norm of every decoder row, float32 (d_sae,)."""
+    norms: Tensor = torch.linalg.vector_norm(sae.W_dec.float(), dim=1)
+    return norms
+
+
+def zero_rows(sae: SAE) -> Tensor:
+    """Indices of features that write nothing, int64 (n,): their direction is undefined."""
+    return (decoder_norms(sae) == 0).nonzero().flatten()
+
+
+def unit_directions(sae: SAE) -> Tensor:
+    """Decoder rows scaled to norm 1, float32 (d_sae, d_out); a row that is zero (see `zero_rows`) stays zero."""
+    norms = decoder_norms(sae)
+    return sae.W_dec.float() / _divisible(norms).unsqueeze(1)
+
+
+def folded_codes(sae: SAE, codes: Tensor) -> Tensor:
+    """Codes (..., d_sae) times the decoder norms: what the SAE would emit had its decoder rows norm 1.
+
+    ``folded_codes(codes) @ unit_directions`` equals ``codes @ W_dec`` for every architecture. The scale is applied
+    after the encoder, never moved into it, because scaling the encoder of a TopK SAE changes which features win.
+    """
+    return codes * decoder_norms(sae).to(codes.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedSAE:
+    """An SAE seen with decoder rows of norm 1; same reconstructions, codes in units of the activation."""
+
+    base: SAE
+    norms: Tensor
+    "(d_sae,), 1 where a decoder row is zero."
+
+    @property
+    def info(self) -> SAEInfo:
+        """As the base's."""
+        return self.base.info
+
+    @property
+    def d_in(self) -> int:
+        """Width read."""
+        return self.base.d_in
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.base.d_sae
+
+    @property
+    def d_out(self) -> int:
+        """Width written."""
+        return self.base.d_out
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Unit decoder rows, (d_sae, d_out)."""
+        return (self.base.W_dec.float() / self.norms.unsqueeze(1)).to(self.base.W_dec.dtype)
+
+    @property
+    def b_dec(self) -> Tensor:
+        """As the base's."""
+        return self.base.b_dec
+
+    @property
+    def site_in(self) -> str | None:
+        """Hook name it reads."""
+        return self.base.site_in
+
+    @property
+    def site_out(self) -> str | None:
+        """Hook name it writes."""
+        return self.base.site_out
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The base's codes times the decoder norms, (..., d_sae)."""
+        codes = self.base.encode(x)
+        return codes * self.norms.to(codes.dtype)
+
+    def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
+        """The base's reconstruction, (..., d_out)."""
+        return self.base.decode(codes / self.norms.to(codes.dtype), like)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As the base's."""
+        return self.base.tensors()
+
+    def settings(self) -> dict[str, Any]:
+        """The base's, marked as folded."""
+        return {**self.base.settings(), "folded": True}
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FoldedSAE:
+        """The same view elsewhere or in another precision."""
+        return fold_decoder_norms(self.base.to(device, dtype))
+
+
+def fold_decoder_norms(sae: SAE) -> FoldedSAE:
+    """``sae`` seen with decoder rows of norm 1; correct for every architecture, see `folded_codes`."""
+    return FoldedSAE(sae, _divisible(decoder_norms(sae)))
+
+
+def weights_sha256(sae: SAE) -> str:
+    """SHA-256 (hex) of names, shapes, types and bytes of all weights, and of the settings that decide the output."""
+    digest = hashlib.sha256(json.dumps(sae.settings(), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(sae.tensors().items()):
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _divisible(norms: Tensor) -> Tensor:
+    return torch.where(norms == 0, torch.ones_like(norms), norms)

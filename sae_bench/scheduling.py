@@ -1,0 +1,25 @@
+"""Spreading items over xdist workers: those of one SAE stay together, so that it is loaded and captured once."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_PARAMETER = re.compile(r"\[([^\[\]]+)\]$")
+
+
+def group_of(nodeid: str) -> str:
+    """The SAE in an item's brackets; items without one go by their file."""
+    match = _PARAMETER.search(nodeid)
+    return match[1] if match else nodeid.split("::", 1)[0]
+
+
+def by_sae(config: Any, log: Any) -> Any:
+    """An xdist scheduler that hands out whole SAEs (its own ``loadgroup`` does not group on every pytest)."""
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class BySAE(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return BySAE(config, log)

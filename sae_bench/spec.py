@@ -1,0 +1,84 @@
+"""What is registered: an SAE by id, where its weights are, and what it was made for. Nothing is loaded here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae_bench.errors import UsageError
+
+_ID = re.compile(r"[a-z0-9._-]+(/[a-z0-9._-]+)*")
+
+
+@dataclass(frozen=True)
+class SAESpec:
+    """One registered SAE. Fields left at None are taken from the SAE's own config when it is loaded."""
+
+    id: str
+    "Lower case ``[a-z0-9._/-]``; also the name of its accepted report, ``baselines/<id>.json``."
+    path: str | None = None
+    "Folder or file on disk, ``hf:repo/sub/folder``, ``sae_lens:release/sae_id`` or ``module:attribute``."
+    load: Callable[[], Any] | None = None
+    "A function that returns an object with ``encode`` and ``decode``; instead of `path`."
+    model: str | None = None
+    "Hugging Face folder or name of the language model."
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    "Weight processing of the model, by TransformerLens' names (``fold_ln``, ``center_writing_weights`` ...)."
+    site: str | None = None
+    "Where the SAE reads and writes, ``blocks.8.hook_resid_pre``."
+    corpus: str | None = None
+    "A pinned corpus file made by ``pytest-sae-bench corpus build``."
+    dtype: str | None = None
+    "Precision of the SAE's weights, ``float32`` unless said otherwise."
+    include_bos: bool = False
+    "Intervene on position 0 and average over it as well (only to replicate studies that did)."
+    l0: float | None = None
+    "The published L0; `sparsity.l0` must lie within 10% of it."
+    tags: tuple[str, ...] = ()
+    "Free words, shown in lists; SAEs of one ``family:...`` tag are read together."
+    partner: str | None = None
+    "Path of a second SAE of the same recipe and another seed, for `stability`."
+    known_failures: Mapping[str, str] = field(default_factory=dict)
+    "``property.metric`` to the reason why its hard limit is known to fail."
+    limits: tuple[str, ...] = ()
+    "Limits of this SAE, ``property.metric:LIMIT``; stronger than the property's, weaker than the ini file's."
+    origin: str = "?"
+    "Where it was registered, ``file:line``."
+    baseline_id: str | None = None
+    "Whose accepted report judges it, when it is measured in another's place (``--sae ID=TARGET``)."
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.id):
+            raise UsageError(
+                f"SAE id {self.id!r} ({self.origin}) must be lower case letters, digits, '.', '_' and '-', "
+                f"in parts separated by '/'; for example {_suggest_id(self.id)!r}"
+            )
+        if any(set(part) == {"."} for part in self.id.split("/")):
+            raise UsageError(f"SAE id {self.id!r} ({self.origin}) has a part made of dots only; choose a plain name")
+        if (self.path is None) == (self.load is None):
+            raise UsageError(f"SAE {self.id!r} ({self.origin}) needs exactly one of path=... and load=...")
+        for name, reason in self.known_failures.items():
+            if not isinstance(reason, str) or not reason.strip():
+                raise UsageError(f"known_failures[{name!r}] of SAE {self.id!r} ({self.origin}) needs a reason")
+
+    @property
+    def judged_as(self) -> str:
+        """The id whose accepted report and limits apply."""
+        return self.baseline_id or self.id
+
+    def baseline_path(self, folder: Path) -> Path:
+        """The accepted report of this SAE under ``folder``."""
+        return folder / f"{self.judged_as}.json"
+
+
+def _suggest_id(text: str) -> str:
+    slug = re.sub(r"[^a-z0-9._/-]+", "-", text.lower()).strip("-/")
+    return re.sub(r"/{2,}", "/", slug) or "my-sae"
+
+
+def id_from_target(target: str) -> str:
+    """The id of an unregistered SAE: the last component of its path, spelled as an id."""
+    return _suggest_id(re.split(r"[/:]", target.rstrip("/"))[-1])

@@ -1,0 +1,245 @@
+"""From influences to standard errors, intervals, paired changes and what they can detect. The only place that does it.
+
+The unit is the cluster: a document, or the chunks of one text. With S clusters and influences d_s that sum to 0,
+
+    SE^2 = S / (S - 1) * sum_s d_s^2,    interval = value -+ t(S - 1) * SE,
+
+which is the linearised (sandwich) error for a ratio of sums and the jackknife error for everything else. What is
+clustered two ways has V_a + V_b - V_ab (Cameron, Gelbach and Miller 2011).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import stdtrit
+
+from sae_bench.errors import MeasurementError
+from sae_bench.measurement import Estimate, Exact, Floats, Influence, Ratio, Undefined
+
+NUMERIC_FLOOR = 1e-5
+"Relative difference below which two numbers are the same number: twice the rounding of six significant digits."
+
+Sides: TypeAlias = Literal["both", "lower", "upper"]
+
+
+def t_quantile(alpha_one_sided: float, dof: int) -> float:
+    """The value that Student's t with ``dof`` degrees of freedom exceeds with probability ``alpha_one_sided``."""
+    return float(-stdtrit(dof, alpha_one_sided))
+
+
+def degrees_of_freedom(estimate: Estimate) -> int:
+    """Clusters minus one; the smaller of the two clusterings where there are two; 0 where there are no clusters."""
+    if isinstance(estimate, Ratio):
+        return max(len(estimate.numerator) - 1, 0)
+    if isinstance(estimate, Influence):
+        sizes = [len(estimate.influence)] + ([len(estimate.second)] if estimate.second is not None else [])
+        return max(min(sizes) - 1, 0)
+    return 0
+
+
+def _variance(influence: Floats) -> float:
+    size = len(influence)
+    return size / (size - 1) * math.fsum(influence * influence)
+
+
+def standard_error(estimate: Estimate) -> float | None:
+    """Standard error of the value, clustered; None without at least two clusters (never 0 for lack of data)."""
+    if isinstance(estimate, Exact | Undefined) or degrees_of_freedom(estimate) < 1:
+        return None
+    variance = _variance(estimate.influence)
+    if isinstance(estimate, Influence) and estimate.second is not None:
+        other = _variance(estimate.second)
+        # The difference can fall below either part, even below 0, when the overlap dominates.
+        variance = max(variance + other - estimate.overlap, variance, other)
+    return math.sqrt(variance)
+
+
+def interval(estimate: Estimate, alpha: float, sides: Sides = "both") -> tuple[float, float] | None:
+    """The interval that misses the truth with probability ``alpha``, all of it on one side or split between two.
+
+    An `Exact` value is its own interval; None where there is no standard error. The open side of a one-sided
+    interval is infinite: ``"upper"`` bounds the value from above.
+    """
+    if isinstance(estimate, Exact):
+        return estimate.value, estimate.value
+    error = standard_error(estimate)
+    if error is None:
+        return None
+    reach = t_quantile(alpha / 2 if sides == "both" else alpha, degrees_of_freedom(estimate)) * error
+    low = -math.inf if sides == "upper" else estimate.value - reach
+    high = math.inf if sides == "lower" else estimate.value + reach
+    return low, high
+
+
+def leave_one_out(values: Callable[[int], float] | ArrayLike, full: float, clusters: int | None = None) -> Floats:
+    """(clusters,) influences from the values with one cluster left out, in the units of `Ratio.influence`.
+
+    Args:
+        values: the value without cluster s, for every s; or a function of s, with ``clusters`` the number of them.
+        full: the value over all clusters, checked to be finite like the others.
+        clusters: only for a function.
+
+    Centred at the mean of the leave-one-out values, so that `standard_error` of it is the jackknife's,
+    ``SE^2 = (S - 1) / S * sum_s (v_s - mean v)^2``. A value that is not finite is a `MeasurementError`.
+    """
+    if callable(values):
+        if clusters is None:
+            raise TypeError("leave_one_out of a function needs the number of clusters")
+        values = [values(cluster) for cluster in range(clusters)]
+    without = np.asarray(values, dtype=np.float64)
+    if not (math.isfinite(full) and np.isfinite(without).all()):
+        raise MeasurementError(f"a leave-one-out value is not finite (value over all clusters: {full:.6g})")
+    size = len(without)
+    return np.asarray((size - 1) / size * (without.mean() - without)) if size else without
+
+
+def restrict(estimate: Estimate, clusters: Sequence[int], wanted: Sequence[int]) -> Estimate | None:
+    """The estimate over ``wanted`` clusters, in that order; ``clusters`` are the ids that it has now.
+
+    Exact for a `Ratio`. An `Influence` has no value on a subset: None unless the clusters are the same ones.
+    None as well when a wanted cluster is not there.
+    """
+    if isinstance(estimate, Exact | Undefined):
+        return estimate
+    place = {cluster: row for row, cluster in enumerate(clusters)}
+    if any(cluster not in place for cluster in wanted):
+        return None
+    rows = [place[cluster] for cluster in wanted]
+    if isinstance(estimate, Ratio):
+        return Ratio(estimate.numerator[rows], estimate.denominator[rows])
+    return replace(estimate, influence=estimate.influence[rows]) if len(rows) == len(place) else None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an estimate changed by since it was accepted, over the clusters that both have."""
+
+    value: float
+    se: float | None
+    "Of the paired difference; None for exact values and for fewer than two clusters."
+    clusters: tuple[int, ...]
+    "The shared cluster ids; empty for exact values."
+    now_value: float
+    accepted_value: float
+    now: Estimate
+    "The new estimate on the shared clusters."
+    accepted: Estimate
+    "The accepted estimate on the shared clusters."
+
+    @property
+    def exact(self) -> bool:
+        """True when both values are properties of the weights alone."""
+        return isinstance(self.now, Exact)
+
+    @property
+    def dof(self) -> int:
+        """Degrees of freedom of the paired difference."""
+        return min(degrees_of_freedom(self.now), degrees_of_freedom(self.accepted))
+
+    def se_against(self, relative: float, absolute: float) -> float | None:
+        """Standard error of the change when it is read in units of ``relative * |accepted| + absolute``.
+
+        The accepted value that a percentage refers to is itself an estimate from the same clusters: by the delta
+        method the change in that unit has the influences ``now - accepted - change / unit * relative * |accepted|``.
+        A decoder that scales every document's KL by one factor then has no error at all, as it should.
+        """
+        width = relative * abs(self.accepted_value) + absolute
+        if self.se is None or relative == 0 or width == 0:
+            return self.se
+        share = self.value / width * relative * math.copysign(1, self.accepted_value)
+        return standard_error(_difference(self.now, self.accepted, 1 + share))
+
+
+def _difference(now: Estimate, accepted: Estimate, weight: float = 1.0) -> Estimate:
+    """``now - weight * accepted`` over the same clusters."""
+    assert isinstance(now, Ratio | Influence)
+    assert isinstance(accepted, Ratio | Influence)
+    second = None
+    if isinstance(now, Influence) and isinstance(accepted, Influence) and now.second is not None:
+        # Overlaps of a difference would need the cells; without subtracting any, the error is an upper bound.
+        second = now.second - weight * accepted.second if accepted.second is not None else None
+    return Influence(now.value - weight * accepted.value, now.influence - weight * accepted.influence, second)
+
+
+def _snap(now: Floats, accepted: Floats) -> Floats:
+    same = np.abs(now - accepted) <= NUMERIC_FLOOR * np.abs(accepted)
+    return np.where(same, accepted, now)
+
+
+def same_number(now: float, accepted: float) -> bool:
+    """True within the numeric floor: six significant digits and the last bits of another batch size don't count."""
+    return abs(now - accepted) <= NUMERIC_FLOOR * abs(accepted)
+
+
+def _snapped(now: Estimate, accepted: Estimate) -> Estimate | None:
+    """``now`` with each part that differs by less than the numeric floor set to the accepted one; None if unlike.
+
+    An accepted file holds six significant digits: without this, an unchanged SAE would differ from its own report.
+    Snapping cluster by cluster, unlike rounding both sides, has no boundary that a last bit could fall across.
+    """
+    if isinstance(now, Ratio) and isinstance(accepted, Ratio):
+        return Ratio(_snap(now.numerator, accepted.numerator), _snap(now.denominator, accepted.denominator))
+    if isinstance(now, Exact) and isinstance(accepted, Exact):
+        return accepted if same_number(now.value, accepted.value) else now
+    if isinstance(now, Influence) and isinstance(accepted, Influence):
+        value = accepted.value if same_number(now.value, accepted.value) else now.value
+        second = now.second
+        if (second is None) != (accepted.second is None):
+            return None
+        if second is not None and accepted.second is not None:
+            if second.shape != accepted.second.shape:
+                return None
+            second = _snap(second, accepted.second)
+        return Influence(value, _snap(now.influence, accepted.influence), second, now.overlap)
+    return None
+
+
+def paired_change(
+    now: Estimate, accepted: Estimate, clusters_now: Sequence[int], clusters_accepted: Sequence[int]
+) -> Change | None:
+    """The change over the shared clusters, with influences subtracted by cluster id.
+
+    None when the two cannot be paired: kinds of evidence that differ, no cluster in common, or `Influence` values
+    over different clusters.
+    """
+    theirs = set(clusters_accepted)
+    shared = () if isinstance(now, Exact) else tuple(cluster for cluster in clusters_now if cluster in theirs)
+    if isinstance(now, Influence) and len(shared) < len(clusters_now):
+        return None
+    new, old = restrict(now, clusters_now, shared), restrict(accepted, clusters_accepted, shared)
+    if new is None or old is None or not (shared or isinstance(now, Exact)):
+        return None
+    new = _snapped(new, old)
+    if new is None:
+        return None
+    error = None if isinstance(new, Exact) else standard_error(_difference(new, old))
+    return Change(new.value - old.value, error, shared, new.value, old.value, new, old)
+
+
+def detectable_change(se: float, alpha: float, dof: int, power: float = 0.95) -> float:
+    """The smallest true change that a one-sided test at ``alpha`` finds with probability ``power``.
+
+    ``(t(alpha) + t(1 - power)) * SE``; measured from the border of the limit, when there is one.
+    """
+    return (t_quantile(alpha, dof) + t_quantile(1 - power, dof)) * se
+
+
+def documents_needed(gap: float, se: float, alpha: float, clusters: int, most: int = 10_000_000) -> int | None:
+    """About how many clusters would decide, if the estimate stayed where it is: errors shrink as 1 / sqrt(clusters).
+
+    Args:
+        gap: distance of the estimate from the border of the limit.
+        se: its standard error over ``clusters`` clusters.
+        alpha: one-sided error rate of the test.
+        most: beyond this many, or with the estimate on the border itself, no number is named: None.
+    """
+    if clusters < 2 or gap == 0:
+        return None
+    needed = clusters * (t_quantile(alpha, clusters - 1) * se / gap) ** 2
+    return max(math.ceil(needed), clusters + 1) if needed <= most else None

@@ -1,0 +1,193 @@
+"""The committed files: sizes, formats, hashes, and that the card says what they give."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+from sae_bench.demo import evaluation
+from sae_bench.demo.activations import load_bridge
+from sae_bench.demo.language import document, vocabulary
+from sae_bench.demo.paths import (
+    BUNDLED,
+    CARD,
+    CONTRAST,
+    CONTRAST_SHIFTED,
+    CORPUS,
+    MODEL,
+    SAE_NAMES,
+    SAES,
+    SITE,
+    DemoPaths,
+)
+from sae_bench.demo.quality import Quality, corpus_activations
+from sae_bench.demo.tokenizer import tokenizer_sha256
+
+ARCHITECTURES = {
+    "standard": "standard",
+    "gated": "gated",
+    "jumprelu": "jumprelu",
+    "topk": "topk",
+    "batchtopk": "jumprelu",
+    "matryoshka": "jumprelu",
+    "topk-seed1": "topk",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus() -> dict[str, torch.Tensor]:
+    return load_file(CORPUS)
+
+
+@pytest.fixture(scope="module")
+def activations() -> torch.Tensor:
+    return corpus_activations(BUNDLED)
+
+
+def _card_rows() -> dict[str, list[str]]:
+    """Cells of the card's tables by first cell."""
+    rows = [
+        line.strip("| ").split(" | ") for line in CARD.read_text(encoding="utf-8").splitlines() if line.startswith("| ")
+    ]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_everything_together_is_small():
+    files = [MODEL, CORPUS, CONTRAST, CONTRAST_SHIFTED, *SAES.values()]
+    total = sum(p.stat().st_size for item in files for p in ([item] if item.is_file() else item.rglob("*")))
+    assert total < 20e6
+
+
+def test_the_model_is_small_and_has_the_languages_vocabulary():
+    config = json.loads((MODEL / "config.json").read_text())
+    assert config["vocab_size"] == len(vocabulary())
+    assert config["activation_function"] == "gelu_new"
+    weights = load_file(MODEL / "model.safetensors")
+    assert sum(tensor.numel() for tensor in weights.values()) < 2e6
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+
+
+def test_the_tokenizer_reads_generated_text_without_unknown_words():
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    rng = random.Random(9)
+    for _ in range(20):
+        words = document(rng).words
+        ids = tokenizer(" ".join(words)).input_ids
+        assert ids == [vocabulary().index(word) for word in words]
+    assert tokenizer.tokenize("Anna is kind.") == ["Anna", "is", "kind", "."]
+    assert tokenizer.tokenize("monday MONDAY Mary mary") == ["monday", "MONDAY", "Mary", "<unk>"]
+
+
+def test_the_corpus_has_its_format(corpus: dict[str, torch.Tensor]):
+    tokens, lengths, cluster = corpus["tokens"], corpus["lengths"], corpus["cluster"]
+    docs, longest = tokens.shape
+    assert docs >= 512
+    assert tokens.dtype == lengths.dtype == cluster.dtype == torch.int32
+    assert int(lengths.min()) >= 64
+    assert int(lengths.max()) == longest <= 128
+    assert len(lengths.unique()) > 20
+    assert torch.equal(cluster, torch.arange(docs, dtype=torch.int32))
+    assert (tokens[:, 0] == vocabulary().index("<bos>")).all()
+    beyond = torch.arange(longest) >= lengths[:, None]
+    assert (tokens[beyond] == 0).all()
+    assert int(tokens.min()) >= 0
+    assert int(tokens.max()) < len(vocabulary())
+    with safe_open(CORPUS, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["tokenizer_sha256"] == tokenizer_sha256(MODEL)
+    assert (metadata["bos"], metadata["schema"]) == ("true", "1")
+    assert metadata["source"]
+
+
+def test_corpus_and_contrast_sets_are_what_the_generator_makes(tmp_path: Path, corpus: dict[str, torch.Tensor]):
+    again = DemoPaths(tmp_path)
+    (again.model).mkdir()
+    (again.model / "tokenizer.json").write_bytes((MODEL / "tokenizer.json").read_bytes())
+    evaluation.write_corpus(again)
+    evaluation.write_contrast(again)
+    assert all(torch.equal(tensor, corpus[name]) for name, tensor in load_file(again.corpus).items())
+    assert again.contrast.read_bytes() == CONTRAST.read_bytes()
+    assert again.contrast_shifted.read_bytes() == CONTRAST_SHIFTED.read_bytes()
+
+
+@pytest.mark.parametrize("path", [CONTRAST, CONTRAST_SHIFTED], ids=lambda path: path.stem)
+def test_contrast_sets_are_balanced_and_without_repetition(path: Path):
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) >= 200
+    assert len({line["prompt"] for line in lines}) == len(lines)
+    assert all(set(line) == {"prompt", "positive", "negative", "factors"} for line in lines)
+    assert all(line["positive"] == line["factors"]["answer_position"] != line["negative"] for line in lines)
+    cells = Counter(tuple(sorted(line["factors"].items())) for line in lines)
+    assert len(set(cells.values())) == 1
+
+
+def test_the_bridge_computes_what_hugging_face_computes(corpus: dict[str, torch.Tensor]):
+    tokens = corpus["tokens"][:8, :64].long()
+    model = GPT2LMHeadModel.from_pretrained(MODEL).eval()
+    with torch.no_grad():
+        plain = model(tokens, output_hidden_states=True)
+        logits, cache = load_bridge(MODEL).run_with_cache(tokens, names_filter=[SITE])
+    assert torch.allclose(cache[SITE], plain.hidden_states[2], atol=1e-5)
+    assert torch.allclose(logits, plain.logits, atol=1e-4)
+
+
+def test_the_model_is_as_good_as_its_card_demands():
+    rows = _card_rows()
+
+    def share(text: str) -> float:
+        return float(rows[text][0])
+
+    loss, bound = float(rows["held-out loss"][0]), float(rows["the grammar's entropy, at most"][0])
+    assert loss < bound + 0.05
+    assert share("indirect object") >= 0.95
+    assert share("the day after or before") >= 0.95
+    assert share("the month after or before") >= 0.95
+    assert share("question answered by A or B") >= 0.90
+    assert min(share(f"{k} days") for k in ("two", "three", "four", "five", "six")) >= 0.80
+
+
+@pytest.mark.parametrize("name", SAE_NAMES)
+def test_every_sae_is_in_saelens_format_with_unit_decoder_norms(name: str):
+    config = json.loads((SAES[name] / "cfg.json").read_text())
+    weights = load_file(SAES[name] / "sae_weights.safetensors")
+    assert config["architecture"] == ARCHITECTURES[name]
+    assert config["metadata"]["hook_name"] == SITE
+    assert config["metadata"]["prepend_bos"] is True
+    assert config["metadata"]["model_name"] == "sae_bench.demo"
+    assert weights["W_dec"].shape == (config["d_sae"], config["d_in"])
+    assert torch.allclose(weights["W_dec"].norm(dim=-1), torch.ones(config["d_sae"]), atol=1e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sae_lens") is None, reason="sae-lens is not installed")
+@pytest.mark.parametrize("name", SAE_NAMES)
+def test_every_sae_loads_in_saelens_and_is_as_good_as_its_card_says(name: str, activations: torch.Tensor):
+    from sae_bench.demo.quality import quality
+    from sae_bench.demo.saes import load_sae
+
+    found = quality(load_sae(SAES[name]), activations)
+    latents, *numbers = (float(cell) for cell in _card_rows()[name])
+    assert latents == load_file(SAES[name] / "sae_weights.safetensors")["W_dec"].shape[0]
+    said = Quality(*numbers)
+    assert (found.l0, found.explained_variance) == pytest.approx((said.l0, said.explained_variance), rel=1e-2, abs=1e-3)
+    assert (found.alive, found.gamma_centred) == pytest.approx((said.alive, said.gamma_centred), abs=2e-3)
+    assert 6 <= found.l0 <= 40
+    assert found.explained_variance >= 0.85
+    assert found.alive >= 0.60
+    if name == "standard":
+        assert found.gamma_centred < 0.95
+    else:
+        assert abs(found.gamma_centred - 1) < 0.05
+
+
+def test_the_two_topk_saes_are_different():
+    first, second = (load_file(SAES[name] / "sae_weights.safetensors")["W_dec"] for name in ("topk", "topk-seed1"))
+    assert not torch.allclose(first, second)
