@@ -46,6 +46,19 @@ class NewValue:
         return f"{name}: {number(self.old, 6)} -> {new}{share}"
 
 
+def describe(changes: Sequence[NewValue]) -> list[str]:
+    """Lines for a person: every value that replaced another one, and how many are new or the same."""
+    moved = [each for each in changes if each.old is not None and each.old != each.new]
+    first = [each for each in changes if each.old is None]
+    lines = [f"  {each}" for each in moved]
+    if first:
+        names = sorted({f"{each.property} of {each.sae}" for each in first})
+        lines.append(f"  {len(first)} new values: {', '.join(names)}")
+    if same := len(changes) - len(moved) - len(first):
+        lines.append(f"  {same} values unchanged")
+    return lines
+
+
 def accept(
     report: Report,
     folder: Path,

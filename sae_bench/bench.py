@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sae_bench.capture import Progress, SiteData, captured
+from sae_bench.capture import Progress, SiteData, Store, captured
 from sae_bench.corpus import Corpus
 from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.floors import Draw, Pool
@@ -67,7 +67,7 @@ class Settings:
     dtype: str = "float32"
     "Of the model."
     memory_bytes: int = 2 << 30
-    "Half of it for captured activations, a quarter for the clean log-probabilities, a quarter for one slice of logits."
+    "Half of it for captured activations, a quarter for clean log-probabilities, an eighth each for logits and errors."
     order_seed: int | None = None
     "Measures the documents in a shuffled order (results must not change)."
 
@@ -386,7 +386,7 @@ class Bench:
     def _all_errors(self) -> Tensor:
         """(N, d) errors at the kept positions of the whole corpus, in document order."""
         data = self.site_data
-        errors = data.store.empty(len(data.kept), data.x.shape[-1])
+        errors = Store(self.settings.memory_bytes // 8).empty(len(data.kept), data.x.shape[-1])
         start = 0
         for document, (x, keep) in enumerate(zip(data.x, data.keep, strict=True)):
             clean = x[keep].to(self.settings.device)
@@ -407,7 +407,7 @@ class Bench:
         """Log-probabilities at ``where``, in slices of documents whose logits fit the budget, and their rows."""
         value = torch.where(batch.keep[..., None], value.to(batch.x), batch.x)
         # Logits, log-probabilities and one product of them are alive at once.
-        documents = self.settings.memory_bytes // 4 // (4 * 4 * batch.tokens.shape[1] * self.model.d_vocab)
+        documents = self.settings.memory_bytes // 8 // (3 * 4 * batch.tokens.shape[1] * self.model.d_vocab)
         start = 0
         for rows in torch.split(torch.arange(len(batch.documents)), max(1, documents)):
             if not bool(where[rows].any()):

@@ -149,8 +149,10 @@ def _evidence(estimate: Estimate) -> PerCluster | None:
 
 def estimate_from(result: MetricResult) -> Estimate | None:
     """The estimate behind a written value; None where its evidence was not kept."""
-    if result.value is None or result.kind == "undefined":
+    if result.kind == "undefined":
         return Undefined(result.reason or "no value was kept")
+    if result.value is None:
+        return Exact(float("nan"))
     if result.kind == "exact":
         return Exact(result.value)
     parts = result.per_cluster
@@ -188,8 +190,6 @@ def measurement_from(result: PropertyResult) -> Measurement | str:
     estimates: dict[str, Estimate] = {}
     for name, metric in result.metrics.items():
         estimate = estimate_from(metric)
-        if metric.value is None and metric.kind != "undefined":
-            estimate = Exact(float("nan"))
         if estimate is not None and metric.reason != "was not measured":
             estimates[name] = estimate
     return Measurement(estimates, result.clusters, result.series, notes=result.notes)

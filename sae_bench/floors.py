@@ -21,8 +21,7 @@ from torch import Tensor
 
 from sae_bench.errors import MeasurementError
 
-_CANDIDATES = 4
-_ROUNDS = 32
+_ROUNDS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +58,11 @@ class Pool:
     def error_pool(self) -> Tensor:
         """(N, d) errors of the SAE over the whole corpus."""
         return self.errors()
+
+    @cached_property
+    def nonzero_errors(self) -> Tensor:
+        """int64, members of `error_pool` that are not zero."""
+        return torch.cat([part.any(-1) for part in torch.split(self.error_pool, 4096)]).nonzero().flatten()
 
     @cached_property
     def root(self) -> Tensor:
@@ -149,37 +153,27 @@ def covariance(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
 def real_difference(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
     """``x + |error| v/|v|``, v the difference of two activations drawn from the pool; equal ones are drawn again."""
 
-    def difference(index: Tensor) -> Tensor:
-        return pool.x_rows(index[..., 0]) - pool.x_rows(index[..., 1])
-
-    return move(x, error, _first_nonzero(difference, 2, pool, draw, "activations that differ").to(x))
+    inside = draw.inside[..., None]
+    chosen = torch.zeros(*x.shape)
+    for _ in range(_ROUNDS):
+        # Every token draws in every round, so that what one document needs never moves another's numbers.
+        index = draw.integers(pool.size, 2)
+        candidate = pool.x_rows(index[..., 0]) - pool.x_rows(index[..., 1])
+        chosen = torch.where(_norm(chosen) > 0, chosen, candidate)
+        if bool(((_norm(chosen) > 0) | ~inside).all()):
+            return move(x, error, chosen.to(x))
+    raise MeasurementError("the corpus holds hardly any activations that differ, so there is no difference to draw")
 
 
 def shuffled_error(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
-    """``x + |error| v/|v|``, v the error of another token, drawn from the pool; zero ones are drawn again."""
+    """``x + |error| v/|v|``, v the error of another token, drawn from the pool's errors that are not zero."""
     if not bool((error != 0).any()):
         return x.clone()
-    return move(
-        x,
-        error,
-        _first_nonzero(lambda index: pool.error_pool[index[..., 0]], 1, pool, draw, "errors that are not zero").to(x),
-    )
-
-
-def _first_nonzero(
-    vectors: Callable[[Tensor], Tensor], members: int, pool: Pool, draw: Draw, wanted: str
-) -> Tensor:
-    """Per token, the first candidate with a norm; a document's later draws never depend on another document."""
-    inside = draw.inside[..., None]
-    chosen: Tensor | None = None
-    for _ in range(_ROUNDS):
-        index = draw.integers(pool.size, _CANDIDATES * members)
-        for at in range(0, _CANDIDATES * members, members):
-            candidate = vectors(index[..., at : at + members])
-            chosen = candidate if chosen is None else torch.where(_norm(chosen) > 0, chosen, candidate)
-            if bool(((_norm(chosen) > 0) | ~inside).all()):
-                return chosen
-    raise MeasurementError(f"the corpus holds hardly any {wanted}, so there is nothing to draw noise from")
+    members = pool.nonzero_errors
+    if len(members) == 0:
+        raise MeasurementError("no error of the corpus differs from zero, so there is none to shuffle")
+    chosen = members[draw.integers(len(members), 1)[..., 0]]
+    return move(x, error, pool.error_pool[chosen].to(x))
 
 
 def _theta(x: Tensor, error: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:

@@ -289,7 +289,6 @@ def _only(unembed: nn.Module, select: Tensor) -> Iterator[list[bool]]:
         handle.remove()
 
 
-
 def load_model(name: str, *, kwargs: Mapping[str, Any] = {}, device: str = "cpu", dtype: str = "float32") -> Model:
     """Load a Hugging Face folder or hub name (TransformerLens' short names work as well).
 

@@ -118,11 +118,13 @@ def quiet() -> Iterator[io.StringIO]:
     said = io.StringIO()
     loggers = [logging.getLogger(), logging.getLogger("transformers")]
     handlers = [list(logger.handlers) for logger in loggers]
-    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    # Set on the logger itself, because TransformerLens raises its parent's level while it is being imported.
+    reporter = logging.getLogger("transformers.modeling_utils")
+    level, bars = reporter.level, library.is_progress_bar_enabled()
     try:
+        reporter.setLevel(logging.WARNING)
         for logger in loggers:
             logger.handlers = [logging.StreamHandler(said)]
-        library.set_verbosity_warning()  # type: ignore[no-untyped-call]
         library.disable_progress_bar()  # type: ignore[no-untyped-call]
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -130,7 +132,7 @@ def quiet() -> Iterator[io.StringIO]:
     finally:
         for logger, kept in zip(loggers, handlers, strict=True):
             logger.handlers = kept
-        library.set_verbosity(verbosity)
+        reporter.setLevel(level)
         if bars:
             library.enable_progress_bar()  # type: ignore[no-untyped-call]
 

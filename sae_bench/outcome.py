@@ -192,7 +192,7 @@ class PropertyVerdict:
     sae: str
     verdict: Verdict
     beyond: bool
-    "For INCONCLUSIVE: some estimate lies beyond its limit."
+    "The estimate that decided lies beyond its limit, which is what makes an INCONCLUSIVE fail."
     headline: str
     judgements: tuple[Judgement, ...]
     lines: tuple[str, ...]

@@ -44,7 +44,7 @@ class MetricResult:
     verdict: Verdict | None = None
     "None: reported, not judged."
     beyond: bool = False
-    "For INCONCLUSIVE: the estimate lies beyond its limit."
+    "The estimate lies beyond its limit, decided or not."
     limit: str = ""
     "As written; several are joined by '; '."
     limit_from: str = ""

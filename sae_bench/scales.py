@@ -1,72 +1,42 @@
 """The factors that mend an SAE's suppressed features: one for all (s*), and one for each (t*).
 
-With y = x - decode(0), codes f and decoder rows d_i, per token:
+With y = x - decode(0), codes f and decoder rows d_i, over the tokens of a corpus:
 
-    s* = argmin E‖y - s sum_i f_i d_i‖²        = E[r·y] / E‖r‖², r = sum_i f_i d_i
+    s* = argmin E‖y - s sum_i f_i d_i‖²  =  E[r·y] / E‖r‖²,  r = sum_i f_i d_i
     t* = argmin E‖y - sum_i t_i f_i d_i‖² + ridge sum_i (t_i - s*)²
 
-Its normal equations are G t = c with G_ij = E[f_i f_j] d_i·d_j and c_i = E[f_i d_i·y]. G is never formed: conjugate
-gradients need G v only, which is a decoding of v * f and its transpose, over the codes that are not 0. Features that fire
-too rarely to be fitted stay at s*, so that s* is one of the fits t* is chosen from.
+The normal equations of t* are G t = c with G_ij = E[f_i f_j] d_i·d_j and c_i = E[f_i d_i·y]. G is never formed:
+conjugate gradients need G v only, a decoding of v * f followed by its transpose. Features that fire too rarely to be
+fitted stay at s*, so that s* is one of the fits that t* is chosen from.
 
-Setting: Wright and Sharkey, "Addressing feature suppression in SAEs" (2024); Drori's scale-only refit of an L1 SAE.
-Shapes: n features, d width, k codes that are not 0.
+Setting: Wright and Sharkey, "Addressing Feature Suppression in SAEs" (2024), and Drori's comment that one factor a
+feature is enough. Shapes: n features, d width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
-from torch.nn import functional
 
 from sae_bench.errors import MeasurementError
+from sae_bench.sparse_codes import BYTES_PER_CODE, Bags, SparseCodes
 
 if TYPE_CHECKING:
     from sae_bench.bench import Batch, Bench
 
 MINIMUM_FIRINGS = 100
-"A feature that fires on fewer tokens of the fitted half stays at s*."
+"A feature that fires on fewer of the fitted tokens stays at s*."
 RIDGE = 1e-3
 "Pull of every fitted scale towards s*, relative to the mean diagonal of G over all features."
 TOKENS = 4096
 "Tokens whose codes are multiplied at once."
 _TOLERANCE = 1e-8
 _ITERATIONS = 2000
-_BYTES_PER_CODE = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Codes:
-    """The codes of some tokens that are not 0, in both orders: bags of one token, and bags of one feature."""
-
-    value: Tensor
-    "(k,) by token"
-    feature: Tensor
-    "int32 (k,) by token"
-    token_start: Tensor
-    "int32 (tokens,), where each token's codes begin."
-    value_by_feature: Tensor
-    "(k,)"
-    token: Tensor
-    "int32 (k,) by feature"
-    feature_start: Tensor
-    "int32 (n,)"
-
-    def write(self, decoder: Tensor, scale: Tensor | None = None) -> Tensor:
-        """(tokens, d) ``sum_i scale_i f_i d_i``; without ``scale`` (n,), as the SAE writes."""
-        value = self.value if scale is None else self.value * scale[self.feature]
-        return _bags(self.feature, decoder, self.token_start, value)
-
-    def project(self, decoder: Tensor, vectors: Tensor) -> Tensor:
-        """float64 (n,) ``sum_t f_i d_i·v_t``, the transpose of `write`, of vectors (tokens, d)."""
-        gathered = _bags(self.token, vectors, self.feature_start, self.value_by_feature)  # (n, d)
-        return (gathered * decoder).sum(1, dtype=torch.float64)
-
 
 Stream: TypeAlias = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts another pass over the tokens to fit on: ``(codes (tokens, n), y (tokens, d))``, in pieces of any size."""
@@ -87,11 +57,11 @@ class Scales:
     strength: Tensor
     "float64, root mean square of what a feature writes where it fires, in units of the activation; 0 if it never does."
     refit: Tensor
-    """float64, each feature's own best scale while all others stay as they are (above 1: suppressed); 1 if it never
-    fires. Noisier than t* and blind to overlap, but it exists for rare features too."""
+    """float64, each feature's own best scale while all others stay as they are; 1 if it never fires. Blind to overlap
+    and noisier than t*, but rare features have one too."""
     tokens: int
-    iterations: int
-    "Steps of conjugate gradients; each is one product with G."
+    products: int
+    "With G, that conjugate gradients took."
 
 
 def fit_scales(
@@ -107,29 +77,33 @@ def fit_scales(
     ``memory_bytes`` bounds the codes kept between products; beyond it every product runs through ``stream`` again. A
     `MeasurementError` when nothing fires, when a number is not finite, or when the iterations do not converge.
     """
-    sums = _sums(stream, decoder)
-    if sums.tokens == 0 or not sums.energy > 0:
+    sums = _first_pass(stream, decoder, memory_bytes)
+    if not sums.energy > 0:
         raise MeasurementError(
             f"no feature writes anything on the {sums.tokens} tokens that scales are fitted on, so there is nothing to "
             f"scale; check the encoder's biases and thresholds, and that the SAE belongs to this site"
         )
     uniform = sums.overlap / sums.energy
     free = sums.firings >= minimum
-    pull = ridge * float(sums.diagonal.mean())
-    right = (sums.target - uniform * sums.written)[free]
-    steps, iterations = _solve(stream, decoder, free, right, sums, pull, memory_bytes)
     per_feature = torch.full_like(sums.diagonal, uniform)
-    per_feature[free] += steps
-    alive = sums.diagonal > 0
+    products = 0
+    if bool(free.any()):
+        held = _held(stream, sums, free, memory_bytes)
+        right = (sums.target - uniform * sums.written)[free]
+        pull = ridge * float(sums.diagonal.mean())
+        steps, products = _solve(held, decoder[free], sums.diagonal[free], right, pull)
+        per_feature[free] += steps
+    writes = sums.diagonal > 0
+    refit = 1 + (sums.target - sums.written) / sums.diagonal.where(writes, 1.0)
     return Scales(
         uniform=uniform,
         per_feature=per_feature.cpu(),
         free=free.cpu(),
         firings=sums.firings.cpu(),
         strength=(sums.diagonal / sums.firings.clamp(min=1)).sqrt().cpu(),
-        refit=torch.where(alive, 1 + (sums.target - sums.written) / sums.diagonal.where(alive, 1.0), 1.0).cpu(),
+        refit=refit.where(writes, 1.0).cpu(),
         tokens=sums.tokens,
-        iterations=iterations,
+        products=products,
     )
 
 
@@ -145,11 +119,13 @@ def bias(bench: Bench) -> Tensor | None:
     """(d,) what zero codes decode to; None where that depends on the token, because the SAE normalises each."""
 
     def decoded() -> Tensor | None:
+        zeros = torch.zeros(1, int(bench.sae.d_sae), device=bench.settings.device)
         try:
             with torch.no_grad():
-                return bench.sae.decode(bench.site_data.x.new_zeros(1, int(bench.sae.d_sae), device=bench.settings.device))[0].float()
+                found: Tensor = bench.sae.decode(zeros)[0].float()
         except MeasurementError:
             return None
+        return found
 
     return bench.shared("bias", decoded)
 
@@ -168,8 +144,8 @@ def _fit(bench: Bench) -> Scales:
     documents = len(bench.corpus)
     if documents < 2:
         raise MeasurementError(
-            f"scales are fitted on the even documents of the corpus and scored on the odd ones, but it holds "
-            f"{documents}: there is no other half; measure on a corpus of more documents"
+            f"scales are fitted on the even documents of the corpus and scored on the odd ones, but the corpus holds "
+            f"{documents} document; build one of at least 2"
         )
     decoder = bench.sae.W_dec.detach().float()
 
@@ -178,169 +154,116 @@ def _fit(bench: Bench) -> Scales:
             batch = bench.batch((document,))
             codes, base = bench.codes(batch)[batch.keep], offset(bench, batch)
             if bias(bench) is None:
-                codes = codes * _token_scale((bench.reconstruct(batch) - base)[batch.keep], codes, decoder)
+                codes = codes * _token_scale((bench.reconstruct(batch) - base)[batch.keep], codes @ decoder)
             yield codes, (batch.x - base)[batch.keep]
 
     return fit_scales(stream, decoder, memory_bytes=bench.settings.memory_bytes // 4)
 
 
-def _token_scale(written: Tensor, codes: Tensor, decoder: Tensor) -> Tensor:
-    """(tokens, 1) what undoing a token's normalisation multiplies ``codes @ decoder`` by."""
-    raw = (codes @ decoder).double()  # (tokens, d)
-    energy = raw.square().sum(-1, keepdim=True)
-    scale = (raw * written).sum(-1, keepdim=True) / energy.where(energy > 0, 1.0)
-    return torch.where(energy > 0, scale, 1.0).to(codes)
-
-
-@dataclass(frozen=True, eq=False)
-class Sparse:
-    """The codes of some tokens that are not 0."""
-
-    tokens: int
-    features: int
-    token: Tensor
-    "int32 (k,), ascending"
-    feature: Tensor
-    "int32 (k,)"
-    value: Tensor
-    "(k,)"
-
-    @classmethod
-    def of(cls, codes: Tensor) -> Sparse:
-        """Of dense codes (tokens, n)."""
-        token, feature = codes.nonzero(as_tuple=True)
-        return cls(*codes.shape, token.int(), feature.int(), codes[token, feature])
-
-    @classmethod
-    def join(cls, parts: Sequence[Sparse]) -> Sparse:
-        """The tokens of all parts, one after another."""
-        first = [0, *accumulate(part.tokens for part in parts)]
-        token = torch.cat([part.token + start for part, start in zip(parts, first, strict=False)])
-        feature, value = torch.cat([part.feature for part in parts]), torch.cat([part.value for part in parts])
-        return cls(first[-1], parts[0].features, token, feature, value)
-
-    def only(self, features: Tensor) -> Sparse:
-        """Without the features that are not in ``features`` (bool, n); those that remain are numbered anew."""
-        number = (features.cumsum(0) - 1).int()
-        keep = features[self.feature]
-        return Sparse(
-            self.tokens, int(features.sum()), self.token[keep], number[self.feature[keep]], self.value[keep]
-        )
-
-    def codes(self) -> Codes:
-        """In both orders, ready for products."""
-        order = torch.argsort(self.feature, stable=True)
-        return Codes(
-            value=self.value,
-            feature=self.feature,
-            token_start=_starts(self.token, self.tokens),
-            value_by_feature=self.value[order],
-            token=self.token[order],
-            feature_start=_starts(self.feature, self.features),
-        )
-
-
-def _starts(owner: Tensor, owners: int) -> Tensor:
-    counts = torch.bincount(owner, minlength=owners)
-    return (counts.cumsum(0) - counts).int()
-
-
-def _bags(index: Tensor, rows: Tensor, start: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of ``rows``, one for each bag of ``index``."""
-    return functional.embedding_bag(index, rows, start, mode="sum", per_sample_weights=weight.to(rows))
+def _token_scale(written: Tensor, raw: Tensor) -> Tensor:
+    """(tokens, 1) the factor from ``raw``, codes times decoder, to ``written``: a token's normalisation, undone."""
+    energy = raw.double().square().sum(-1, keepdim=True)
+    scale = (raw.double() * written).sum(-1, keepdim=True) / energy.where(energy > 0, 1.0)
+    return torch.where(energy > 0, scale, 1.0).to(raw)
 
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """First pass: everything but the products of the iterations. Sums over tokens, float64."""
+    """What one pass over the tokens gives: sums in float64, and the codes when they fit."""
 
     tokens: int
     firings: Tensor
     target: Tensor
-    "(n,) sum f_i d_i·y, c"
+    "(n,) sum f_i d_i·y, which is c"
     written: Tensor
-    "(n,) sum f_i d_i·r, G times ones"
+    "(n,) sum f_i d_i·r, which is G times ones"
     diagonal: Tensor
-    "(n,) sum f_i² |d_i|²"
+    "(n,) sum f_i² ‖d_i‖²"
     overlap: float
     "sum r·y"
     energy: float
-    "sum |r|²"
+    "sum ‖r‖²"
+    codes: list[SparseCodes] | None
 
 
-def _sums(stream: Stream, decoder: Tensor) -> _Sums:
-    n = decoder.shape[0]
-    norms = decoder.double().square().sum(1)
-    firings = torch.zeros(n, dtype=torch.int64, device=decoder.device)
+def _first_pass(stream: Stream, decoder: Tensor, memory_bytes: int) -> _Sums:
+    norms = decoder.double().square().sum(1)  # (n,)
+    firings = torch.zeros(len(norms), dtype=torch.int64, device=decoder.device)
     target, written, square = (torch.zeros_like(norms) for _ in range(3))
     tokens, overlap, energy = 0, 0.0, 0.0
-    for sparse, targets in _pieces(stream):
-        y = targets.to(decoder)
-        r = sparse.write(decoder)
-        target += sparse.project(decoder, y)
-        written += sparse.project(decoder, r)
-        square.index_add_(0, sparse.feature, sparse.value.double().square())
-        firings += torch.bincount(sparse.feature, minlength=n)
+    kept: list[SparseCodes] | None = []
+    for codes, targets in _pieces(stream):
+        bags, y = codes.bags(), targets.to(decoder)
+        r = bags.write(decoder)
+        target += bags.project(decoder, y)
+        written += bags.project(decoder, r)
+        square.index_add_(0, codes.feature, codes.value.double().square())
+        firings += torch.bincount(codes.feature, minlength=len(norms))
         overlap += float((r.double() * y.double()).sum())
         energy += float(r.double().square().sum())
-        tokens += len(y)
+        tokens += codes.tokens
+        if kept is not None:
+            kept = [*kept, codes] if int(firings.sum()) * BYTES_PER_CODE <= memory_bytes else None
     if not bool(torch.isfinite(torch.stack([target.sum(), written.sum(), square.sum()])).all()):
-        raise MeasurementError("codes, decoder or activations hold NaN or infinite values, so no scales can be fitted")
-    return _Sums(tokens, firings, target, written, square * norms, overlap, energy)
+        raise MeasurementError(
+            f"codes, decoder or activations hold NaN or infinite values on the {tokens} tokens that scales are fitted "
+            f"on; the SAE is damaged or its training diverged"
+        )
+    return _Sums(tokens, firings, target, written, square * norms, overlap, energy, kept)
 
 
-def _pieces(stream: Stream) -> Iterator[tuple[Sparse, Tensor]]:
+def _pieces(stream: Stream) -> Iterator[tuple[SparseCodes, Tensor]]:
     """The stream, sparse, in pieces of about `TOKENS` tokens: products of many small ones are slow."""
-    parts: list[Sparse] = []
+    parts: list[SparseCodes] = []
     targets: list[Tensor] = []
     for codes, y in stream():
-        parts.append(Sparse.of(codes))
+        parts.append(SparseCodes.of(codes))
         targets.append(y)
         if sum(part.tokens for part in parts) >= TOKENS:
-            yield Sparse.join(parts), torch.cat(targets)
+            yield SparseCodes.join(parts), torch.cat(targets)
             parts, targets = [], []
     if parts:
-        yield Sparse.join(parts), torch.cat(targets)
+        yield SparseCodes.join(parts), torch.cat(targets)
+
+
+def _held(stream: Stream, sums: _Sums, free: Tensor, memory_bytes: int) -> Callable[[], Iterable[Bags]]:
+    """Passes over the free features' codes: from memory when they fit, else computed anew each time."""
+
+    def again() -> Iterator[Bags]:
+        pieces = sums.codes if sums.codes is not None else (codes for codes, _ in _pieces(stream))
+        return (codes.only(free).bags() for codes in pieces)
+
+    if int(sums.firings[free].sum()) * BYTES_PER_CODE > memory_bytes:
+        return again
+    kept = list(again())
+    return lambda: kept
 
 
 def _solve(
-    stream: Stream,
-    decoder: Tensor,
-    free: Tensor,
-    right: Tensor,
-    sums: _Sums,
-    pull: float,
-    memory_bytes: int,
+    held: Callable[[], Iterable[Bags]], decoder: Tensor, diagonal: Tensor, right: Tensor, pull: float
 ) -> tuple[Tensor, int]:
-    """``(G + pull) u = right`` over the free features: steps u (free,) away from s*, and how many products it took."""
-    size = int(free.sum())
-    rows = decoder[free]
-    held = _held(stream, free, int(sums.firings[free].sum()), memory_bytes)
-    diagonal = (sums.diagonal[free] + pull).cpu().numpy()
-    count = 0
+    """u (free,) of ``(G + pull) u = right`` for the decoder rows of free features, and the number of products taken."""
+    size, products = len(decoder), 0
+    preconditioner = 1 / (diagonal + pull).cpu().numpy()
 
-    def product(vector: object) -> object:
-        nonlocal count
-        count += 1
-        v = torch.as_tensor(vector, dtype=torch.float64).to(decoder.device)
-        out = pull * v
-        for codes in held():
-            out = out + codes.project(rows, codes.write(rows, v.to(rows)))
+    def product(vector: Any) -> Any:
+        nonlocal products
+        products += 1
+        v = torch.from_numpy(vector).to(decoder.device)
+        # The pieces' sums are float64, so that cutting the tokens elsewhere changes the last bits of float32 only.
+        out = sum((bags.project(decoder, bags.write(decoder, v.to(decoder))) for bags in held()), pull * v)
         return out.cpu().numpy()
 
-    shape = (size, size)
     found, info = cg(
-        LinearOperator(shape, matvec=product, dtype="float64"),
+        LinearOperator((size, size), matvec=product, dtype="float64"),
         right.cpu().numpy(),
         rtol=_TOLERANCE,
         maxiter=_ITERATIONS,
-        M=LinearOperator(shape, matvec=lambda vector: vector / diagonal, dtype="float64"),
+        M=LinearOperator((size, size), matvec=lambda vector: preconditioner * vector, dtype="float64"),
     )
     if info != 0:
         raise MeasurementError(
-            f"the scales of {size} features did not converge in {_ITERATIONS} steps; "
-            f"the decoder or the codes are badly scaled (largest over smallest energy {diagonal.max() / diagonal.min():.1e})"
+            f"the scales of {size} features did not converge in {_ITERATIONS} steps: their energies differ by a factor "
+            f"of {preconditioner.max() / preconditioner.min():.1e}; check the decoder's norms"
         )
-    return torch.as_tensor(found).to(decoder.device), count
-
-
+    return torch.from_numpy(found).to(decoder.device), products

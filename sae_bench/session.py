@@ -144,7 +144,7 @@ class Session:
         except SAEBenchError as error:
             self.written.append(f"not accepted: {error}")
         else:
-            self.written += ["accepted:", *(f"  {change}" for change in changes)]
+            self.written += [f"accepted under {self.resolved['sae_baselines']}/:", *accepting.describe(changes)]
 
 
 def _shown(path: Path) -> Path:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 from sae_bench.errors import MeasurementError
 from sae_bench.measurement import Estimate, Exact, Floats, Influence, Ratio, Undefined
@@ -28,8 +28,12 @@ NUMERIC_FLOOR = 1e-5
 Sides: TypeAlias = Literal["both", "lower", "upper"]
 
 
+@cache
 def t_quantile(alpha_one_sided: float, dof: int) -> float:
     """The value that Student's t with ``dof`` degrees of freedom exceeds with probability ``alpha_one_sided``."""
+    # A tenth of a second, which listing and showing reports need not spend.
+    from scipy.special import stdtrit
+
     return float(-stdtrit(dof, alpha_one_sided))
 
 

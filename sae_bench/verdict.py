@@ -115,7 +115,7 @@ def judge(
         property=property,
         sae=sae,
         verdict=verdict,
-        beyond=verdict is Verdict.INCONCLUSIVE and worst.beyond,
+        beyond=worst.beyond,
         headline=headline,
         judgements=tuple(judged),
         lines=tuple(_lines(case, metrics, judged, worst)),
@@ -198,7 +198,11 @@ def _judgement(
 def _missing(case: _Case, metric: Metric, limits: Mapping[Kind, Rule], why: str) -> Judgement:
     held = case.held(metric.name)
     before = f"was accepted at {wording.number(held.value)} but " if held is not None else ""
-    told = "" if held is not None else f", so its limit {'; '.join(map(str, limits.values()))} cannot be judged"
+    told = (
+        ""
+        if held is not None
+        else f", so its limit {'; '.join(str(rule.limit) for rule in limits.values())} cannot be judged"
+    )
     return _judgement(case, metric, Verdict.MISSING, before + why + told, limits)
 
 
@@ -211,7 +215,7 @@ def _broken(
 def _judge_metric(case: _Case, metric: Metric, estimate: Estimate, limits: Mapping[Kind, Rule]) -> Judgement:
     held = case.held(metric.name)
     if isinstance(estimate, Undefined):
-        if held is not None and "change" in limits and not isinstance(held.estimate, Undefined):
+        if held is not None and limits and not isinstance(held.estimate, Undefined):
             # Else an SAE that loses what a metric needs (its live features, say) would turn green by it.
             return _missing(case, metric, limits, f"has no value now: {estimate.reason}")
         return _judgement(case, metric, Verdict.UNDEFINED, f"is undefined: {estimate.reason}", limits, estimate)
@@ -249,13 +253,13 @@ def _judge_change(case: _Case, metric: Metric, estimate: Estimate, rule: Rule) -
     if held is None or isinstance(held.estimate, Undefined):
         return Outcome(rule, Verdict.NEW), None, f"{number}; nothing is accepted yet"
     if case.differences:
-        why = f"{', '.join(difference.field for difference in case.differences)} differ"
+        why = f"of another {', '.join(difference.field for difference in case.differences)}"
     elif held.version != metric.version:
         why = f"its definition is version {metric.version} now and was version {held.version} when accepted"
     else:
         why = ""
     if why:
-        return Outcome(rule, Verdict.INCOMPARABLE), None, f"cannot be compared with its accepted report: {why}"
+        return Outcome(rule, Verdict.INCOMPARABLE), None, f"cannot be compared with its accepted value: {why}"
     name, clusters = case.name(metric.name), case.measurement.clusters
     change = None
     if held.estimate is not None:

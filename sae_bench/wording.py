@@ -66,7 +66,7 @@ def paired(metric: Metric, change: Change, outcome: Outcome, alpha: float, accep
         where = "above" if change.value > 0 else "below"
         moved = f"{f'{size:.1f}%' if relative else number(size)} {where} the accepted {number(change.accepted_value)}"
     inside = []
-    if outcome.interval is not None and not change.exact:
+    if outcome.interval is not None and outcome.interval[0] != outcome.interval[1]:
         inside.append(f"{confidence(alpha)} interval {_span(outcome.interval, scale, relative, True)}")
     inside.append(f"allowed {_allowed(limit, width)}")
     over = ""
@@ -130,12 +130,17 @@ def commands(verdicts: set[Verdict], name: str, sae: str) -> list[str]:
     return lines
 
 
+def _worth_a_line(each: Judgement) -> bool:
+    """What a reader of a failure needs; that a merely reported metric is undefined stands in the summary."""
+    return each.verdict not in _WORTH_A_LINE and (each.verdict is not Verdict.UNDEFINED or bool(each.limit))
+
+
 def lines(
     name: str, sae: str, judgements: Sequence[Judgement], worst: Judgement, differences: Sequence[Difference]
 ) -> list[str]:
     """The whole text of a property's verdict: worst metric first, then all that is not PASS, then the commands."""
     text = [worst.message]
-    text += [f"  {each.message}" for each in judgements if each is not worst and each.verdict not in _WORTH_A_LINE]
+    text += [f"  {each.message}" for each in judgements if each is not worst and _worth_a_line(each)]
     if differences and any(each.verdict is Verdict.INCOMPARABLE for each in judgements):
         text += [f"  {difference}" for difference in differences]
     return text + commands({each.verdict for each in judgements if each.verdict is not None}, name, sae)

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parents[1] / "sae_bench"
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("__init__", "_identity", "errors", "registry", "spec", "site", "registration"),
     1: ("measurement", "stats", "limits", "verdict"),
-    2: ("sae", "formats", "corpus", "model", "floors", "controls"),
-    3: ("bench",),
+    2: ("sae", "formats", "corpus", "model", "floors", "controls", "sparse_codes"),
+    3: ("bench", "scales"),
     4: ("properties",),
     5: ("report", "baselines", "store"),
-    6: ("run", "render"),
+    6: ("run", "render", "rescaling"),
     7: ("testing", "suite", "options"),
     8: ("plugin", "session", "scheduling", "cli", "__main__", "demo"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,8 +59,8 @@ def check_names(found: Mapping[str, Tensor], expected: Iterable[str], what: str)
     """`LoadError` that names missing and surplus tensors unless ``found`` holds exactly ``expected``."""
     missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or surplus:
-        clauses = [f"lacks {', '.join(missing)}"] if missing else []
-        clauses += [f"has {', '.join(surplus)} too many"] if surplus else []
+        clauses = [f"lack {', '.join(missing)}"] if missing else []
+        clauses += [f"have {', '.join(surplus)} too many"] if surplus else []
         raise LoadError(
             f"the weights of {what} {' and '.join(clauses)} (expected {', '.join(sorted(expected))}); "
             f"the config's architecture does not belong to these weights"
@@ -92,6 +92,20 @@ def check_orientation(W_enc: Tensor, W_dec: Tensor, what: str) -> None:
             f"W_enc or W_dec of {what} is transposed: encoder and decoder directions have mean cosine {stored:.2f} "
             f"as stored and {turned:.2f} with one of them turned; save W_enc as (d_in, d_sae), W_dec as (d_sae, d_in)"
         )
+
+
+T = TypeVar("T", str, bool, int, float)
+
+
+def said(config: Mapping[str, Any], key: str, kind: type[T], what: str) -> T | None:
+    """``config[key]`` when it is there and not null; `LoadError` when it is of another kind."""
+    value = config.get(key)
+    if value is None:
+        return None
+    fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise LoadError(f"{key} of {what} is {value!r}, it must be a {kind.__name__} or null")
+    return kind(value)
 
 
 def positive_int(config: Mapping[str, Any], key: str, what: str) -> int:

@@ -24,6 +24,7 @@ from sae_bench.formats._files import (
     positive_int,
     read_json,
     read_safetensors,
+    said,
 )
 from sae_bench.sae import Activation, Gated, JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TokenNorm, TopK
 
@@ -140,7 +141,7 @@ def build(
         weights = _fold_norms(weights)
     subtracts = config.get("apply_b_dec_to_input", True)
     return LinearDecoderSAE(
-        info=_info(config, metadata, architecture, str(dtype).removeprefix("torch.")),
+        info=_info(config, architecture, str(dtype).removeprefix("torch."), what),
         W_enc=weights["W_enc"],
         activation=_ARCHITECTURES[architecture].build(weights, config),
         W_dec=weights["W_dec"],
@@ -155,10 +156,9 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
     new = {_RENAMED.get(key, key): value for key, value in config.items()}
     if not isinstance(new.get("metadata"), Mapping):
         new["metadata"] = {key: new[key] for key in _METADATA if key in new}
-    kwargs = new.get("activation_fn_kwargs") or {}
-    if new.get("activation_fn") == "topk" and "k" in kwargs:
+    kwargs = new.get("activation_fn_kwargs")
+    if new.get("activation_fn") == "topk" and isinstance(kwargs, Mapping) and "k" in kwargs:
         new.update(architecture="topk", k=kwargs["k"])
-    new.setdefault("architecture", "standard")
     # Early versions had a flag where later ones have a word.
     norm = new.get("normalize_activations") or "none"
     new["normalize_activations"] = "expected_average_only_in" if norm is True else norm
@@ -166,16 +166,16 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _architecture(config: Mapping[str, Any], what: str) -> str:
-    name = config["architecture"]
+    name = said(config, "architecture", str, what) or "standard"
     if name in _ARCHITECTURES:
         activation = config.get("activation_fn", "relu")
         if name != "topk" and activation != "relu":
             raise LoadError(f"activation function {activation!r} of {what} is not known here; known: relu, topk")
-        return str(name)
-    if "transcoder" in str(name):
+        return name
+    if "transcoder" in name:
         raise LoadError(f"{what} is a transcoder ({name}): it predicts another site; only autoencoders are measured")
     raise LoadError(
-        f"unknown architecture {name!r} of {what}{near(str(name), _ARCHITECTURES)}; "
+        f"unknown architecture {name!r} of {what}{near(name, _ARCHITECTURES)}; "
         f"to measure it all the same, register it with load=, a function that returns an object with encode and decode"
     )
 
@@ -257,25 +257,29 @@ def _fold_norms(weights: Tensors) -> Tensors:
     }
 
 
-def _info(config: Mapping[str, Any], metadata: Mapping[str, Any], architecture: str, dtype: str) -> SAEInfo:
+def _info(config: Mapping[str, Any], architecture: str, dtype: str, what: str) -> SAEInfo:
+    metadata = config["metadata"]
     known = {"model_name", "model_from_pretrained_kwargs", "hook_name", "hook_name_out", "prepend_bos", "context_size"}
-    site = metadata.get("hook_name")
+    site = said(metadata, "hook_name", str, what)
+    kwargs = metadata.get("model_from_pretrained_kwargs") or {}
+    if not isinstance(kwargs, Mapping):
+        raise LoadError(f"model_from_pretrained_kwargs of {what} is {kwargs!r}, it must be an object or null")
     extra = {key: value for key, value in metadata.items() if key not in known}
     if (reshape := config.get("reshape_activations", "none")) != "none":
         extra["reshape_activations"] = reshape
     return SAEInfo(
         format="sae_lens",
-        architecture=str(metadata.get("training_architecture") or architecture),
+        architecture=said(metadata, "training_architecture", str, what) or architecture,
         d_in=config["d_in"],
         d_sae=config["d_sae"],
         dtype=dtype,
-        model=metadata.get("model_name"),
-        model_kwargs=dict(metadata.get("model_from_pretrained_kwargs") or {}),
+        model=said(metadata, "model_name", str, what),
+        model_kwargs=dict(kwargs),
         site_in=site,
         site_out=site,
-        prepend_bos=metadata.get("prepend_bos"),
-        context_size=metadata.get("context_size"),
-        l0=metadata.get("l0"),
-        neuronpedia=metadata.get("neuronpedia_id"),
+        prepend_bos=said(metadata, "prepend_bos", bool, what),
+        context_size=said(metadata, "context_size", int, what),
+        l0=said(metadata, "l0", float, what),
+        neuronpedia=said(metadata, "neuronpedia_id", str, what),
         extra=extra,
     )

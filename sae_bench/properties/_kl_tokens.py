@@ -38,9 +38,9 @@ def type_sums(bench: Bench, table: Tensor) -> tuple[Floats, Floats, NDArray[np.i
     flat = cluster[kept] * shape[1] + place[kept]
     values = table.cpu().numpy()[keep][kept]
     size = shape[0] * shape[1]
-    sums = np.bincount(flat, weights=values, minlength=size).astype(np.float64).reshape(shape)
-    counts = np.bincount(flat, minlength=size).astype(np.float64).reshape(shape)
-    return sums, counts, ids[listed].astype(np.int64)
+    sums: Floats = np.bincount(flat, weights=values, minlength=size).astype(np.float64).reshape(shape)
+    seen: Floats = np.bincount(flat, minlength=size).astype(np.float64).reshape(shape)
+    return sums, seen, ids[listed].astype(np.int64)
 
 
 def frequency_correlation(bench: Bench, gap: Tensor) -> Estimate:

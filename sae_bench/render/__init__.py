@@ -1,1 +1,1 @@
-"""Report in, text out: terminal, Markdown, GitHub, HTML. Nothing is measured or judged here, and no torch is imported."""
+"""Report in, text out: terminal, Markdown, GitHub, HTML. Nothing is measured or judged here; no torch is imported."""

@@ -20,7 +20,7 @@ class Row:
     """One line: a metric, or a property that has none because it could not be measured."""
 
     sae: str
-    property: str
+    property_name: str
     metric: str
     "'' for a property without metrics."
     result: MetricResult | None
@@ -34,7 +34,7 @@ class Row:
     @property
     def name(self) -> str:
         """``property.metric``."""
-        return f"{self.property}.{self.metric}" if self.metric else self.property
+        return f"{self.property_name}.{self.metric}" if self.metric else self.property_name
 
     @property
     def rank(self) -> tuple[int, bool]:
@@ -78,13 +78,13 @@ def _notes(property: str, metric: MetricResult) -> tuple[str, ...]:
 
 
 def worth_showing(report: Report) -> list[Row]:
-    """Headlines, and whatever was judged and is not PASS; many metrics that are NEW or INCOMPARABLE at once are one row.
+    """Headlines, and whatever was judged and is not PASS; what is NEW or INCOMPARABLE all at once is one row.
 
     Undefined metrics that no limit is about are left to `undefined`.
     """
     shown: list[Row] = []
     for sae, name, result in properties(report):
-        mine = [row for row in all_rows(_only(report, sae, name))]
+        mine = list(all_rows(_only(report, sae, name)))
         kept = [row for row in mine if row.headline or _stands_out(row)]
         head = kept[0] if kept and kept[0].headline else None
         if head is not None and head.verdict in _AT_ONCE:
@@ -105,8 +105,9 @@ def _merged(shown: list[Row]) -> Iterator[Row]:
     for row in shown:
         if id(row) in first:
             reason, group = first[id(row)]
-            names = ", ".join(each.property for each in group)
-            yield Row(row.sae, names, "", None, row.verdict, row.beyond, True, notes=(f"not measured: {reason}",))
+            names = ", ".join(each.property_name for each in group)
+            note = f"{names}: {reason}"
+            yield Row(row.sae, f"{len(group)} properties", "", None, row.verdict, row.beyond, True, notes=(note,))
         elif id(row) not in later:
             yield row
 
@@ -126,7 +127,7 @@ def _with(head: Row, result: PropertyResult, more: int) -> Row:
     if head.verdict is Verdict.INCOMPARABLE:
         differing = [line.strip() for line in result.lines[1:] if line.endswith(" accepted") and " now, " in line]
         notes = tuple(differing) or notes
-    return Row(head.sae, head.property, head.metric, head.result, head.verdict, head.beyond, True, more, notes)
+    return Row(head.sae, head.property_name, head.metric, head.result, head.verdict, head.beyond, True, more, notes)
 
 
 def undefined(report: Report) -> list[str]:
@@ -134,7 +135,7 @@ def undefined(report: Report) -> list[str]:
     found: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
     for row in all_rows(report):
         if row.verdict is Verdict.UNDEFINED and row.result is not None and not row.result.limit:
-            metrics, saes = found.setdefault((row.property, row.result.reason), ({}, {}))
+            metrics, saes = found.setdefault((row.property_name, row.result.reason), ({}, {}))
             metrics[row.metric], saes[row.sae] = None, None
     return [
         f"undefined: {property}.{{{', '.join(metrics)}}} of {_of(list(saes), report)}: {reason}"
@@ -173,7 +174,7 @@ def acceptable(report: Report) -> dict[str, list[str]]:
 
 
 def accept_commands(report: Report) -> list[str]:
-    """The commands that accept what is NEW or IMPROVED and nothing that is worse; SAEs with the same ones share a line."""
+    """The commands that accept what is NEW or IMPROVED and nothing worse; SAEs share a line where they can."""
     by_properties: dict[str, list[str]] = {}
     for sae, names in acceptable(report).items():
         everything = len(names) == len(report.saes[sae].properties)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
+from sae_bench.errors import StoreError
 from sae_bench.outcome import Verdict
-from sae_bench.render import words
+from sae_bench.render import facts, words
 from sae_bench.render.rows import (
     Row,
     accept_commands,
@@ -20,6 +20,7 @@ from sae_bench.render.rows import (
     verdict_line,
     worth_showing,
 )
+from sae_bench.report import load_report
 from sae_bench.results import Report
 from sae_bench.spec import SAESpec
 
@@ -36,10 +37,10 @@ _STYLE = {
     Verdict.IMPROVED: "green",
     Verdict.KNOWN: "blue",
 }
-_HEAD = ("", "", "", "accepted", "now", "change", "interval", "allowed", "verdict")
-_SAE, _NAME, _MARK, _ACCEPTED, _NOW, _CHANGE, _INTERVAL, _ALLOWED, _VERDICT = range(len(_HEAD))
+_HEAD = ("", "", "", "", "accepted", "now", "change", "interval", "allowed", "verdict")
+_SAE, _NAME, _MARK, _UNIT, _ACCEPTED, _NOW, _CHANGE, _INTERVAL, _ALLOWED, _VERDICT = range(len(_HEAD))
 _RIGHT = {_ACCEPTED, _CHANGE}
-_DISPENSABLE = (_SAE, _INTERVAL, _ACCEPTED, _ALLOWED, _CHANGE)
+_DISPENSABLE = (_SAE, _UNIT, _ACCEPTED, _INTERVAL, _ALLOWED, _CHANGE)
 "Columns that go, in this order, where the lines are too narrow; the SAE's name then stands on a line of its own."
 
 
@@ -72,8 +73,7 @@ def summary(
     width = max(width, NARROWEST)
     lines = [*_header(report, width, baselines), _Line("")]
     shown = worth_showing(report)
-    lines += _table(shown, width) if shown else [_Line("no property was measured")]
-    lines += [_Line("")] if shown else []
+    lines += [*_table(shown, width), _Line("")] if shown else []
     lines += _wrapped(undefined(report), width)
     lines += _footer(report, width, report_path)
     return _painted(lines, color)
@@ -87,72 +87,13 @@ def _header(report: Report, width: int, baselines: str) -> list[_Line]:
         f" SAE quality: {_count(len(report.saes), 'SAE')}, {_count(len(names), 'property', 'properties')}, "
         f"{_count(judged, 'metric')} judged "
     )
-    facts = [_corpora(report), *_models(report), *_hardware(report)]
-    compared = any(each.accepted is not None for _, _, result in found for each in result.metrics.values())
-    evidence = [f"accepted reports: {baselines}/" if compared else f"nothing compared with {baselines}/"]
-    evidence += [_documents(report), _confidence(report)]
+    where = f"accepted reports: {baselines}/" if facts.compared(report) else f"nothing compared with {baselines}/"
     lines = [_Line(title.center(width, "─"), "bold")]
-    return lines + _wrapped([" · ".join(filter(None, facts)), " · ".join(filter(None, evidence))], width)
+    return lines + _wrapped([facts.context(report), " · ".join(filter(None, [where, facts.evidence(report)]))], width)
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-def _contexts(report: Report) -> list[Mapping[str, Any]]:
-    return [result.context for _, _, result in properties(report) if result.context]
-
-
-def _different(values: Iterable[Any]) -> list[str]:
-    return list(dict.fromkeys(str(value) for value in values if value is not None))
-
-
-def _corpora(report: Report) -> str:
-    hashes = _different(context.get("corpus") for context in _contexts(report))
-    if len(hashes) == 1:
-        return f"corpus {hashes[0].removeprefix('sha256:')[:8]}"
-    return f"{len(hashes)} corpora" if hashes else ""
-
-
-def _models(report: Report) -> list[str]:
-    contexts = _contexts(report)
-    models, processing = [], []
-    for context in contexts:
-        model = context.get("model")
-        if isinstance(model, Mapping):
-            models.append(str(model.get("weights", model)).removeprefix("sha256:")[:8])
-            done = model.get("processing")
-            processing.append(", ".join(f"{key}={value}" for key, value in done.items()) if done else "as published")
-        elif model is not None:
-            models.append(str(model))
-    texts = []
-    if found := _different(models):
-        texts.append(f"model {found[0]}" if len(found) == 1 else f"{len(found)} models")
-    for values in (_different(context.get("site") for context in contexts),):
-        texts += values if len(values) == 1 else [f"{len(values)} sites"] if values else []
-    kinds = _different(processing)
-    if len(kinds) == 1 and kinds[0] != "as published":
-        texts.append(f"weights {kinds[0]}")
-    return texts + _different(context.get("model_dtype") for context in contexts)
-
-
-def _hardware(report: Report) -> list[str]:
-    found = report.run.hardware
-    return _different([found.get("accelerator")])
-
-
-def _documents(report: Report) -> str:
-    found = sorted({len(result.clusters) for _, _, result in properties(report) if result.clusters})
-    if not found:
-        return ""
-    return f"{found[0]} documents" if len(found) == 1 else f"{found[0]} to {found[-1]} documents"
-
-
-def _confidence(report: Report) -> str:
-    """The least and the greatest of the properties' confidences: each divides its error rate by what it judges."""
-    levels = {result.confidence for _, _, result in properties(report) if result.confidence is not None}
-    texts = [f"{100 * level:.4g}%" for level in sorted(levels)]
-    return f"{' to '.join(dict.fromkeys((texts[0], texts[-1])))} intervals" if texts else ""
 
 
 def _table(shown: Sequence[Row], width: int) -> list[_Line]:
@@ -178,16 +119,17 @@ def _table(shown: Sequence[Row], width: int) -> list[_Line]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    word = words.verdict_word(row.verdict, row.beyond) or "not judged"
+    word = words.verdict_word(row.verdict, row.beyond) or "reported"
     if row.more:
         word += f" (+{row.more})"
     if row.result is None:
-        return (row.sae, row.name, "", "", "", "", "", "", word)
+        return (row.sae, row.name, *[""] * (_VERDICT - _MARK), word)
     metric = row.result
     return (
         row.sae,
         row.name,
-        f"{words.direction(metric)} {words.unit(metric)}".rstrip(),
+        words.direction(metric),
+        words.unit(metric),
         words.accepted(metric),
         words.value(metric),
         words.change(metric),
@@ -202,11 +144,8 @@ def _fitting(cells: Sequence[Sequence[str]], width: int) -> list[int]:
     columns = [c for c in range(len(_HEAD)) if any(row[c] for row in cells)]
     for gone in (None, *_DISPENSABLE):
         columns = [column for column in columns if column != gone]
-        indent = 0 if _SAE in columns else 2
-        # Names of properties that share one error may be long; they are cut before a column is given up.
-        natural = {c: max(len(_HEAD[c]), *(len(row[c]) for row in cells if c != _NAME or row[_NOW])) for c in columns
-                   if any(c != _NAME or row[_NOW] for row in cells)}
-        if indent + sum(natural.values()) + 2 * (len(columns) - 1) <= width:
+        natural = sum(max(len(_HEAD[column]), *(len(row[column]) for row in cells)) for column in columns)
+        if natural + 2 * (len(columns) - (_SAE in columns)) <= width:
             break
     return columns
 
@@ -228,11 +167,11 @@ def _footer(report: Report, width: int, report_path: str | None) -> list[_Line]:
     worst = verdict_line(report).partition(":")[0]
     style = "bold red" if worst.isupper() else "bold green"
     where = f"report: {report_path}" if report_path else ""
-    line = count_line(report)
+    line = count_line(report) if any(True for _ in properties(report)) else verdict_line(report)
     if len(line) + len(where) + 2 <= width:
         lines = [_Line(line + where.rjust(width - len(line)) if where else line, style)]
     else:
-        lines = [_Line(line, style), _Line(where)]
+        lines = [_Line(line, style), *_wrapped([where], width)]
     timed = [(result.seconds, name, sae) for sae, name, result in properties(report) if result.seconds is not None]
     if timed:
         seconds, name, sae = max(timed)
@@ -254,15 +193,17 @@ def _wrapped(sentences: Iterable[str], width: int, indent: str = "") -> list[_Li
 
 
 def _painted(lines: Sequence[_Line], color: bool) -> str:
+    # What a report says may hold escape sequences of its own; none reaches the terminal.
+    texts = ["".join(each if each.isprintable() else "�" for each in line.text) for line in lines]
     if not color:
-        return "\n".join(line.text.rstrip() for line in lines) + "\n"
+        return "".join(text.rstrip() + "\n" for text in texts)
     from rich.console import Console
     from rich.text import Text
 
     out = StringIO()
     console = Console(file=out, force_terminal=True, color_system="standard", no_color=False, width=10_000)
-    for line in lines:
-        text = Text(line.text)
+    for line, plain in zip(lines, texts, strict=True):
+        text = Text(plain)
         if line.style:
             text.stylize(line.style, line.start)
         console.print(text, soft_wrap=True)
@@ -276,17 +217,29 @@ def listing(specs: Sequence[SAESpec], properties: Sequence[str], baselines: Path
         lines.append("no SAE is registered or chosen; register one with register_sae(...) in conftest.py")
     for spec in specs:
         path = spec.baseline_path(baselines)
-        facts = {
+        known = {
             "registered": spec.origin,
             "weights": spec.path or "load=...",
             "model": spec.model or "as its config says",
             "site": spec.site or "as its config says",
             "corpus": spec.corpus or "as its config says",
-            "accepted": str(path) if path.is_file() else f"no report ({path})",
+            "accepted": _accepted(path, properties),
             "tags": ", ".join(spec.tags),
             "known failures": "; ".join(f"{name} ({why})" for name, why in spec.known_failures.items()),
             "limits": ", ".join(spec.limits),
         }
-        lines += [spec.id, *(f"  {name + ':':16}{fact}" for name, fact in facts.items() if fact), ""]
+        lines += [spec.id, *(f"  {name + ':':16}{fact}" for name, fact in known.items() if fact), ""]
     lines.append(f"properties: {', '.join(properties) or 'none chosen'}")
-    return "\n".join(lines) + "\n"
+    return _painted([_Line(line) for line in lines], color=False)
+
+
+def _accepted(path: Path, properties: Sequence[str]) -> str:
+    """Which of the properties an accepted file speaks of."""
+    if not path.is_file():
+        return f"no report ({path})"
+    try:
+        held = {name for each in load_report(path).saes.values() for name in each.properties}
+    except StoreError as error:
+        return str(error)
+    lacking = [name for name in properties if name not in held]
+    return str(path) + (f", without {', '.join(lacking)}" if lacking else "")

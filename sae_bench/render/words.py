@@ -1,4 +1,4 @@
-"""How a metric's numbers are spelled in tables, whatever the output: one cell each, '' where there is nothing to say."""
+"""How a metric's numbers are spelled in tables, whatever the output: one cell each, '' where there is nothing."""
 
 from __future__ import annotations
 
@@ -105,14 +105,18 @@ def interval(metric: MetricResult) -> str:
 
 
 def allowed(metric: MetricResult) -> str:
-    """``≤ +5%``, ``≥ -1%``, ``±0.01`` for changes; ``≤ 0.25`` for the value itself."""
+    """``≤ +5%``, ``≥ -1%``, ``±0.01`` for changes; ``≤ 0.25``, ``0.95 to 1.05`` for the value itself."""
+    limits = limits_of(metric)
+    bounds = {limit.kind: f"{limit.bound:.4g}" for limit in limits if limit.hard}
     texts = []
-    for limit in limits_of(metric):
-        if limit.kind == "max":
-            texts.append(f"≤ {limit.bound:.4g}")
-        elif limit.kind == "min":
-            texts.append(f"≥ {limit.bound:.4g}")
-        elif metric.better == "lower":
+    if len(bounds) == 2:
+        texts.append(f"{bounds['min']} to {bounds['max']}")
+    else:
+        texts += [f"{'≤' if kind == 'max' else '≥'} {bound}" for kind, bound in bounds.items()]
+    for limit in limits:
+        if limit.hard:
+            continue
+        if metric.better == "lower":
             texts.append(f"≤ +{limit}")
         elif metric.better == "higher":
             texts.append(f"≥ -{limit}")

@@ -78,8 +78,8 @@ class WrappedSAE:
         written = self._rows(picks)
         if not _close(self._rows(picks, 2.0), 2 * written):
             raise MeasurementError(
-                f"decode of the {self._name} object is not linear in the codes, so its features have no fixed direction "
-                f"and properties of its weights cannot be measured"
+                f"decode of the {self._name} object is not linear in the codes, so its features have no fixed "
+                f"direction and properties of its weights cannot be measured"
             )
         for rows in (stored, stored.T):
             if rows.shape == (self.d_sae, self.d_out) and _close(rows[picks], written):

@@ -288,9 +288,9 @@ def edit(folder: Path, **changes: Any) -> None:
     [
         ({"architecture": "jumprelo"}, r"unknown architecture 'jumprelo' of .*; did you mean 'jumprelu'\?"),
         ({"architecture": "temporal"}, "unknown architecture 'temporal' of .*register it with load="),
-        ({"architecture": 7}, "unknown architecture 7 of"),
-        ({"architecture": "standard"}, r"has threshold too many \(expected W_dec, W_enc, b_dec, b_enc\)"),
-        ({"architecture": "gated"}, "lacks b_gate, b_mag, r_mag and has b_enc, threshold too many"),
+        ({"architecture": 7}, "architecture of .* is 7, it must be a str or null"),
+        ({"architecture": "standard"}, r"have threshold too many \(expected W_dec, W_enc, b_dec, b_enc\)"),
+        ({"architecture": "gated"}, "lack b_gate, b_mag, r_mag and have b_enc, threshold too many"),
         ({"architecture": "transcoder"}, "is a transcoder.*only autoencoders are measured"),
         ({"metadata": {"hook_name_out": "blocks.1.hook_mlp_out"}}, "is a transcoder.*it reads .* and writes"),
         ({"d_out": 13}, "is a transcoder"),

@@ -1,0 +1,21 @@
+"""argparse, with the exit code that usage errors have here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn, TypeAlias
+
+USAGE_EXIT = 4
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with exit code 4 where argparse would end with 2, which pytest uses for an interruption."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and the one sentence."""
+        self.print_usage(sys.stderr)
+        self.exit(USAGE_EXIT, f"{self.prog}: {message}\n")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"

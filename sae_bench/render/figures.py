@@ -1,0 +1,286 @@
+"""Series and metrics as plotly figures: plain JSON, drawn by the page. Any series has a picture by its kind.
+
+Colours are names (``$0`` to ``$7``, ``$ink``, ``$bad`` ...) that the page turns into those of its theme. Text that comes
+from a report is escaped, because plotly reads markup in labels.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sae_bench.measurement import Series
+from sae_bench.render import words
+from sae_bench.results import MetricResult
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle-down", "star")
+MANY = 8
+"Lines beyond which single ones are drawn thin and grey, with their mean above them."
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture: plotly's traces and layout, and what stands around it."""
+
+    title: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any] = field(default_factory=dict)
+    caption: str = ""
+    wide: bool = False
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the page gives to plotly."""
+        return {"data": self.data, "layout": self.layout}
+
+
+def label(text: object) -> str:
+    """Text for plotly, with markup made visible."""
+    return html.escape(str(text), quote=False).replace("\n", "⏎")
+
+
+def token(text: object) -> str:
+    """A token for plotly: spaces at its ends would not be seen."""
+    shown = str(text)
+    bare = shown.strip(" ")
+    lead = len(shown) - len(shown.lstrip(" "))
+    return label("␣" * lead + bare + "␣" * (len(shown) - len(bare) - lead)) if bare else label("␣" * len(shown))
+
+
+def shorten(value: float) -> float | None:
+    """Five significant digits; None (JSON's null, a gap in a line) where there is no number."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def numbers(column: Sequence[Any]) -> list[float | None]:
+    """A column as numbers for plotly; whatever is none becomes a gap."""
+    return [shorten(float(each)) if is_number(each) else None for each in column]
+
+
+def is_number(each: Any) -> bool:
+    """Whether ``each`` is an int or a float, finite or not."""
+    return isinstance(each, int | float) and not isinstance(each, bool)
+
+
+def is_numeric(column: Sequence[Any]) -> bool:
+    """Whether a column has numbers in it and nothing but numbers and gaps."""
+    return any(is_number(each) for each in column) and all(each is None or is_number(each) for each in column)
+
+
+def axis(title: str = "", *, log: bool = False, **more: Any) -> dict[str, Any]:
+    """A plotly axis."""
+    found: dict[str, Any] = {"title": {"text": label(title)}, **more}
+    if log:
+        found |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    return found
+
+
+def line(name: str, index: int, x: Sequence[Any], y: Sequence[Any], **more: Any) -> dict[str, Any]:
+    """One line; colour, dash and marker all differ from its neighbours'."""
+    style = {"color": f"${index % 8}", "dash": DASHES[index % len(DASHES)], "width": 2.5 if index == 0 else 1.75}
+    return {"type": "scatter", "mode": "lines", "name": label(name), "x": list(x), "y": list(y), "line": style, **more}
+
+
+def upright(x: float, name: str, color: str, dash: str = "solid") -> tuple[dict[str, Any], dict[str, Any]]:
+    """A vertical line over the whole height, and its legend entry."""
+    shape = {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper",
+             "line": {"color": color, "dash": dash, "width": 2}}  # fmt: skip
+    entry = {"type": "scatter", "mode": "lines", "x": [None], "y": [None], "name": label(name),
+             "line": {"color": color, "dash": dash, "width": 2}}  # fmt: skip
+    return shape, entry
+
+
+def picture(name: str, series: Series, metric: MetricResult | None = None) -> Figure | None:
+    """The picture of any series by its kind; None when nothing in it can be drawn.
+
+    Args:
+        name: of the series.
+        series: what to draw.
+        metric: the metric of the same name, whose value and limits are drawn into a histogram.
+    """
+    draw = {"histogram": histogram, "quantiles": quantiles, "curve": curve, "table": table}.get(series.kind)
+    if draw is None:
+        return None
+    figure = draw(name, series)
+    if figure is None or metric is None or series.kind != "histogram":
+        return figure
+    return _marked(figure, metric, series.log_x)
+
+
+def _marked(figure: Figure, metric: MetricResult, log: bool) -> Figure:
+    """The figure with the metric's value, its accepted value and its limits drawn in."""
+    marks = [(metric.value, "now", "$0", "solid"), (metric.accepted, "accepted", "$ink", "dash")]
+    marks += [(end, f"limit: {words.allowed(metric)}", "$bad", "dot") for end in bounds(metric)]
+    shapes, entries, named = [], [], set()
+    for x, name, color, dash in marks:
+        if x is None or (log and x <= 0):
+            continue
+        shape, entry = upright(x, name, color, dash)
+        shapes.append(shape)
+        entries += [entry] if name not in named else []
+        named.add(name)
+    layout = {**figure.layout, "shapes": shapes}
+    return Figure(figure.title, [*figure.data, *entries], layout, figure.caption, figure.wide)
+
+
+def bounds(metric: MetricResult) -> list[float]:
+    """Where the metric's limits lie on the axis of its value, as far as the report says it."""
+    found = []
+    for limit in words.limits_of(metric):
+        if limit.hard:
+            found.append(limit.bound)
+        elif metric.accepted is not None and not (limit.se or limit.noise):
+            width = limit.relative * abs(metric.accepted) + limit.absolute
+            signs = {"lower": (1,), "higher": (-1,)}.get(metric.better, (-1, 1))
+            found += [metric.accepted + sign * width for sign in signs]
+    return found
+
+
+def histogram(name: str, series: Series) -> Figure | None:
+    """One distribution as bars; several as steps, each as shares of its own total."""
+    edges = [float(edge) for edge in series.columns.get("edges", ())]
+    columns = {key: [float(n) for n in counts] for key, counts in series.columns.items() if key != "edges"}
+    columns = {key: counts for key, counts in columns.items() if len(counts) + 1 == len(edges) and sum(counts) > 0}
+    if not columns:
+        return None
+    filled = [any(counts[row] for counts in columns.values()) for row in range(len(edges) - 1)]
+    first, last = max(filled.index(True) - 1, 0), min(len(filled) - filled[::-1].index(True) + 1, len(filled))
+    edges = edges[first : last + 1]
+    data = []
+    for index, (key, counts) in enumerate(columns.items()):
+        total = sum(counts)
+        shares = [shorten(n / total) for n in counts[first:last]]
+        fill = {"fill": "tozeroy", "fillcolor": "$fill"} if index == 0 else {}
+        style = {"color": f"${index % 8}", "dash": DASHES[index % len(DASHES)], "width": 2.5 if index == 0 else 1.75,
+                 "shape": "hv"}  # fmt: skip
+        data.append(line(key, index, map(shorten, edges), [*shares, shares[-1]], **fill) | {"line": style})
+    what = next(iter(columns)) if len(columns) == 1 else "distribution"
+    layout = {
+        "xaxis": axis(series.x, log=series.log_x),
+        "yaxis": axis(f"share of {what}", rangemode="tozero", tickformat=".0%"),
+        "showlegend": len(columns) > 1,
+    }
+    total = sum(next(iter(columns.values())))
+    return Figure(series.title or name, data, layout, f"{total:,.0f} {what}" if len(columns) == 1 else "")
+
+
+def quantiles(name: str, series: Series) -> Figure | None:
+    """Quantiles against their share; the vertical axis is logarithmic where everything is positive."""
+    q = [float(each) for each in series.columns.get("q", ())]
+    columns = _lines(series, "q", len(q))
+    if not columns:
+        return None
+    # Even spacing keeps .95 and .999 apart, which on a linear axis are one point.
+    ticks = [f"{100 * each:.4g}%" for each in q]
+    data = [
+        line(key, index, range(len(q)), column, mode="lines+markers", customdata=ticks,
+             hovertemplate="%{customdata}: %{y}", marker={"symbol": SYMBOLS[index % 8], "size": 7})
+        for index, (key, column) in enumerate(columns.items())
+    ]  # fmt: skip
+    layout = {
+        "xaxis": axis(series.x or "quantile", tickvals=list(range(len(q))), ticktext=ticks),
+        "yaxis": axis(log=_positive(columns)),
+        "showlegend": len(columns) > 1,
+    }
+    return Figure(series.title or name, data, layout)
+
+
+def curve(name: str, series: Series) -> Figure | None:
+    """One line per column, with a band or bars where the series brings errors; many lines are thin, with their mean."""
+    x = series.columns.get("x", ())
+    columns = _lines(series, "x", len(x))
+    if not columns:
+        return None
+    errors = {key: columns.pop(f"{key}_se") for key in list(columns) if f"{key}_se" in columns}
+    xs = numbers(x) if is_numeric(x) else [label(each) for each in x]
+    data = _many(columns, xs) if len(columns) > MANY else []
+    if not data:
+        for index, (key, column) in enumerate(columns.items()):
+            bars = {"error_y": {"type": "data", "array": errors[key], "thickness": 1}} if key in errors else {}
+            data.append(line(key, index, xs, column, **bars))
+    wide_range = _positive(columns) and _spread(columns) > 30
+    layout = {
+        "xaxis": axis(series.x, log=series.log_x),
+        "yaxis": axis(log=wide_range),
+        "showlegend": 1 < len(columns),
+    }
+    return Figure(series.title or name, data, layout)
+
+
+def _many(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> list[dict[str, Any]]:
+    thin = {"color": "$faint", "width": 1, "dash": "solid"}
+    data = [
+        line(key, 0, x, column, showlegend=row == 0, legendgroup="each", opacity=0.6) | {"line": thin}
+        for row, (key, column) in enumerate(columns.items())
+    ]
+    data[0]["name"] = f"each of {len(columns)}"
+    rows = [[each for each in row if each is not None] for row in zip(*columns.values(), strict=True)]
+    mean = [shorten(sum(row) / len(row)) if row else None for row in rows]
+    return [*data, line("mean", 0, x, mean)]
+
+
+def table(name: str, series: Series) -> Figure | None:
+    """Columns against the first one: points where it is a number, bars where it is a name. Long names go to tables."""
+    keys = list(series.columns)
+    length = len(series.columns[keys[0]]) if keys else 0
+    columns = {key: numbers(series.columns[key]) for key in keys[1:] if is_numeric(series.columns[key])}
+    columns = {key: column for key, column in columns.items() if any(each is not None for each in column)}
+    if not columns or length == 0 or any(len(series.columns[key]) != length for key in keys):
+        return None
+    errors = {key: columns.pop(f"{key}_se") for key in list(columns) if f"{key}_se" in columns}
+    if "se" in columns and len(columns) > 1:
+        errors[next(key for key in columns if key != "se")] = columns.pop("se")
+    first = series.columns[keys[0]]
+    named = next((list(map(token, series.columns[key])) for key in keys if not is_numeric(series.columns[key])), None)
+    data = _points(columns, errors, first, named) if is_numeric(first) else _bars(columns, errors, named or [])
+    layout = {
+        "xaxis": axis(series.x or keys[0], log=series.log_x and is_numeric(first)),
+        "yaxis": axis(next(iter(columns)) if len(columns) == 1 else ""),
+        "showlegend": len(columns) > 1,
+    }
+    return Figure(series.title or name, data, layout, wide=not is_numeric(first) and length > 12)
+
+
+def _points(
+    columns: Mapping[str, Sequence[Any]], errors: Mapping[str, Any], first: Sequence[Any], named: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    data = []
+    for index, (key, column) in enumerate(columns.items()):
+        marker = {"symbol": SYMBOLS[index % 8], "size": 7, "color": f"${index % 8}"}
+        trace = {"type": "scatter", "mode": "markers", "name": label(key), "x": numbers(first), "y": list(column),
+                 "marker": marker}  # fmt: skip
+        if key in errors:
+            trace["error_y"] = {"type": "data", "array": errors[key], "thickness": 1, "color": "$faint"}
+        if named is not None:
+            trace |= {"text": list(named), "hovertemplate": "%{text}: %{x}, %{y}"}
+        data.append(trace)
+    return data
+
+
+def _bars(
+    columns: Mapping[str, Sequence[Any]], errors: Mapping[str, Any], named: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [
+        {"type": "bar", "name": label(key), "x": list(named), "y": list(column), "marker": {"color": f"${index % 8}"},
+         **({"error_y": {"type": "data", "array": errors[key], "color": "$ink"}} if key in errors else {})}
+        for index, (key, column) in enumerate(columns.items())
+    ]  # fmt: skip
+
+
+def _lines(series: Series, x: str, length: int) -> dict[str, list[float | None]]:
+    """Columns that can be drawn against ``x``."""
+    columns = {key: numbers(column) for key, column in series.columns.items() if key != x and len(column) == length}
+    return {key: column for key, column in columns.items() if any(each is not None for each in column)}
+
+
+def _positive(columns: Mapping[str, Sequence[float | None]]) -> bool:
+    return all(each > 0 for column in columns.values() for each in column if each is not None)
+
+
+def _spread(columns: Mapping[str, Sequence[float | None]]) -> float:
+    values = [each for column in columns.values() for each in column if each is not None]
+    return max(values) / min(values)

@@ -1,0 +1,104 @@
+"""Codes without their zeros: decoding them and its transpose cost only what fires.
+
+Both are weighted sums of rows, one for each token or one for each feature, and torch's `embedding_bag` computes those
+without gathering the rows first. Shapes: n features, d width, k codes that are not 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BYTES_PER_CODE = 16
+"Of a code that is not 0, in both orders."
+
+
+@dataclass(frozen=True, eq=False)
+class SparseCodes:
+    """The codes of some tokens that are not 0, token by token."""
+
+    tokens: int
+    features: int
+    "n"
+    token: Tensor
+    "int32 (k,), ascending"
+    feature: Tensor
+    "int32 (k,)"
+    value: Tensor
+    "(k,)"
+
+    @classmethod
+    def of(cls, codes: Tensor) -> SparseCodes:
+        """Of dense codes (tokens, n)."""
+        token, feature = codes.nonzero(as_tuple=True)
+        return cls(codes.shape[0], codes.shape[1], token.int(), feature.int(), codes[token, feature])
+
+    @classmethod
+    def join(cls, parts: Sequence[SparseCodes]) -> SparseCodes:
+        """The tokens of all parts, one after another."""
+        first = [0, *accumulate(part.tokens for part in parts)]
+        token = torch.cat([part.token + start for part, start in zip(parts, first, strict=False)])
+        feature, value = torch.cat([part.feature for part in parts]), torch.cat([part.value for part in parts])
+        return cls(first[-1], parts[0].features, token, feature, value)
+
+    def only(self, features: Tensor) -> SparseCodes:
+        """Those of ``features`` (bool, n), which are numbered anew."""
+        number = (features.cumsum(0) - 1).int()
+        keep = features[self.feature]
+        return SparseCodes(
+            self.tokens, int(features.sum()), self.token[keep], number[self.feature[keep]], self.value[keep]
+        )
+
+    def bags(self) -> Bags:
+        """Ready for products."""
+        order = torch.argsort(self.feature, stable=True)
+        return Bags(
+            value=self.value,
+            feature=self.feature,
+            token_start=_starts(self.token, self.tokens),
+            value_by_feature=self.value[order],
+            token=self.token[order],
+            feature_start=_starts(self.feature, self.features),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Bags:
+    """Codes in both orders: a bag for each token, and a bag for each feature."""
+
+    value: Tensor
+    "(k,) by token"
+    feature: Tensor
+    "int32 (k,) by token"
+    token_start: Tensor
+    "int32 (tokens,), where each token's codes begin."
+    value_by_feature: Tensor
+    "(k,)"
+    token: Tensor
+    "int32 (k,) by feature"
+    feature_start: Tensor
+    "int32 (n,)"
+
+    def write(self, decoder: Tensor, scale: Tensor | None = None) -> Tensor:
+        """(tokens, d) ``sum_i scale_i f_i d_i`` of decoder rows (n, d); ``scale`` (n,) is 1 unless given."""
+        value = self.value if scale is None else self.value * scale[self.feature]
+        return _weighted_sums(self.feature, decoder, self.token_start, value)
+
+    def project(self, decoder: Tensor, vectors: Tensor) -> Tensor:
+        """float64 (n,) ``sum_t f_i d_i·v_t`` of vectors (tokens, d): the transpose of `write` in ``scale``."""
+        gathered = _weighted_sums(self.token, vectors, self.feature_start, self.value_by_feature)  # (n, d)
+        return (gathered * decoder).sum(1, dtype=torch.float64)
+
+
+def _starts(owner: Tensor, owners: int) -> Tensor:
+    counts = torch.bincount(owner, minlength=owners)
+    return (counts.cumsum(0) - counts).int()
+
+
+def _weighted_sums(index: Tensor, rows: Tensor, start: Tensor, weight: Tensor) -> Tensor:
+    return functional.embedding_bag(index, rows, start, mode="sum", per_sample_weights=weight.to(rows))

@@ -1,0 +1,35 @@
+"""Comparing and accepting run where there is no GPU, and start at once: what they import is counted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "scipy.stats", "pytest")
+
+
+@pytest.mark.parametrize("module", ["verdict", "accepting", "report", "baselines"])
+def test_nothing_heavy_is_imported(module: str) -> None:
+    code = f"import sys, sae_bench.{module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_judging_and_writing_import_nothing_heavy(tmp_path) -> None:
+    code = f"""
+import sys
+import numpy as np
+from sae_bench.limits import parse_rule
+from sae_bench.measurement import Accepted, Measurement, Metric, Ratio
+from sae_bench.verdict import AcceptedProperty, judge
+kl = Ratio(np.arange(1.0, 9.0), np.ones(8))
+held = AcceptedProperty({{"kl": Accepted(kl.value, kl, tuple(range(8)), 1)}}, {{}})
+now = Measurement({{"kl": kl}}, tuple(range(8)))
+metrics, rules = [Metric("kl", "nats", "lower", "")], [parse_rule("gap.kl:5%")]
+found = judge("gap", metrics, "kl", now, held, sae="x", rules=rules, context={{}})
+print(found.verdict, [m for m in {HEAVY!r} if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "PASS []"

@@ -1,0 +1,221 @@
+"""The suite as a user runs it: selection, verdicts as outcomes, exit codes, reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+
+WRONG_SITE = "blocks.1.hook_resid_prf"
+
+
+def test_new_saes_pass_and_name_the_accept_command(suite: Any) -> None:
+    result = suite()
+    result.assert_outcomes(passed=6)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*lab/good*kl_gap.kl_sae*new*", "*--sae-accept --sae-accept-reason*"])
+    report = suite.report()
+    assert report["schema"] == 1
+    assert set(report["saes"]["lab/good"]["properties"]) == {"kl_gap", "reconstruction", "sparsity"}
+
+
+def test_strict_turns_new_into_eleven(suite: Any) -> None:
+    assert suite("--sae-strict").ret == 11
+
+
+def test_accepted_then_unchanged_passes_with_a_change_of_exactly_zero(suite: Any) -> None:
+    suite.accept()
+    result = suite("--sae-docs", "40")
+    result.assert_outcomes(passed=6)
+    assert result.ret == 0
+    metrics = suite.report()["saes"]["lab/good"]["properties"]["kl_gap"]["metrics"]
+    assert metrics["kl_sae"]["verdict"] == "PASS"
+    assert metrics["kl_sae"]["change"] == 0
+    assert metrics["ce_gap"]["change"] == 0
+
+
+def test_a_worse_checkpoint_in_the_place_of_a_good_one_fails(suite: Any) -> None:
+    suite.accept("--sae", "lab/good")
+    result = suite("--sae", "lab/good=./worse", "--junitxml", "junit.xml")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*kl_gap.kl_sae of lab/good is *above the accepted*"])
+    result.stdout.fnmatch_lines(["*reproduce:*--sae 'lab/good'*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+    junit = (suite.path / "junit.xml").read_text()
+    assert 'name="kl_gap.kl_sae"' in junit
+    assert 'failures="' in junit
+    assert 'failures="0"' not in junit
+
+
+def test_a_better_checkpoint_is_improved(suite: Any) -> None:
+    suite.accept("--sae", "lab/worse")
+    result = suite("--sae", "lab/worse=./good")
+    assert result.ret == 0
+    assert suite.report()["saes"]["lab/worse"]["properties"]["kl_gap"]["verdict"] == "IMPROVED"
+
+
+def test_a_vanished_sae_is_missing(suite: Any) -> None:
+    suite.accept()
+    register = (suite.path / "conftest.py").read_text().splitlines()
+    (suite.path / "conftest.py").write_text("\n".join(line for line in register if "lab/worse" not in line))
+    result = suite.repository.runpytest_inprocess("--sae-tier", "smoke", "-k", "sparsity or accepted")
+    assert result.ret in (0, 11)
+    from sae_bench.registration import SAES
+
+    SAES.__init__("SAE")  # type: ignore[misc]
+    result = suite.repository.runpytest_inprocess("--sae-tier", "smoke")
+    assert result.ret == 11
+    result.stdout.fnmatch_lines(["*lab/worse has an accepted report*not registered*"])
+
+
+def test_sae_may_be_given_as_a_target(suite: Any) -> None:
+    result = suite("--sae", "./good", "--sae-model", "model", "--sae-corpus", "corpus.safetensors")
+    result.assert_outcomes(passed=3)
+    assert set(suite.report()["saes"]) == {"good"}
+
+
+def test_module_attribute_targets(suite: Any) -> None:
+    (suite.path / "mylab.py").write_text(
+        "import torch\n"
+        "class Mine:\n"
+        "    W_dec = torch.eye(16)\n"
+        "    def encode(self, x): return x\n"
+        "    def decode(self, f): return .9 * f\n"
+        "mine = Mine()\n"
+    )
+    suite.repository.syspathinsert(suite.path)
+    result = suite(
+        "--sae",
+        "mylab:mine",
+        "--sae-model",
+        "model",
+        "--sae-site",
+        "blocks.1.hook_resid_pre",
+        "--sae-corpus",
+        "corpus.safetensors",
+    )
+    result.assert_outcomes(passed=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sae", "lab/goof"], "*lab/goof*did you mean 'lab/good'*"),
+        (["--sae", "nobody=./good"], "*'nobody' is not registered*"),
+        (["--sae-property", "kl_gp"], "*matches no property*kl_gap*"),
+        (["--sae-limit", "kl_gap.kl_sea:5%"], "*not declared*kl_sae*"),
+        (["--sae-limit", "kl_gap.kl_sae:five"], "*five*cannot be read*"),
+        (["--sae-model", "model"], "*--sae-model*--sae names none*"),
+        (["--sae-compare", "nowhere.json"], "*nowhere.json*"),
+        (["--sae-accept"], "*needs a reason*"),
+        (["--sae-accept", "--sae-accept-reason", "x", "-k", "kl"], "*narrowed by -k*"),
+    ],
+)
+def test_usage_errors_are_one_sentence_and_exit_four(suite: Any, arguments: list[str], message: str) -> None:
+    result = suite(*arguments)
+    assert result.ret == 4
+    output = result.stdout.str() + result.stderr.str()
+    pytest.LineMatcher(output.splitlines()).fnmatch_lines([message])
+    assert "Traceback" not in output
+    assert not (suite.path / "reports" / "latest.json").exists()
+
+
+def test_nothing_registered_is_exit_five(suite: Any) -> None:
+    (suite.path / "conftest.py").write_text("")
+    result = suite()
+    assert result.ret == 5
+    result.stdout.fnmatch_lines(["*nothing was measured*"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", "*broken*"),
+        ("nan", "*NaN*"),
+        ("width", "*width*"),
+        ("site", "*blocks.1.hook_resid_prf*blocks.1.hook_resid_pre*"),
+        ("architecture", "*architecture*"),
+        ("negative", "*explains -*of the variance*"),
+    ],
+)
+def test_one_broken_sae_is_an_error_and_the_others_still_run(suite: Any, damage: str, message: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = suite.path / "broken"
+    if damage != "missing":
+        shutil.copytree(suite.path / "good", broken)
+        weights = load_file(str(broken / "sae_weights.safetensors"))
+        config = json.loads((broken / "cfg.json").read_text())
+        if damage == "nan":
+            weights["W_enc"][3, 4] = float("nan")
+        elif damage == "width":
+            config["d_in"] = 8
+            weights = {
+                "W_enc": weights["W_enc"][:8],
+                "W_dec": weights["W_dec"][:, :8],
+                "b_enc": weights["b_enc"],
+                "b_dec": weights["b_dec"][:8],
+            }
+        elif damage == "site":
+            config["metadata"]["hook_name"] = WRONG_SITE
+        elif damage == "architecture":
+            config["architecture"] = "quantum"
+        else:
+            weights["W_dec"] = -weights["W_dec"]
+        save_file(
+            {name: tensor.contiguous() for name, tensor in weights.items()}, str(broken / "sae_weights.safetensors")
+        )
+        (broken / "cfg.json").write_text(json.dumps(config))
+    with (suite.path / "conftest.py").open("a") as file:
+        file.write('register_sae("lab/broken", path="broken", model="model", corpus="corpus.safetensors")\n')
+    result = suite("--sae", "lab/broken", "--sae", "lab/good")
+    assert result.ret == 1
+    result.assert_outcomes(passed=3, failed=3)
+    result.stdout.fnmatch_lines([message])
+    assert "Traceback" not in result.stdout.str()
+    report = suite.report()
+    assert report["saes"]["lab/broken"]["properties"]["kl_gap"]["verdict"] == "ERROR"
+    assert report["saes"]["lab/good"]["properties"]["kl_gap"]["verdict"] == "NEW"
+
+
+def test_accepting_is_refused_in_ci_and_for_errors(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    result = suite.accept()
+    result.stdout.fnmatch_lines(["*not accepted*CI*"])
+    assert not (suite.path / "baselines").exists()
+
+
+def test_hard_limits_from_the_command_line_and_known_failures(suite: Any) -> None:
+    assert suite("--sae-limit", "reconstruction.explained_variance:min:0.999").ret == 1
+    register = (suite.path / "conftest.py").read_text()
+    known = 'known_failures={"reconstruction.explained_variance": "small on purpose"})'
+    (suite.path / "conftest.py").write_text(
+        register.replace('corpus="corpus.safetensors")', f'corpus="corpus.safetensors", {known}')
+    )
+    result = suite("--sae-limit", "reconstruction.explained_variance:min:0.999")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*small on purpose*"])
+    result = suite()
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*remove*"])
+
+
+def test_listing_measures_nothing(suite: Any) -> None:
+    result = suite("--sae-list")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*lab/good*", "*lab/worse*"])
+    assert not (suite.path / "reports").exists()
+
+
+def test_json_goes_where_it_is_asked_to(suite: Any) -> None:
+    suite("--sae-json", "out/mine.json")
+    assert json.loads((suite.path / "out" / "mine.json").read_text()) == suite.report()
+
+
+def test_an_unrelated_suite_is_left_alone(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("import sys\ndef test_it(): assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
+    result = pytester.runpytest_subprocess("-p", "no:hypothesispytest", "-p", "no:jaxtyping", "-p", "no:typeguard")
+    result.assert_outcomes(passed=1)
+    assert not (pytester.path / "reports").exists()
