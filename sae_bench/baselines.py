@@ -51,11 +51,11 @@ def load_accepted(folder: Path, sae: str) -> AcceptedFile | None:
 
 def _load(path: Path) -> Report:
     found = path.stat()
-    return _load_once(path, found.st_mtime_ns, found.st_size)
+    return _load_once(path, (found.st_ino, found.st_mtime_ns, found.st_size))
 
 
 @lru_cache(maxsize=64)
-def _load_once(path: Path, changed: int, size: int) -> Report:
+def _load_once(path: Path, state: tuple[int, int, int]) -> Report:
     return load_report(path)
 
 

@@ -153,10 +153,13 @@ class Bench:
         include_bos: bool = False,
         progress: Progress | None = None,
         partner: Any = None,
+        contrast: str | None = None,
     ) -> None:
         self.sae = sae
         self.partner = partner
         "A second SAE of the same site, of another seed; None when none is registered."
+        self.contrast = contrast
+        "Path of a labelled dataset for contrast steering; None when none is registered."
         self.model = model
         self.corpus = corpus
         self.site_data = site_data
@@ -260,6 +263,11 @@ class Bench:
         found: T = self._shared[key]
         return found
 
+    def advance(self, label: str, done: int, total: int) -> None:
+        """Show how far a long part of a measurement is."""
+        if self._progress is not None:
+            self._progress(label, done, total)
+
     def token_text(self, token: int) -> str:
         """A token id as text; its number where the model came without a tokenizer."""
         tokenizer = self.model.tokenizer
@@ -333,7 +341,7 @@ class Bench:
                 values = values.detach().to(device="cpu", dtype=torch.float64)
                 if values.dim() == 1:
                     shape: tuple[int, ...] = (self.documents,)
-                    self._check(batch, values[:, None, None], None, name)
+                    self._check(batch, values, None, name)
                 else:
                     shape = (self.documents, self.corpus.tokens.shape[1], *values.shape[2:])
                     keep = batch.keep.cpu()
@@ -423,7 +431,7 @@ class Bench:
         """Raise where ``values`` (rows of ``keep``, ...) are not finite, naming document and position."""
         if bool(torch.isfinite(values).all()):
             return
-        bad = (~torch.isfinite(values)).flatten(1).any(-1).nonzero()[0].item()
+        bad = (~torch.isfinite(values)).reshape(len(values), -1).any(-1).nonzero()[0].item()
         if keep is None:
             raise MeasurementError(f"{what} is NaN or infinite in document {batch.documents[int(bad)]}")
         row, position = keep.nonzero()[int(bad)].tolist()

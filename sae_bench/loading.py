@@ -98,6 +98,7 @@ class Loader:
             include_bos=spec.include_bos,
             progress=self.progress,
             partner=self._partner(spec, sae),
+            contrast=spec.contrast,
         )
         if CONTROL not in spec.tags:
             _check_explains(bench, spec, sae)

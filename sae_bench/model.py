@@ -142,11 +142,19 @@ class Model:
         return Capture(value=seen["value"], block_input=seen["block_input"])
 
     def resume(
-        self, tokens: Tensor, block_input: Tensor, site: Site, value: Tensor | None, *, select: Tensor | None = None
+        self,
+        tokens: Tensor,
+        block_input: Tensor,
+        site: Site,
+        value: Tensor | None,
+        *,
+        select: Tensor | None = None,
+        options: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Logits when ``value`` (b, p, d) stands at the site; None leaves what the block computes.
 
         (b, p, V) float32; with ``select``, bool (b, p), only the rows where it is true are computed, (n, V).
+        ``options`` go to the model's forward as they are (an attention mask, position ids).
         """
         fired: set[str] = set()
 
@@ -166,7 +174,7 @@ class Model:
             for name, replacement in values.items():
                 hook = self._hook(site if name == str(site) else entry)
                 stack.enter_context(self._hooked(hook, put(name, replacement)))
-            logits = self._forward(tokens, select)
+            logits = self._forward(tokens, select, options)
         if fired != set(values):
             raise _silent(site)
         return logits
@@ -186,8 +194,10 @@ class Model:
         found: Tensor = logits.float().reshape(*resid.shape[:-1], -1)
         return found
 
-    def _forward(self, tokens: Tensor, select: Tensor | None = None) -> Tensor:
-        options: dict[str, Any] = {"return_type": "logits"}
+    def _forward(
+        self, tokens: Tensor, select: Tensor | None = None, given: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        options: dict[str, Any] = {"return_type": "logits", **(given or {})}
         if hasattr(getattr(self.bridge, "original_model", None), "config"):
             options["use_cache"] = False
         if select is None:

@@ -37,6 +37,7 @@ def register_sae(
     l0: float | None = None,
     tags: Sequence[str] = (),
     partner: str | Path | None = None,
+    contrast: str | Path | None = None,
     known_failures: Mapping[str, str] | None = None,
     limits: Sequence[str] = (),
 ) -> SAESpec:
@@ -64,6 +65,7 @@ def register_sae(
         l0=l0,
         tags=tuple(tags),
         partner=_anchor(partner, base),
+        contrast=_anchor(contrast, base),
         known_failures=dict(known_failures or {}),
         limits=tuple(limits),
         origin=f"{caller.f_code.co_filename}:{caller.f_lineno}",

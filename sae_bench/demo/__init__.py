@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
+from sae_bench.demo.paths import CONTRAST, CORPUS, MODEL, SAES, SITE
 from sae_bench.registration import register_sae
 
 SHRUNK = "an L1 penalty pulls every activation towards 0; the demo keeps one such SAE to show it"
@@ -22,5 +22,6 @@ def register_demo() -> None:
             corpus=CORPUS,
             tags=("demo", name),
             partner=twin,
+            contrast=CONTRAST,
             known_failures={"shrinkage.gamma_centred": SHRUNK} if name == "standard" else None,
         )

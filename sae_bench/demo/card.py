@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel
 from sae_bench.demo.accuracy import HELD_OUT_SEED, Scores, score
 from sae_bench.demo.paths import BUNDLED, SAE_NAMES, SITE, DemoPaths
 from sae_bench.demo.quality import Quality, corpus_activations, quality
-from sae_bench.demo.saes import load_sae
+from sae_bench.formats import read_folder
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ def _sae_section(qualities: dict[str, Quality], width: dict[str, int], tokens: i
         )
     lines += [
         "",
-        "gamma_centred is 1 when reconstructions are as long as they should be and lower when they are shrunk. BatchTopK "
-        "and Matryoshka are JumpReLU SAEs on disk. `topk-seed1` differs from `topk` in its seed only.",
+        "gamma_centred is 1 when reconstructions are as long as they should be and lower when they are shrunk. "
+        "BatchTopK and Matryoshka are JumpReLU SAEs on disk. `topk-seed1` differs from `topk` in its seed only.",
     ]
     return lines
 
@@ -115,17 +115,18 @@ def write_card(folder: DemoPaths, documents: int = 2048) -> None:
     qualities, width = {}, {}
     for name in SAE_NAMES:
         if folder.sae(name).exists():
-            sae = load_sae(folder.sae(name))
-            qualities[name], width[name] = quality(sae, activations), sae.cfg.d_sae
+            sae: Any = read_folder(folder.sae(name))
+            qualities[name], width[name] = quality(sae, activations), sae.d_sae
             log.info("%s: %s", name, qualities[name])
     lines = [
         "# The bundled demo",
         "",
-        "A small language model of synthetic English, SAEs of six architectures on its residual stream, and a pinned "
-        "evaluation corpus. The language comes from a seeded grammar (`language/`), so the truth about every sentence is known.",
+        "A small language model of synthetic English, SAEs of six architectures on its residual stream, and a pinned",
+        "evaluation corpus. The language comes from a seeded grammar (`language/`), so the truth about every sentence",
+        "is known.",
         "",
-        "Every number below was measured by `python -m sae_bench.demo.card`; `python -m sae_bench.demo.build` makes all of "
-        "it from nothing.",
+        "Every number below was measured by `python -m sae_bench.demo.card`; `python -m sae_bench.demo.build` makes",
+        "all of it from nothing.",
         "",
         *_model_section(scores, model, recipe, documents),
         "",
@@ -136,12 +137,8 @@ def write_card(folder: DemoPaths, documents: int = 2048) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sae_bench.demo.card", description="Measure the demo, write its card."
-    )
-    parser.add_argument(
-        "--out", type=Path, default=BUNDLED.root, help="folder of the build (default: the package's own)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m sae_bench.demo.card", description="Measure the demo.")
+    parser.add_argument("--out", type=Path, default=BUNDLED.root, help="folder of the build")
     parser.add_argument("--documents", type=int, default=2048, help="held-out documents for loss and accuracies")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

@@ -7,12 +7,10 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import (
-    SAE,
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
     GatedTrainingSAE,
@@ -178,11 +176,6 @@ def train_sae(name: str, activations: torch.Tensor, recipe: SAERecipe) -> Any:
     SAETrainer(config, sae, provider).fit()
     sae.fold_W_dec_norm()
     return sae.eval()
-
-
-def load_sae(folder: Path) -> Any:
-    """A saved SAE as SAELens loads it."""
-    return SAE.load_from_disk(folder).eval()
 
 
 def train_saes(folder: DemoPaths, recipe: SAERecipe, names: tuple[str, ...] = SAE_NAMES) -> None:

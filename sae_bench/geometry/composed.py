@@ -18,11 +18,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from sae_bench.geometry.neighbours import finite_norms
+
 CLOSE = 0.9
 "Cosine above which two directions count as the same, and a combination as an explanation."
 ATOMS = 24
 "Nearest directions, none of them a near-copy, from which atoms are taken: this bounds the cost of a large dictionary."
 _CHUNK = 256
+_MARGIN = 1e-2
+_RIDGE = 1e-5
 _FLAT = 1e-10
 "Determinant below which atoms lie in one line or plane: a smaller set says the same without dividing by nothing."
 
@@ -51,10 +55,9 @@ def composed(W_dec: Tensor, features: Tensor, cosine: Tensor, index: Tensor) -> 
         cosine: float32 (m, k) cosines with their nearest others, descending.
         index: (m, k) which these are.
     """
-    found = [
-        _explained(W_dec, *chunk)
-        for chunk in zip(features.split(_CHUNK), cosine.split(_CHUNK), index.split(_CHUNK), strict=True)
-    ]
+    norms = finite_norms(W_dec)
+    chunks = zip(*(torch.split(each, _CHUNK) for each in (features, cosine, index)), strict=True)
+    found = [_explained(W_dec, norms, *chunk) for chunk in chunks]
     rows = torch.cat(found) if found else torch.empty(0, 4, dtype=torch.int64)
     if not len(rows):
         return Composed(rows, len(features))
@@ -74,29 +77,27 @@ def _without_copies(n: int, features: Tensor, cosine: Tensor, index: Tensor) -> 
     return torch.from_numpy(connected_components(links, directed=False)[1]).long()
 
 
-def _explained(W_dec: Tensor, features: Tensor, cosine: Tensor, index: Tensor) -> Tensor:
+def _explained(W_dec: Tensor, norms: Tensor, features: Tensor, cosine: Tensor, index: Tensor) -> Tensor:
     """int64 (found, 4) on the CPU: one set for each feature that has any, pairs before triples."""
     atoms, chosen = _allowed(cosine, index)
     count = atoms.shape[1]
     if count < 2:
         return torch.empty(0, 4, dtype=torch.int64)
-    own = _directions(W_dec, features)  # (m, d)
-    others = _directions(W_dec, atoms) * chosen[..., None]  # (m, atoms, d)
-    c = torch.einsum("md,mad->ma", own, others)
-    gram = others @ others.transpose(1, 2) + torch.diag_embed((~chosen).double())
-    hopeful = _reach(gram, c) > CLOSE**2 - 1e-3
+    # Most features are ruled out by a bound, for which half the precision does.
+    hopeful = _reach(_gram(W_dec, norms, features, atoms, chosen, torch.float32)) > CLOSE**2 - _MARGIN
     if not bool(hopeful.any()):
         return torch.empty(0, 4, dtype=torch.int64)
-    features, atoms, c, gram = features[hopeful], atoms[hopeful], c[hopeful], gram[hopeful]
+    features, atoms = features[hopeful], atoms[hopeful]
+    gram = _gram(W_dec, norms, features, atoms, chosen[hopeful], torch.float64)
     best = torch.full((len(features), 4), -1, dtype=torch.int64)
     open_rows = torch.arange(len(features))
     for size in (2, 3) if count > 2 else (2,):
-        subsets = torch.tensor(list(combinations(range(count), size)), device=c.device)  # (subsets, size)
-        reached, at = _cone(gram[open_rows], c[open_rows], subsets).max(dim=1)
+        subsets = torch.tensor(list(combinations(range(1, count + 1), size)), device=gram.device)  # (subsets, size)
+        reached, at = _cone(gram[open_rows], subsets).max(dim=1)
         done = (reached > CLOSE**2).cpu()
         rows = open_rows[done]
         best[rows, 0] = features[rows].cpu()
-        best[rows, 1 : size + 1] = atoms[rows].gather(1, subsets[at[done]]).cpu()
+        best[rows, 1 : size + 1] = atoms[rows].gather(1, subsets[at[done]] - 1).cpu()
         open_rows = open_rows[~done]
         if not len(open_rows):
             break
@@ -112,24 +113,34 @@ def _allowed(cosine: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return index.gather(1, place.clamp(max=max(cosine.shape[1] - 1, 0))).long(), chosen
 
 
-def _directions(W_dec: Tensor, features: Tensor) -> Tensor:
-    """float64 (..., d)"""
-    return torch.nn.functional.normalize(W_dec.detach()[features].double(), dim=-1)
+def _gram(W_dec: Tensor, norms: Tensor, features: Tensor, atoms: Tensor, chosen: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 (m, 1 + atoms, 1 + atoms) cosines of each feature, first, and its atoms.
+
+    A missing atom is at right angles to everything.
+    """
+    members = torch.cat([features[:, None], atoms], dim=1)
+    rows = W_dec.detach()[members].to(dtype)  # (m, 1 + atoms, d)
+    scale = torch.cat([torch.ones_like(chosen[:, :1]), chosen], dim=1) / norms[members]
+    gram = (rows @ rows.transpose(1, 2)).double() * scale[:, :, None] * scale[:, None, :]
+    gram.diagonal(dim1=1, dim2=2).fill_(1.0)
+    return gram
 
 
-def _reach(gram: Tensor, c: Tensor) -> Tensor:
+def _reach(gram: Tensor) -> Tensor:
     """(m,) squared cosine that all atoms together reach, signs free: no cone of some of them reaches more.
 
     A ridge keeps copies of one direction solvable; it takes away less than the margin that callers leave.
     """
-    ridge = 1e-9 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky(gram + ridge)
-    half = torch.linalg.solve_triangular(factor, c[..., None], upper=False)
-    return half.square().sum((-2, -1))
+    ridge = _RIDGE * torch.eye(gram.shape[-1] - 1, dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky(gram[:, 1:, 1:] + ridge)
+    half: Tensor = torch.linalg.solve_triangular(factor, gram[:, 1:, :1], upper=False)
+    reach: Tensor = half.square().sum((-2, -1))
+    return reach
 
 
-def _cone(gram: Tensor, c: Tensor, subsets: Tensor) -> Tensor:
+def _cone(gram: Tensor, subsets: Tensor) -> Tensor:
     """(m, subsets) squared cosine that each subset reaches with positive weights; 0 where its weights are not."""
+    c = gram[:, 0]
     i, j = subsets[:, 0], subsets[:, 1]
     a, b, g = c[:, i], c[:, j], gram[:, i, j]
     if subsets.shape[1] == 2:

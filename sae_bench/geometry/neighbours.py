@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Neighbours:
     absolute_mean: float
     "Mean absolute cosine over all pairs; 0 for a single direction."
     gram_square: float
-    "Squared Frobenius norm of U' U, which is that of U U': the sum of squared cosines over ordered pairs, own included."
+    "Sum of squared cosines over ordered pairs, own included: the squared Frobenius norm of U U' and of U' U."
     d: int
     "Width of the directions."
 
@@ -73,7 +74,7 @@ class Running:
         bar = self._bar[slice(*rows)]
         # One comparison reads the block as it lies in memory; a transposed view is compared and searched as such.
         turned = not block.is_contiguous()
-        mask = (block.T > bar) if turned else (block > bar[:, None])
+        mask = torch.gt(block.T, bar) if turned else torch.gt(block, bar[:, None])
         hits = _positions(mask)
         if len(hits) > len(bar) * _ROOM * 3 // 4:
             self._merge(rows, block, first)
@@ -114,8 +115,9 @@ class Running:
         """The same for a block with so many candidates that sorting it out whole is cheaper."""
         span = slice(*rows)
         columns = torch.arange(first, first + block.shape[1], dtype=torch.int32, device=block.device)
+        index = torch.cat([self._index[span], columns.expand(len(block), -1)], dim=1)
         top = torch.cat([self._value[span], block], dim=1).topk(self.k, dim=1, sorted=False)
-        self._keep(rows, top.values, torch.cat([self._index[span], columns.expand(len(block), -1)], 1).gather(1, top.indices))
+        self._keep(rows, top.values, index.gather(1, top.indices))
 
     def _keep(self, rows: Span, value: Tensor, index: Tensor) -> None:
         span = slice(*rows)
@@ -165,27 +167,31 @@ def neighbours(W_dec: Tensor, alive: Tensor, tick: Callable[[], None] = lambda: 
 
 
 def nearest_of(queries: int, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Neighbours of the first ``queries`` of the unit ``directions`` (n, d) among all: (queries, k) cosines and indices."""
+    """Neighbours of the first ``queries`` of the unit ``directions`` (n, d): (queries, k) cosines and indices."""
     n = len(directions)
     found = Running(queries, min(NEIGHBOURS, n - 1), directions.device)
     for rows in _blocks(0, queries):
         for columns in _blocks(0, n):
             block = directions[slice(*rows)] @ directions[slice(*columns)].T
             # A query is no neighbour of its own, wherever the two grids of blocks meet.
-            own = torch.arange(max(rows[0], columns[0]), min(rows[1], columns[1]), device=block.device)
-            block[own - rows[0], own - columns[0]] = -torch.inf
+            own = range(max(rows[0], columns[0]), min(rows[1], columns[1]))
+            if own:
+                at = torch.arange(own.start, own.stop, device=block.device)
+                block[at - rows[0], at - columns[0]] = -torch.inf
             found.offer(rows, block, columns[0])
     return found.sorted((0, queries))
 
 
 def finite_norms(W_dec: Tensor) -> Tensor:
     """float64 (n,) norms of the decoder rows; a `MeasurementError` names the first feature with NaN or infinity."""
-    norms = torch.cat([torch.linalg.vector_norm(rows.double(), dim=1) for rows in W_dec.detach().split(8 * BLOCK)])
+    norms = torch.cat(
+        [torch.linalg.vector_norm(rows.double(), dim=1) for rows in torch.split(W_dec.detach(), 8 * BLOCK)]
+    )
     broken = (~norms.isfinite()).nonzero().flatten()
     if len(broken):
         raise MeasurementError(
-            f"the decoder row of feature {int(broken[0])} holds NaN or infinity, and so do {len(broken) - 1} other rows; "
-            f"the weights are damaged: save or download them again"
+            f"{len(broken)} of {len(norms)} decoder rows hold NaN or infinity, the first is that of feature "
+            f"{int(broken[0])}; the weights are damaged: save or download them again"
         )
     # What float32 products would flush to zero has no direction for them.
     return torch.where(norms < 1e-30, 0.0, norms)
@@ -267,7 +273,7 @@ def _blocks(start: int, stop: int) -> list[Span]:
     """Spans of at most `BLOCK`, all of nearly the same length: a short last one would fill the bars badly."""
     count = -(-(stop - start) // BLOCK)
     edges = [start + (stop - start) * part // max(count, 1) for part in range(count + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def _each_pair_once(blocks: list[Span]) -> Iterator[tuple[Span, Span]]:

@@ -29,7 +29,7 @@ from sae_bench.geometry.neighbours import nearest_of
 RANKS = (1, 10, 100)
 "Neighbours reported: the first, tenth and hundredth."
 SEEDS = 3
-QUERIES = 4096
+QUERIES = 2048
 "Directions of each random dictionary whose neighbours are found."
 _SCHEMA = "1"
 _WORTH_KEEPING = 2e10

@@ -26,9 +26,7 @@ def evidence(report: Report) -> str:
 
 def compared(report: Report) -> bool:
     """Whether any metric has an accepted value beside it."""
-    return any(
-        metric.accepted is not None for _, _, result in properties(report) for metric in result.metrics.values()
-    )
+    return any(metric.accepted is not None for _, _, result in properties(report) for metric in result.metrics.values())
 
 
 def different(values: Iterable[Any]) -> list[str]:

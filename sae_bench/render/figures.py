@@ -1,7 +1,7 @@
 """Series and metrics as plotly figures: plain JSON, drawn by the page. Any series has a picture by its kind.
 
-Colours are names (``$0`` to ``$7``, ``$ink``, ``$bad`` ...) that the page turns into those of its theme. Text that comes
-from a report is escaped, because plotly reads markup in labels.
+Colours are names (``$0`` to ``$7``, ``$ink``, ``$bad`` ...) that the page turns into those of its theme. Text that
+comes from a report is escaped, because plotly reads markup in labels.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def histogram(name: str, series: Series) -> Figure | None:
         fill = {"fill": "tozeroy", "fillcolor": "$fill"} if index == 0 else {}
         style = {"color": f"${index % 8}", "dash": DASHES[index % len(DASHES)], "width": 2.5 if index == 0 else 1.75,
                  "shape": "hv"}  # fmt: skip
-        data.append(line(key, index, map(shorten, edges), [*shares, shares[-1]], **fill) | {"line": style})
+        steps = line(key, index, [shorten(edge) for edge in edges], [*shares, shares[-1]], **fill)
+        data.append(steps | {"line": style})
     what = next(iter(columns)) if len(columns) == 1 else "distribution"
     layout = {
         "xaxis": axis(series.x, log=series.log_x),
@@ -206,7 +207,7 @@ def curve(name: str, series: Series) -> Figure | None:
     layout = {
         "xaxis": axis(series.x, log=series.log_x),
         "yaxis": axis(log=wide_range),
-        "showlegend": 1 < len(columns),
+        "showlegend": len(columns) > 1,
     }
     return Figure(series.title or name, data, layout)
 

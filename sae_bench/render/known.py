@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from sae_bench.measurement import Series
-from sae_bench.render.figures import SYMBOLS, Figure, axis, bounds, label, numbers, picture, shorten, token
+from sae_bench.render.figures import SYMBOLS, Figure, axis, label, numbers, picture, shorten, token
+from sae_bench.render.words import limits_of
 from sae_bench.results import MetricResult, PropertyResult, Report, SAEResult
 
 _FAMILIES = {"kl_": "KL by arm", "kappa_": "KL per squared error norm, by arm", "ce_": "Next-token loss, by arm",
@@ -25,7 +26,7 @@ def pictures(result: PropertyResult, before: PropertyResult | None) -> tuple[lis
     drawn = [documents(result, before), *families(result)]
     empty = []
     for name, series in result.series.items():
-        if _TEXTS <= set(series.columns):
+        if set(series.columns) >= _TEXTS:
             continue
         special = {"kl_types": (funnel, by_frequency), "kl_documents": (ranked,)}.get(name)
         found = [draw(series) for draw in special] if special else [picture(name, series, result.metrics.get(name))]
@@ -275,7 +276,7 @@ def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[Met
         pairs = list(zip(spans, ys, strict=True))
         up = [0.0 if span is None or y is None else max(span[1] - y, 0.0) for span, y in pairs]
         down = [0.0 if span is None or y is None else max(y - span[0], 0.0) for span, y in pairs]
-        limits |= {bound for each in column if each is not None for bound in bounds(each)}
+        limits |= {limit.bound for each in column if each is not None for limit in limits_of(each) if limit.hard}
         data.append({"type": "scatter", "mode": "lines+markers", "name": label(sae), "x": [label(d) for d in dates],
                      "y": [None if y is None else shorten(y) for y in ys], "connectgaps": True,
                      "error_y": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1},

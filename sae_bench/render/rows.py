@@ -45,13 +45,18 @@ class Row:
 def all_rows(report: Report) -> Iterator[Row]:
     """Every metric of every property; headlines first, then by name. Properties without metrics are one row."""
     for sae, name, result in properties(report):
-        if not result.metrics:
-            note = result.lines[0] if result.lines else "nothing is recorded about it"
-            yield Row(sae, name, "", None, result.verdict, result.beyond, True, notes=(note,))
-        for metric in sorted(result.metrics, key=lambda each: (each != result.headline, each)):
-            found = result.metrics[metric]
-            headline = metric == result.headline
-            yield Row(sae, name, metric, found, found.verdict, found.beyond, headline, notes=_notes(name, found))
+        yield from property_rows(sae, name, result)
+
+
+def property_rows(sae: str, name: str, result: PropertyResult) -> Iterator[Row]:
+    """The rows of one property of one SAE."""
+    if not result.metrics:
+        note = result.lines[0] if result.lines else "nothing is recorded about it"
+        yield Row(sae, name, "", None, result.verdict, result.beyond, True, notes=(note,))
+    for metric in sorted(result.metrics, key=lambda each: (each != result.headline, each)):
+        found = result.metrics[metric]
+        headline = metric == result.headline
+        yield Row(sae, name, metric, found, found.verdict, found.beyond, headline, notes=_notes(found))
 
 
 def properties(report: Report) -> Iterator[tuple[str, str, PropertyResult]]:
@@ -61,7 +66,7 @@ def properties(report: Report) -> Iterator[tuple[str, str, PropertyResult]]:
             yield sae, name, report.saes[sae].properties[name]
 
 
-def _notes(property: str, metric: MetricResult) -> tuple[str, ...]:
+def _notes(metric: MetricResult) -> tuple[str, ...]:
     """What a row's numbers do not say, as sentences."""
     verdict, notes = metric.verdict, []
     if verdict is Verdict.KNOWN and "known: " in metric.message:
@@ -84,8 +89,7 @@ def worth_showing(report: Report) -> list[Row]:
     """
     shown: list[Row] = []
     for sae, name, result in properties(report):
-        mine = list(all_rows(_only(report, sae, name)))
-        kept = [row for row in mine if row.headline or _stands_out(row)]
+        kept = [row for row in property_rows(sae, name, result) if row.headline or _stands_out(row)]
         head = kept[0] if kept and kept[0].headline else None
         if head is not None and head.verdict in _AT_ONCE:
             same = [row for row in kept[1:] if row.verdict is head.verdict]
@@ -110,10 +114,6 @@ def _merged(shown: list[Row]) -> Iterator[Row]:
             yield Row(row.sae, f"{len(group)} properties", "", None, row.verdict, row.beyond, True, notes=(note,))
         elif id(row) not in later:
             yield row
-
-
-def _only(report: Report, sae: str, name: str) -> Report:
-    return Report.of({sae: {name: report.saes[sae].properties[name]}}, report.run)
 
 
 def _stands_out(row: Row) -> bool:

@@ -29,7 +29,7 @@ from sae_bench.demo.paths import (
     SITE,
     DemoPaths,
 )
-from sae_bench.demo.quality import Quality, corpus_activations
+from sae_bench.demo.quality import Quality, corpus_activations, quality
 from sae_bench.demo.tokenizer import tokenizer_sha256
 
 ARCHITECTURES = {
@@ -170,10 +170,9 @@ def test_every_sae_is_in_saelens_format_with_unit_decoder_norms(name: str):
 @pytest.mark.skipif(importlib.util.find_spec("sae_lens") is None, reason="sae-lens is not installed")
 @pytest.mark.parametrize("name", SAE_NAMES)
 def test_every_sae_loads_in_saelens_and_is_as_good_as_its_card_says(name: str, activations: torch.Tensor):
-    from sae_bench.demo.quality import quality
-    from sae_bench.demo.saes import load_sae
+    from sae_lens import SAE
 
-    found = quality(load_sae(SAES[name]), activations)
+    found = quality(SAE.load_from_disk(SAES[name]), activations)
     latents, *numbers = (float(cell) for cell in _card_rows()[name])
     assert latents == load_file(SAES[name] / "sae_weights.safetensors")["W_dec"].shape[0]
     said = Quality(*numbers)

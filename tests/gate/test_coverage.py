@@ -67,7 +67,7 @@ def _p90(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("statistic", "size", "tokens"), [(_slope, 30, 20), (_correlation, 30, 20), (_p90, 64, 100)])
 def test_leave_one_out_intervals_cover_at_their_nominal_rate(statistic: Callable, size: int, tokens: int) -> None:
-    """A quantile needs many tokens: the jackknife of the 99th percentile of 64 x 127 tokens covers 89% instead of 95."""
+    """A quantile needs many tokens: the jackknife of the 99th percentile of 64 x 127 tokens covers 89%, not 95."""
     rng = np.random.default_rng(7)
 
     def draw(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -161,6 +161,11 @@ class Suite:
         SAES.__init__("SAE")  # type: ignore[misc]
         return self.repository.runpytest_inprocess(*QUICK, *arguments)
 
+    def everything(self, *arguments: str) -> pytest.RunResult:
+        """A run that no option narrows."""
+        SAES.__init__("SAE")  # type: ignore[misc]
+        return self.repository.runpytest_inprocess("--sae-tier", "smoke", "-p", "no:cacheprovider", *arguments)
+
     def accept(self, *arguments: str) -> pytest.RunResult:
         return self("--sae-accept", "--sae-accept-reason", "measured", *arguments)
 

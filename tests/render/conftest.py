@@ -46,6 +46,8 @@ def metric(
         "value_interval": (0.041, 0.048), "detectable": 0.003, "message": "kl_gap.kl_sae of x is 0.0449 nats",
         "meaning": "KL from clean to a model that reads the reconstruction",
     }  # fmt: skip
+    if value is not None:
+        fields["value_interval"] = (value * 0.95, value * 1.05)
     if value is None:
         fields |= {"se": None, "reason": "no value here", "kind": "undefined", "interval": None, "change": None}
     return MetricResult(**{**fields, "value": value, "verdict": verdict, **given})
@@ -66,7 +68,8 @@ def prop(name: str, metrics: Mapping[str, MetricResult], **given: Any) -> Proper
     """A property; its verdict is the worst of its metrics, unless ``given`` says otherwise."""
     from sae_bench.outcome import SEVERITY
 
-    verdicts = [each.verdict for each in metrics.values() if each.verdict is not None]
+    deciding = [each for each in metrics.values() if each.limit or each.verdict is not Verdict.UNDEFINED]
+    verdicts = [each.verdict for each in deciding if each.verdict is not None]
     worst = max(verdicts, key=SEVERITY.__getitem__, default=Verdict.PASS)
     fields: dict[str, Any] = {
         "version": 1, "context": CONTEXT, "context_digest": context_digest(CONTEXT), "headline": next(iter(metrics), ""),

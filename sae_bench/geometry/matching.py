@@ -1,0 +1,74 @@
+"""Two dictionaries of one space side by side: is a feature of one found again in the other?
+
+MMCS(A, B) = mean over a of the largest cosine with a direction of B (Sharkey et al. 2022); it is not symmetric.
+One-to-one matches: the largest set of pairs, no feature in two of them, whose cosine reaches `SAME` (the threshold of
+Paulo and Belrose 2025, who match by total cosine; the size of the largest set is as exact and needs no n x n matrix).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from torch import Tensor
+
+from sae_bench.geometry.neighbours import BLOCK, finite_norms
+
+SAME = 0.7
+"Cosine from which two features of different dictionaries count as the same one."
+MOST_PAIRS = 50_000_000
+"Pairs beyond which dictionaries are so alike everywhere that matching them says nothing and takes all memory."
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """Directions of A (n) against directions of B (m)."""
+
+    best_of_a: Tensor
+    "float32 (n,), largest cosine of each direction of A with one of B."
+    best_of_b: Tensor
+    "float32 (m,), and the other way round."
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+    "Rows of A and of B whose cosine reaches `SAME`; None where there are more than `MOST_PAIRS`."
+
+
+def compare(a: Tensor, b: Tensor) -> Matching:
+    """Largest cosines both ways and all close pairs of decoder rows (n, d) and (m, d) of any norm; none may be zero."""
+    a, b = _unit(a), _unit(b)
+    best_a = torch.full((len(a),), -torch.inf, device=a.device)
+    best_b = torch.full((len(b),), -torch.inf, device=a.device)
+    rows: list[NDArray[np.int64]] = []
+    columns: list[NDArray[np.int64]] = []
+    pairs = 0
+    for i in range(0, len(a), BLOCK):
+        for j in range(0, len(b), BLOCK):
+            block = a[i : i + BLOCK] @ b[j : j + BLOCK].T
+            best_a[i : i + BLOCK] = torch.maximum(best_a[i : i + BLOCK], block.amax(1))
+            best_b[j : j + BLOCK] = torch.maximum(best_b[j : j + BLOCK], block.amax(0))
+            close = np.nonzero((block >= SAME).cpu().numpy())
+            pairs += len(close[0])
+            if pairs <= MOST_PAIRS:
+                rows.append(close[0] + i)
+                columns.append(close[1] + j)
+    found = (np.concatenate(rows), np.concatenate(columns)) if pairs <= MOST_PAIRS else None
+    return Matching(best_a, best_b, found)
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """float64 (n,) cosine of each row of ``a`` (n, d) with the same row of ``b``; 0 where either is zero."""
+    parts = zip(torch.split(a.detach(), 8 * BLOCK), torch.split(b.detach(), 8 * BLOCK), strict=True)
+    return torch.cat([torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=1) for x, y in parts])
+
+
+def largest_matching(rows: NDArray[np.int64], columns: NDArray[np.int64], n: int, m: int) -> int:
+    """Size of the largest one-to-one matching that uses only the given pairs of n rows and m columns."""
+    graph = csr_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(n, m))
+    return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return (rows.detach().double() / finite_norms(rows)[:, None]).float()

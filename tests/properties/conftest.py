@@ -1,0 +1,57 @@
+"""Benches over the real model and SAEs, and small ones over a planted world."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_bench.bench import TIERS, Bench, Settings, site_data
+from sae_bench.corpus import load_corpus
+from sae_bench.formats import read_sae
+from sae_bench.model import load_model
+from sae_bench.site import parse_site
+
+
+@pytest.fixture(scope="session")
+def real_assets() -> Path:
+    folder = os.environ.get("SAE_BENCH_REAL_ASSETS")
+    if not folder:
+        pytest.skip("SAE_BENCH_REAL_ASSETS does not name a folder with the real model and its golden numbers")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_bench(real_assets: Path) -> Callable[..., Bench]:
+    """``real_bench(name, **settings)``: documents 0-127 of the real corpus, as the golden numbers have them."""
+    model = load_model(str(real_assets / "model"))
+    corpus = load_corpus(real_assets / "eval_tokens.safetensors").take(128)
+    site = parse_site("blocks.3.hook_resid_pre")
+
+    @cache
+    def sae(name: str) -> Any:
+        return read_sae(str(real_assets / "saes" / f"{name}-l3"))
+
+    def get(name: str, **changes: Any) -> Bench:
+        settings = replace(Settings(tier=TIERS["standard"]), **changes)
+        return Bench(sae(name), model, corpus, site_data(model, site, corpus, settings), settings)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def golden(real_assets: Path) -> Callable[[str], dict[str, Any]]:
+    rows = {row["sae"]: row for row in json.loads((real_assets / "golden_reference.json").read_text())}
+    return lambda name: rows[f"{name}-l3"]
+
+
+@pytest.fixture(scope="session")
+def golden_saelens(real_assets: Path) -> Callable[[str], dict[str, Any]]:
+    rows = json.loads((real_assets / "golden_saelens.json").read_text())
+    return lambda name: rows[f"{name}-l3"]
