@@ -42,7 +42,7 @@ class SAESpec:
     partner: str | None = None
     "Path of a second SAE of the same recipe and another seed, for `stability`."
     contrast: str | None = None
-    "Path of a labelled dataset (JSONL), for contrast steering; ``NAME_shifted.jsonl`` beside it is its shifted variant."
+    "Labelled dataset for contrast steering; ``NAME_shifted.jsonl`` beside ``NAME.jsonl`` is its shifted variant."
     known_failures: Mapping[str, str] = field(default_factory=dict)
     "``property.metric`` to the reason why its hard limit is known to fail."
     limits: tuple[str, ...] = ()

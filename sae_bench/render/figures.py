@@ -75,7 +75,7 @@ def axis(title: str = "", *, log: bool = False, **more: Any) -> dict[str, Any]:
     """A plotly axis."""
     found: dict[str, Any] = {"title": {"text": label(title)}, **more}
     if log:
-        found |= {"type": "log", "exponentformat": "power", "dtick": 1}
+        found |= {"type": "log", "exponentformat": "power"}
     return found
 
 

@@ -27,6 +27,7 @@ CHANGES = 60
 ROWS = 30
 "Of a series that is a table of names."
 SHADES = 5
+_SILENT = (None, Verdict.UNDEFINED)
 
 
 @dataclass
@@ -151,7 +152,8 @@ def _row(row: Row, sae: bool, width: int) -> str:
         cells.append(f"<td>{bullet(metric)}</td>")
     text = f"<tr>{''.join(cells)}</tr>"
     if row.notes:
-        text += f'<tr class="note"><td></td><td class="why" colspan="{width - 1}">{"<br>".join(map(escape, row.notes))}</td></tr>'
+        why = "<br>".join(map(escape, row.notes))
+        text += f'<tr class="note"><td></td><td class="why" colspan="{width - 1}">{why}</td></tr>'
     return text
 
 
@@ -184,9 +186,9 @@ def property_section(
     alarm = words.needs_attention(result.verdict, result.beyond)
     first = result.lines[0] if result.lines else ""
     rows = list(property_rows(sae, name, result))
-    judged = [row for row in rows if row.verdict is not None and row.result is not None]
-    reported = [row for row in rows if row.verdict is None and row.result is not None]
-    parts = [f'<pre class="lines">{escape(chr(10).join(result.lines))}</pre>'] if result.lines else []
+    judged = [row for row in rows if row.result is not None and (row.verdict not in _SILENT or row.result.limit)]
+    reported = [row for row in rows if row.result is not None and row not in judged]
+    parts = [f'<pre class="lines">{escape(chr(10).join(result.lines))}</pre>'] if len(result.lines) > 1 else []
     parts += [rows_table(judged, sae=False)] if judged else []
     figures, empty = known.pictures(result, before)
     parts += [f'<div class="figures">{"".join(map(gallery.add, figures))}</div>'] if figures else []
@@ -283,7 +285,7 @@ def compare(report: Report, gallery: Gallery) -> str:
     if not figures:
         needed = "sparsity.l0 and kl_gap.kl_sae (or reconstruction.explained_variance)"
         return f"<p>SAEs are compared by {needed}, which no SAE of this report has both of.</p>"
-    return f'<div class="figures">{"".join(map(gallery.add, figures))}</div>'
+    return f'<div class="figures fit">{"".join(map(gallery.add, figures))}</div>'
 
 
 def provenance(report: Report) -> str:

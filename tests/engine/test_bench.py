@@ -60,7 +60,7 @@ def fresh_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 Make = Callable[..., Bench]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make(tiny_model: Callable[..., Model], sae: TinySAE, corpus: Corpus) -> Make:
     def get(
         *, of: Corpus = corpus, sae: Any = sae, site: Site = SITE, architecture: str = "GPT2", **changes: Any
@@ -100,7 +100,7 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], r
         torch.testing.assert_close(left[name].sum(), right[name].sum(), rtol=rtol, atol=0.0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reference(make: Make) -> dict[str, torch.Tensor]:
     return everything(make(batch_size=64))
 

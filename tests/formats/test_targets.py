@@ -206,9 +206,7 @@ def test_a_release_needs_sae_lens(monkeypatch: pytest.MonkeyPatch) -> None:
         read_sae("sae_lens:gpt2-small-res-jb/blocks.8.hook_resid_pre")
 
 
-def test_releases_come_from_sae_lens(
-    sae_lens: Any, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_releases_come_from_sae_lens(sae_lens: Any, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = make("GatedSAE")
     asked: list[tuple[str, str]] = []
 

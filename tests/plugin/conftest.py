@@ -22,8 +22,6 @@ from sae_bench.corpus import from_documents, save_corpus
 from sae_bench.model import Model, load_model
 from sae_bench.registration import SAES, load_entry_points
 
-pytest_plugins = ["pytester"]
-
 WIDTH, VOCABULARY, SITE = 16, 61, "blocks.1.hook_resid_pre"
 QUICK = (
     "--sae-tier",

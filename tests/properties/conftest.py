@@ -55,3 +55,18 @@ def golden(real_assets: Path) -> Callable[[str], dict[str, Any]]:
 def golden_saelens(real_assets: Path) -> Callable[[str], dict[str, Any]]:
     rows = json.loads((real_assets / "golden_saelens.json").read_text())
     return lambda name: rows[f"{name}-l3"]
+
+
+@pytest.fixture(scope="session")
+def demo_bench() -> Callable[..., Bench]:
+    """``demo_bench(change, name=..., **settings)``: the demo's TopK SAE, or what ``change`` makes of it."""
+    from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
+
+    model, corpus, site = load_model(str(MODEL)), load_corpus(CORPUS), parse_site(SITE)
+
+    def get(change: Callable[[Any], Any] = lambda sae: sae, name: str = "topk", **changes: Any) -> Bench:
+        settings = replace(Settings(tier=TIERS["smoke"], documents=24), **changes)
+        sae = change(read_sae(str(SAES[name])))
+        return Bench(sae, model, corpus, site_data(model, site, corpus, settings), settings)
+
+    return get

@@ -36,9 +36,7 @@ CONTEXT = {
 VERDICTS = list(Verdict)
 
 
-def metric(
-    value: float | None = 0.0449, verdict: Verdict | None = Verdict.PASS, **given: Any
-) -> MetricResult:
+def metric(value: float | None = 0.0449, verdict: Verdict | None = Verdict.PASS, **given: Any) -> MetricResult:
     """A judged metric that looks measured; ``given`` overrides any field."""
     fields: dict[str, Any] = {
         "unit": "nats", "better": "lower", "version": 1, "kind": "ratio", "se": 0.0013, "n": 128, "limit": "5%",
@@ -49,7 +47,15 @@ def metric(
     if value is not None:
         fields["value_interval"] = (value * 0.95, value * 1.05)
     if value is None:
-        fields |= {"se": None, "reason": "no value here", "kind": "undefined", "interval": None, "change": None}
+        fields |= {
+            "se": None,
+            "reason": "no value here",
+            "kind": "undefined",
+            "interval": None,
+            "change": None,
+            "value_interval": None,
+            "accepted": None,
+        }
     return MetricResult(**{**fields, "value": value, "verdict": verdict, **given})
 
 
@@ -81,9 +87,7 @@ def prop(name: str, metrics: Mapping[str, MetricResult], **given: Any) -> Proper
 
 
 def failed(name: str, sae: str, why: str) -> PropertyResult:
-    return prop(
-        name, {}, verdict=Verdict.ERROR, lines=(f"{name} of {sae} could not be measured: {why}",), clusters=()
-    )
+    return prop(name, {}, verdict=Verdict.ERROR, lines=(f"{name} of {sae} could not be measured: {why}",), clusters=())
 
 
 def report_of(saes: Mapping[str, Mapping[str, PropertyResult]], run: Provenance = RUN) -> Report:

@@ -63,7 +63,15 @@ def test_equals_the_golden_reference(
     name: str, measured_as_it_is: Callable[[str], Measurement], golden: dict[str, dict[str, Any]]
 ) -> None:
     measured, expected = measured_as_it_is(name), golden[name]
-    for metric in ("gamma", "gamma_centred", "l2_ratio", "uniform_scale", "mse_heldout", "mse_uniform", "mse_per_feature"):
+    for metric in (
+        "gamma",
+        "gamma_centred",
+        "l2_ratio",
+        "uniform_scale",
+        "mse_heldout",
+        "mse_uniform",
+        "mse_per_feature",
+    ):
         assert value(measured, metric) == pytest.approx(expected[metric], rel=EQUAL), metric
     assert value(measured, "free_features") == expected["free_features"]
     for quantile, scale in zip(("p5", "p50", "p95"), expected["scale_p5_p50_p95"], strict=True):

@@ -33,7 +33,9 @@ def shrunk(sound: LinearDecoderSAE) -> LinearDecoderSAE:
     return controls.scale_features(sound, 1 / (1 + torch.rand(24, generator=torch.Generator().manual_seed(2))))
 
 
-def test_a_shrunk_sae_is_mended(make_bench: Make, activations: Tensor, shrunk: LinearDecoderSAE, tmp_path: Path) -> None:
+def test_a_shrunk_sae_is_mended(
+    make_bench: Make, activations: Tensor, shrunk: LinearDecoderSAE, tmp_path: Path
+) -> None:
     mended = rescale_bench(make_bench(activations, shrunk), tmp_path / "mended")
     before, after = ({k: v.value for k, v in each.estimates.items()} for each in (mended.before, mended.after))
     assert before["gamma_centred"] < 0.8

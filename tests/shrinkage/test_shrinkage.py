@@ -64,9 +64,7 @@ class Noisy:
         return codes
 
 
-@pytest.mark.parametrize(
-    ("factor", "gamma", "l2_ratio"), [(0.8, 1.0, 0.896), (0.72, 0.9, 0.806), (1.0, 1.25, 1.12)]
-)
+@pytest.mark.parametrize(("factor", "gamma", "l2_ratio"), [(0.8, 1.0, 0.896), (0.72, 0.9, 0.806), (1.0, 1.25, 1.12)])
 def test_a_calibrated_estimate_is_short_and_not_shrunk(
     make_bench: Make, factor: float, gamma: float, l2_ratio: float
 ) -> None:
@@ -231,9 +229,7 @@ def verdict(measured: Measurement, known: dict[str, str] | None = None) -> Verdi
     ).verdict
 
 
-def test_gamma_centred_is_fenced_on_both_sides(
-    make_bench: Make, activations: Tensor, sound: LinearDecoderSAE
-) -> None:
+def test_gamma_centred_is_fenced_on_both_sides(make_bench: Make, activations: Tensor, sound: LinearDecoderSAE) -> None:
     assert verdict(PROPERTY.measure(make_bench(activations, sound))) is Verdict.PASS
     for factor in (0.9, 1.1):
         wrong = PROPERTY.measure(make_bench(activations, controls.scale_decoder(sound, factor)))
@@ -278,8 +274,6 @@ def test_an_object_without_a_decoder_still_has_a_gamma(make_bench: Make) -> None
     measured = PROPERTY.measure(make_bench(x, wrap(Noisy(x.view(-1, 64), 0.5 * x.view(-1, 64)))))
     assert value(measured, "gamma_centred") == pytest.approx(0.5)
     assert value(measured, "kl_norm_corrected_gain") == pytest.approx(1, abs=1e-4)
-    reasons = {
-        estimate.reason for estimate in measured.estimates.values() if isinstance(estimate, Undefined)
-    }
+    reasons = {estimate.reason for estimate in measured.estimates.values() if isinstance(estimate, Undefined)}
     assert reasons == {"the SAE shows no decoder"}
     assert {metric.name for metric in PROPERTY.metrics} == set(measured.estimates)

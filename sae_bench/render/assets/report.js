@@ -31,13 +31,18 @@
       xaxis: Object.assign({}, lines, given.xaxis), yaxis: Object.assign({}, lines, given.yaxis),
     });
   };
+  const sized = new ResizeObserver((entries) => {
+    for (const { target } of entries)
+      if (target.offsetParent && Math.abs(target.offsetWidth - target._fullLayout.width) > 1) Plotly.Plots.resize(target);
+  });
   const draw = (node) => {
     const spec = figures[node.dataset.figure];
     if (!spec || !node.offsetParent) return;
     const colours = palette();
     Plotly.react(node, themed(spec.data, colours), layout(spec, colours),
-      { responsive: true, displaylogo: false, displayModeBar: false });
+      { displaylogo: false, displayModeBar: false });
     drawn.add(node);
+    sized.observe(node);
   };
   const near = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);

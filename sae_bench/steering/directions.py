@@ -1,0 +1,37 @@
+"""Directions that features are read beside, all of norm 1.
+
+Random ones belong to (seed, arm, rank) and to nothing else, so every SAE of a site meets the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sae_bench.steering.choice import seeded
+
+
+def random_directions(count: int, width: int, seed: int) -> Tensor:
+    """(count, width) unit vectors, uniform on the sphere."""
+    rows = [torch.randn(width, generator=seeded(seed, "random_direction", rank)) for rank in range(count)]
+    return functional.normalize(torch.stack(rows), dim=-1)
+
+
+def covariance_directions(count: int, root: Tensor, seed: int) -> Tensor:
+    """(count, d) unit vectors along normal draws with covariance ``root @ root.T`` (d, d)."""
+    rows = [
+        torch.randn(len(root), generator=seeded(seed, "covariance_direction", rank)).to(root) for rank in range(count)
+    ]
+    return functional.normalize(torch.stack(rows) @ root.T, dim=-1)
+
+
+def permuted_features(alive: Sequence[int], wanted: Sequence[int], seed: int) -> tuple[int, ...]:
+    """For each of ``wanted`` another live feature, by one permutation of ``alive`` that leaves none in its place."""
+    order = torch.randperm(len(alive), generator=seeded(seed, "permuted_decoder"))
+    # A cycle through a random order moves every row; a plain permutation leaves about one where it was.
+    shuffled = [alive[index] for index in order.tolist()]
+    following = dict(zip(shuffled, [*shuffled[1:], shuffled[0]], strict=True))
+    return tuple(following[feature] for feature in wanted)

@@ -1,0 +1,128 @@
+"""What directions do to target sets, over strengths and prompts.
+
+Shapes: D directions, F target sets, P prompts, K strengths, d site width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_bench.bench import Bench
+from sae_bench.steering.last_position import LastPosition, Prompt
+from sae_bench.steering.targets import Targets
+
+Floats = NDArray[np.float64]
+
+STRENGTHS = (-2, -1, 0, 1, 2)
+"Multiples k of the unit strength."
+STRENGTH_SHARE = 0.1
+"The unit strength lambda as a share of the mean norm of the site's activations."
+PROMPT_TOKENS = 64
+"Tokens of a prompt, at most."
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """Effects (mean logit of a target set minus the vocabulary's mean logit, nats) of every direction."""
+
+    effect: Floats
+    "(D, P, K) on the direction's own target set."
+    slopes: NDArray[np.float32]
+    "(D, P, F) least-squares slope over the strengths, on every target set."
+    kl: Floats
+    "(D, P, K) KL from clean, nats; 0 at strength 0."
+    ce: Floats
+    "(D, P, K) loss of the token that follows, nats."
+
+
+def unit_strength(bench: Bench) -> float:
+    """Lambda: `STRENGTH_SHARE` of the mean norm over the kept positions of the whole corpus."""
+    data = bench.site_data
+
+    def mean_norm() -> float:
+        total = 0.0
+        for x, keep in zip(data.x, data.keep, strict=True):
+            total += float(torch.linalg.vector_norm(x[keep], dim=-1).sum(dtype=torch.float64))
+        return total / len(data.kept)
+
+    return STRENGTH_SHARE * data.shared("mean_norm", mean_norm)
+
+
+def last_kept(bench: Bench, document: int) -> int | None:
+    """The last position within `PROMPT_TOKENS` that is kept and has a next token; None in a document without one."""
+    places = bench.site_data.keep_ce[document, :PROMPT_TOKENS].nonzero().flatten()
+    return int(places[-1]) if len(places) else None
+
+
+def document_prompt(bench: Bench, document: int) -> tuple[Prompt, int]:
+    """A document up to its last kept position, and the token that follows."""
+    last = last_kept(bench, document)
+    assert last is not None
+    data, device = bench.site_data, bench.settings.device
+    tokens = bench.corpus.tokens[document]
+    prompt = Prompt(
+        name=f"document {document}",
+        tokens=tokens[: last + 1].to(device),
+        block_input=data.block_input[document, : last + 1].to(device),
+        x=data.x[document, : last + 1].to(device),
+    )
+    return prompt, int(tokens[last + 1])
+
+
+def respond(
+    bench: Bench, runner: LastPosition, documents: Sequence[int], directions: Tensor, own: Sequence[int],
+    targets: Targets,
+) -> Responses:
+    """Add every strength of every direction to the last position of every prompt.
+
+    Args:
+        bench: the SAE's bench.
+        runner: of the bench's model and site.
+        documents: whose prompts are steered.
+        directions: (D, d) unit vectors.
+        own: per direction, the target set it is scored on in full.
+        targets: all target sets.
+    """
+    strength = unit_strength(bench)
+    count, sets = len(directions), targets.weights.shape[1]
+    moving = torch.tensor([k for k in STRENGTHS if k != 0], dtype=torch.float32, device=directions.device)
+    shifts = (strength * moving[None, :, None] * directions[:, None, :]).flatten(0, 1)  # (D * moving, d)
+    mine = torch.tensor(own).repeat_interleave(len(moving)).to(directions.device)
+    shape = (count, len(documents), len(moving))
+    effect, kl, ce = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    clean_effect, clean_ce = np.zeros((len(documents), sets)), np.zeros(len(documents))
+    slopes = np.zeros((count, len(documents), sets), dtype=np.float32)
+    for at, document in enumerate(documents):
+        prompt, following = document_prompt(bench, document)
+        clean = next(runner.log_probs(prompt, prompt.last[None]))[0]
+        clean_effect[at] = targets.effect(clean)[0].double().cpu()
+        clean_ce[at] = -float(clean[0, following])
+        parts = []
+        for found, rows in runner.log_probs(prompt, prompt.last + shifts):
+            moved = targets.effect(found)  # (rows, F)
+            gap = (clean.exp() * (clean - found)).sum(-1)
+            parts.append((moved, moved.gather(1, mine[rows, None])[:, 0], gap, -found[:, following]))
+        all_sets, own_set, gap, loss = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
+        effect[:, at], kl[:, at], ce[:, at] = (each.double().view(count, -1) for each in (own_set, gap, loss))
+        weights = moving.cpu() / moving.square().sum().cpu()
+        slopes[:, at] = torch.einsum("dkf,k->df", all_sets.view(count, len(moving), sets), weights)
+        bench.advance("steering", at + 1, len(documents))
+    still = clean_effect[:, list(own)].T[:, :, None]  # (D, P, 1)
+    return Responses(
+        effect=_with_clean(effect, still),
+        slopes=slopes,
+        kl=_with_clean(kl, np.zeros((count, len(documents), 1))),
+        ce=_with_clean(ce, np.broadcast_to(clean_ce[None, :, None], (count, len(documents), 1))),
+    )
+
+
+def _with_clean(moved: Floats, clean: Floats) -> Floats:
+    """(D, P, K) from the strengths that move and the one that does not."""
+    middle = STRENGTHS.index(0)
+    return np.concatenate([moved[..., :middle], clean, moved[..., middle:]], axis=-1)
