@@ -91,6 +91,7 @@ def accept(
         raise UsageError("accepting needs a reason: add --sae-accept-reason 'why the new values are right'")
     if not in_ci and os.environ.get("CI", "").lower() not in ("", "0", "false"):
         raise UsageError("accepting is refused where CI is set: changes would accept themselves; or --sae-accept-in-ci")
+    _refuse_partial(report)
     chosen = {sae: _chosen(result, sae, folder, only, new_only) for sae, result in report.saes.items()}
     chosen = {sae: properties for sae, properties in chosen.items() if properties}
     if not chosen and not new_only:
@@ -108,6 +109,15 @@ def accept(
     for path, text in files:
         write_text(path, text)
     return listed
+
+
+def _refuse_partial(report: Report) -> None:
+    """A run that was cut short or left out items would have the rest accepted unseen."""
+    options = report.run.options
+    if options.get("interrupted"):
+        raise UsageError("a run that was interrupted cannot be accepted; run the same command again, it goes on there")
+    if left_out := options.get("narrowed_by"):
+        raise UsageError(f"a run narrowed by {', '.join(left_out)} cannot be accepted; narrow with --sae instead")
 
 
 def _chosen(

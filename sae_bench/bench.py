@@ -6,7 +6,6 @@ Shapes: b documents of a batch, p positions (the longest of them), d site width,
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from sae_bench.batch import Batch, Firing, Outcome, scatter, surprise, whole_clusters
 from sae_bench.capture import Progress, SiteData, Store, captured
 from sae_bench.corpus import Corpus
 from sae_bench.errors import LoadError, MeasurementError
@@ -23,53 +23,12 @@ from sae_bench.floors import Draw, Pool
 from sae_bench.model import Model
 from sae_bench.sae import decoder_norms
 from sae_bench.site import Site
+from sae_bench.tiers import TIERS, Settings, Tier
+
+__all__ = ["TIERS", "Batch", "Bench", "Firing", "Outcome", "Settings", "SiteData", "Tier", "site_data"]
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Tier:
-    """How much is measured; each tier's documents, draws and features are a prefix of the next one's."""
-
-    name: str
-    documents: int | None
-    "None: all of the corpus."
-    draws: int
-    "Noise draws a token, for the mean of an arm."
-    rank_draws: int
-    "Draws where a rank among them is wanted; 0: no rank."
-    features: int
-    prompts: int | None
-
-
-TIERS: Mapping[str, Tier] = {
-    tier.name: tier
-    for tier in (
-        Tier("smoke", documents=64, draws=1, rank_draws=0, features=8, prompts=16),
-        Tier("standard", documents=256, draws=4, rank_draws=0, features=32, prompts=32),
-        Tier("full", documents=None, draws=16, rank_draws=100, features=128, prompts=None),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run measures. Only the seed and the dtype change a number."""
-
-    tier: Tier = TIERS["standard"]
-    documents: int | None = None
-    "Instead of the tier's."
-    seed: int = 0
-    batch_size: int = 32
-    "Documents per batch, at most; fewer where the vocabulary or the dictionary is large."
-    device: str = "cpu"
-    dtype: str = "float32"
-    "Of the model."
-    memory_bytes: int = 2 << 30
-    "Half of it for captured activations, a quarter for clean log-probabilities, an eighth each for logits and errors."
-    order_seed: int | None = None
-    "Measures the documents in a shuffled order (results must not change)."
 
 
 def site_data(
@@ -81,62 +40,7 @@ def site_data(
     progress: Progress | None = None,
 ) -> SiteData:
     """The activations of ``site`` over the corpus, captured once in this process."""
-    return captured(
-        model, site, corpus, include_bos=include_bos, memory_bytes=settings.memory_bytes, progress=progress
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Some documents, cut to the longest of them."""
-
-    documents: tuple[int, ...]
-    tokens: Tensor
-    "int64 (b, p)"
-    lengths: tuple[int, ...]
-    x: Tensor
-    "(b, p, d) float32"
-    block_input: Tensor
-    "(b, p, d_model) float32"
-    keep: Tensor
-    "bool (b, p), positions intervened on and averaged over"
-    keep_ce: Tensor
-    "bool (b, p), kept positions with a next token in the document"
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What an intervention does to the next-token distribution; 0 outside the kept positions."""
-
-    kl: Tensor
-    "(b, p) float32 nats, clean distribution first; at `Batch.keep`."
-    ce: Tensor
-    "(b, p) float32 nats, minus the log-probability of the next token; at `Batch.keep_ce`."
-    distance: Tensor | None = None
-    "(b, p) float32, Euclidean distance of the two log-probability vectors, when asked for."
-
-
-@dataclass(frozen=True, eq=False)
-class Firing:
-    """How often and how strongly each feature fires on the kept tokens of the whole corpus."""
-
-    tokens: int
-    count: Tensor
-    "int64 (n,), tokens on which the code is not 0."
-    total: Tensor
-    "float64 (n,), sum of |code| times the decoder norm."
-    square: Tensor
-    "float64 (n,), sum of squared code times squared decoder norm."
-
-    @property
-    def alive(self) -> Tensor:
-        """bool (n,), features that fire at least once."""
-        return self.count > 0
-
-    @property
-    def density(self) -> Tensor:
-        """float64 (n,), share of tokens on which a feature fires."""
-        return self.count.double() / self.tokens
+    return captured(model, site, corpus, include_bos=include_bos, memory_bytes=settings.memory_bytes, progress=progress)
 
 
 class Bench:
@@ -168,7 +72,7 @@ class Bench:
         self.site = site_data.site
         self._progress = progress
         _check_fit(sae, site_data)
-        self.documents = _whole_clusters(corpus.cluster, settings.documents or settings.tier.documents)
+        self.documents = whole_clusters(corpus.cluster, settings.documents or settings.tier.documents)
         first = dict.fromkeys(corpus.cluster[: self.documents])
         self.clusters: tuple[int, ...] = tuple(first)
         order = {cluster: index for index, cluster in enumerate(first)}
@@ -282,20 +186,20 @@ class Bench:
         keep = batch.keep
         following = functional.pad(batch.tokens[:, 1:], (0, 1))[keep]
         if value is None:
-            kl, ce = clean.new_zeros(len(clean)), _surprise(clean, following)
+            kl, ce = clean.new_zeros(len(clean)), surprise(clean, following)
             apart = kl
         else:
             found = []
             for logq, (start, stop) in self._runs(batch, value, keep):
                 kl = functional.kl_div(logq, clean[start:stop], reduction="none", log_target=True).sum(-1)
                 away = torch.linalg.vector_norm(logq - clean[start:stop], dim=-1) if distance else kl
-                found.append((kl, _surprise(logq, following[start:stop]), away))
+                found.append((kl, surprise(logq, following[start:stop]), away))
             kl, ce, apart = (torch.cat(parts) for parts in zip(*found, strict=True))
         self._check(batch, torch.stack([kl, ce], dim=-1), keep, "the model's output")
         return Outcome(
-            kl=_scatter(kl, keep),
-            ce=_scatter(ce, keep) * batch.keep_ce,
-            distance=_scatter(apart, keep) if distance else None,
+            kl=scatter(kl, keep),
+            ce=scatter(ce, keep) * batch.keep_ce,
+            distance=scatter(apart, keep) if distance else None,
         )
 
     def log_probs(self, batch: Batch, value: Tensor | None = None, *, where: Tensor | None = None) -> Tensor:
@@ -435,9 +339,7 @@ class Bench:
         if keep is None:
             raise MeasurementError(f"{what} is NaN or infinite in document {batch.documents[int(bad)]}")
         row, position = keep.nonzero()[int(bad)].tolist()
-        raise MeasurementError(
-            f"{what} is NaN or infinite at document {batch.documents[row]}, position {position}"
-        )
+        raise MeasurementError(f"{what} is NaN or infinite at document {batch.documents[row]}, position {position}")
 
 
 def _check_fit(sae: Any, data: SiteData) -> None:
@@ -447,29 +349,3 @@ def _check_fit(sae: Any, data: SiteData) -> None:
             f"the SAE reads vectors of width {int(sae.d_in)}, but {data.site} of model {data.model.name!r} has width "
             f"{width}; check the model and the site it was trained on"
         )
-
-
-def _whole_clusters(cluster: tuple[int, ...], limit: int | None) -> int:
-    """The longest prefix of at most ``limit`` documents that cuts no cluster in two; at least one cluster.
-
-    A cluster measured in part would be compared with the whole one of a longer run.
-    """
-    if limit is None or limit >= len(cluster):
-        return len(cluster)
-    last = {name: index for index, name in enumerate(cluster)}
-    best, reach = 0, -1
-    for index, name in enumerate(cluster):
-        reach = max(reach, last[name])
-        if reach == index and (index < limit or best == 0):
-            best = index + 1
-    return best
-
-
-def _surprise(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    return -log_probs.gather(-1, tokens[:, None]).squeeze(-1)
-
-
-def _scatter(values: Tensor, keep: Tensor) -> Tensor:
-    out = values.new_zeros(keep.shape)
-    out[keep] = values
-    return out

@@ -54,15 +54,26 @@ class Option:
 
 
 OPTIONS = (
-    Option("", "registered ids (globs, '!GLOB' excludes), ID=TARGET, or a TARGET: ./path, hf:repo, "
-           "sae_lens:release/id, module:attribute", "list", (), metavar="SAE"),
+    Option(
+        "",
+        "registered ids (globs, '!GLOB' excludes), ID=TARGET, or a TARGET: ./path, hf:repo, "
+        "sae_lens:release/id, module:attribute",
+        "list",
+        (),
+        metavar="SAE",
+    ),
     Option("model", "model of an SAE given as a target: Hugging Face folder or name"),
     Option("site", "site of an SAE given as a target, such as blocks.8.hook_resid_pre"),
     Option("corpus", "pinned corpus of an SAE given as a target (pytest-sae-bench corpus build makes one)"),
     Option("property", "only these properties (globs)", "list", (), metavar="GLOB"),
     Option("list", "list SAEs, properties and accepted reports, and stop", "flag", False, action=True),
-    Option("limit", "property.metric:LIMIT[@sae-glob], such as kl_gap.kl_sae:5%% or 'kl_gap.*:max:0.1'", "list", (),
-           metavar="RULE"),
+    Option(
+        "limit",
+        "property.metric:LIMIT[@sae-glob], such as kl_gap.kl_sae:5%% or 'kl_gap.*:max:0.1'",
+        "list",
+        (),
+        metavar="RULE",
+    ),
     Option("compare", "compare with this report instead of the accepted ones", metavar="PATH"),
     Option("no-compare", "judge hard limits only", "flag", False),
     Option("baselines", "folder of accepted reports, relative to the root folder", default="baselines", metavar="DIR"),
@@ -73,6 +84,19 @@ OPTIONS = (
     Option("device", "torch device of model and SAEs", default="cpu"),
     Option("dtype", "precision of the model", "choice", "float32", ("float32", "bfloat16", "float16")),
     Option("batch-size", "documents in a model batch; changes speed and memory, not results", "count", 32, metavar="N"),
+    Option(
+        "selfcheck",
+        "measure again with another batch size, order and seed, and record the spread as noise",
+        "flag",
+        False,
+    ),
+    Option(
+        "fresh",
+        "measure everything: take up nothing of runs that were killed, and forget them",
+        "flag",
+        False,
+        action=True,
+    ),
     Option("json", "write the report to this file as well", metavar="PATH"),
     Option("accept", "accept what this run measures as the new reference", "flag", False, action=True),
     Option("accept-new", "accept only SAEs and properties that have no accepted report", "flag", False, action=True),

@@ -6,7 +6,9 @@ One process writes: xdist workers leave records, the controller collects them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,9 @@ MARKERS = {
 }
 _session_key = pytest.StashKey["Session"]()
 _error_key = pytest.StashKey[str]()
+_name_key = pytest.StashKey[str]()
+RECORD = "sae_bench.record"
+"As `sae_bench.store.RECORD`, which is not worth importing in suites without SAEs."
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +48,22 @@ def pytest_configure(config: pytest.Config) -> None:
     """Describe the markers, so that ``--strict-markers`` and ``pytest --markers`` know them."""
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+    config.pluginmanager.register(RecordIntake(config), "sae_bench.collector")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
+    """A conftest that finds another package's ``sae_bench`` fails with one line that says so."""
+    try:
+        return (yield)
+    except Exception as error:
+        cause = getattr(error, "cause", error)
+        if isinstance(cause, ImportError) and str(cause.name or "").partition(".")[0] == "sae_bench":
+            from sae_bench._identity import clash_message
+
+            if message := clash_message():
+                raise pytest.UsageError(message) from None
+        raise
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
@@ -60,8 +81,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_collection(session: pytest.Session) -> None:
     """A mistake in the options stops the run before anything is collected."""
     config = session.config
-    given = [option for option in sae_options.OPTIONS if config.getoption(option.dest) not in (None, [], False)]
-    if any(option.name.startswith("accept") for option in given):
+    if any(option.name.startswith("accept") for option in _given(config)):
         _refuse_narrowed_accept(config)
 
 
@@ -83,7 +103,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark items by their property's kind, drop unchosen properties, and add an item per vanished SAE."""
+    """Mark items by their property's kind, drop unchosen properties, and add an item for whatever vanished."""
     if (message := config.stash.get(_error_key, None)) is not None:
         raise pytest.UsageError(message)
     suite = [item for item in items if _property_of(item) is not None]
@@ -95,13 +115,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session.collected = True
     for item in suite:
         item.add_marker(load_property(str(_property_of(item))).marker)
-    dropped = [item for item in suite if not hasattr(item, "callspec") or "sae_spec" not in item.callspec.params]
-    unchosen = [item for item in suite if _property_of(item) not in session.properties]
-    if gone := {id(item) for item in (*dropped, *unchosen)}:
+    kept = [item for item in suite if _spec_of(item) is not None and _property_of(item) in session.properties]
+    gone = {id(item) for item in suite} - {id(item) for item in kept}
+    if gone:
         items[:] = [item for item in items if id(item) not in gone]
     if not session.narrowed:
         parent = suite[0].parent or suite[0].session
-        items.extend(VanishedItem.from_parent(parent, name=f"accepted[{sae}]", sae=sae) for sae in session.vanished())
+        pairs: list[tuple[str, str | None]] = [(sae, None) for sae in session.vanished()]
+        pairs += session.unmeasured({(_spec_of(item).id, str(_property_of(item))) for item in kept})
+        items.extend(VanishedItem.of(parent, sae, name) for sae, name in pairs)
+
+
+def _spec_of(item: pytest.Item) -> Any:
+    """The SAE of one of our items; None where no SAE was chosen."""
+    return item.callspec.params.get("sae_spec") if hasattr(item, "callspec") else None
 
 
 def _property_of(item: pytest.Item) -> str | None:
@@ -111,15 +138,24 @@ def _property_of(item: pytest.Item) -> str | None:
 
 
 class VanishedItem(pytest.Item):
-    """Fails because an accepted report has no registered SAE any more."""
+    """Fails because something accepted is not measured any more: an SAE, or one property of one."""
 
-    def __init__(self, *, sae: str, **kwargs: Any) -> None:
+    def __init__(self, *, sae: str, property: str | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.sae = sae
+        self.sae, self.property = sae, property
+
+    @classmethod
+    def of(cls, parent: pytest.Collector | pytest.Session, sae: str, property: str | None) -> VanishedItem:
+        """The item for an SAE that is registered no more, or for one of its properties."""
+        name = f"accepted[{sae}]" if property is None else f"accepted_{property}[{sae}]"
+        item: VanishedItem = cls.from_parent(parent, name=name, sae=sae, property=property)
+        return item
 
     def runtest(self) -> None:
-        """Always MISSING: the item exists only where the SAE does not."""
-        checked = _session(self.config).run.missing(self.sae)
+        """Always MISSING: the item exists only where nothing else does."""
+        session = _session(self.config)
+        session.open()
+        checked = session.run.missing(self.sae, self.property)
         self.user_properties.extend(checked.user_properties)
         pytest.fail(str(checked.failure), pytrace=False)
 
@@ -136,20 +172,43 @@ class VanishedItem(pytest.Item):
 def sae_run(request: pytest.FixtureRequest) -> Generator[Run]:
     """What measures and judges; it keeps models, activations and SAEs between items."""
     session = _session(request.config)
+    session.open()
     session.show_progress()
     yield session.run
     session.run.close()
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Collect the record that an item left, in this process or in a worker."""
-    if _active is None or report.when != "call":
-        return
-    from sae_bench.store import RECORD
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """An item of ours that is skipped although its values were accepted is MISSING: nothing passes unmeasured."""
+    report = yield
+    name, spec = _property_of(item), _spec_of(item)
+    if report.skipped and name is not None and spec is not None and not hasattr(report, "wasxfail"):
+        session = _session(item.config)
+        if session.is_accepted(spec, name):
+            session.open()
+            checked = session.run.missing(spec.id, name, "its test was skipped")
+            report.outcome, report.longrepr, report.when = "failed", checked.failure, "call"
+            report.user_properties = [*report.user_properties, *checked.user_properties]
+    return report
 
-    for key, value in report.user_properties:
-        if key == RECORD:
-            _active.collect(Path(str(value)), failed=report.failed)
+
+class RecordIntake:
+    """Takes in the records that items leave, in this process or in a worker."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect an item's record; only items of ours have one."""
+        if report.when != "call" or hasattr(self.config, "workerinput"):
+            return
+        for key, value in report.user_properties:
+            if key == RECORD:
+                session = _session(self.config)
+                if (name := self.config.stash.get(_name_key, None)) is not None:
+                    session.adopt(name)
+                session.collect(str(value), failed=report.failed)
 
 
 @pytest.hookimpl(trylast=True)
@@ -171,44 +230,63 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which folder the run writes to."""
-    node.workerinput["sae_bench_folder"] = str(_session(node.config).folder)
+    """Tell an xdist worker which folder the run writes to; a mistake in the options stops the run here."""
+    config = node.config
+    if _concerned(config):
+        try:
+            node.workerinput.update(_session(config).tell_worker())
+        except (SAEBenchError, ImportError) as error:
+            raise pytest.UsageError(str(error)) from None
+    else:
+        moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        node.workerinput["sae_bench_name"] = config.stash.setdefault(_name_key, f"{moment}-workers")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Items of one SAE run on one worker, so that it is loaded once."""
+    """Items of one SAE run on one worker, so that it is loaded once; suites without SAEs are left to xdist."""
+    if not _concerned(config) or config.getoption("dist") != "load":
+        return None
     from sae_bench.scheduling import by_sae
 
-    return by_sae(config, log)
+    return by_sae(config, log, [spec.id for spec in _session(config).specs])
 
 
-_active: Session | None = None
+def _concerned(config: pytest.Config) -> bool:
+    """Whether this run measures SAEs, as far as a process that collects nothing can know: some are registered."""
+    if _session_key in config.stash or any(_given(config)):
+        return True
+    registration = sys.modules.get("sae_bench.registration")
+    if registration is not None and len(registration.SAES):
+        return True
+    from importlib.metadata import entry_points
+
+    return bool(entry_points(group="sae_bench.saes"))
+
+
+def _given(config: pytest.Config) -> list[sae_options.Option]:
+    return [option for option in sae_options.OPTIONS if config.getoption(option.dest) not in (None, [], False)]
 
 
 def _session(config: pytest.Config) -> Session:
     """The run's session, made when it is first needed: options resolved, SAEs chosen, registrations frozen."""
-    global _active
     if _session_key not in config.stash:
         from sae_bench._identity import verify_identity
         from sae_bench.session import Session
 
         verify_identity()
         resolved = sae_options.resolve(config.getoption, config.getini)
-        config.stash[_session_key] = _active = Session(config, resolved)
+        config.stash[_session_key] = Session(config, resolved)
     return config.stash[_session_key]
 
 
 def _refuse_narrowed_accept(config: pytest.Config) -> None:
-    narrowing = {"-k": "keyword", "-m": "markexpr", "-x": "maxfail", "--lf": "lf", "--deselect": "deselect"}
-    used = [flag for flag, dest in narrowing.items() if config.getoption(dest, None)]
-    used += [argument for argument in config.args if "::" in argument]
-    if used:
+    from sae_bench.session import narrowed_by
+
+    if used := narrowed_by(config):
         raise pytest.UsageError(
             f"--sae-accept refuses a run narrowed by {', '.join(used)}: what was left out would be accepted unseen; "
             f"narrow with --sae and --sae-property instead"
         )
     if not (config.getoption("sae_accept_reason") or "").strip():
         raise pytest.UsageError("accepting needs a reason: add --sae-accept-reason 'why the new values are right'")
-
-

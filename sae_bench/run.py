@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_bench import baselines, store
-from sae_bench.conversion import Declared
-from sae_bench.errors import SAEBenchError, UsageError
-from sae_bench.limits import Rule, check_known_failures, check_rules, parse_rule
+from sae_bench.content import content_of
+from sae_bench.conversion import Declared, measurement_from
+from sae_bench.errors import SAEBenchError, StoreError, UsageError
+from sae_bench.limits import Rule
 from sae_bench.measurement import Measurement, Metric
+from sae_bench.preflight import rules_for
 from sae_bench.properties import Property, load_property, property_names
 from sae_bench.provenance import Provenance
 from sae_bench.report import PropertyResult, Report, property_result
+from sae_bench.selfcheck import check_noise, measured_noise
 from sae_bench.spec import SAESpec
-from sae_bench.verdict import AcceptedProperty, PropertyVerdict, judge, sparsity_moved
+from sae_bench.verdict import AcceptedProperty, PropertyVerdict, Verdict, judge, sparsity_moved
 
 if TYPE_CHECKING:
     from sae_bench.loading import Loader
@@ -47,6 +50,8 @@ class RunOptions:
     rules: tuple[Rule, ...] = ()
     "From the command line and the ini file."
     strict: bool = False
+    selfcheck: bool = False
+    "Measure again with what should make no difference changed, and keep the spread."
 
 
 @dataclass(frozen=True)
@@ -62,23 +67,48 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Vanished:
-    """What stands in a report for an accepted SAE that was not measured."""
+    """What stands in a report for something accepted that was not measured."""
 
-    name: str = "accepted"
+    name: str
     metrics: tuple[Metric, ...] = ()
     version: int = 1
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A measurement and how it came about."""
+
+    measurement: Measurement
+    noise: Mapping[str, float]
+    "Measured spread by metric; empty without ``--sae-selfcheck``."
+    key: str | None = None
+    "What the numbers follow from; None where nothing is written."
+    earlier: store.Record | None = None
+    "The record of an unfinished run that this was restored from."
 
 
 class Run:
     """Measures and judges; keeps models, activations and SAEs between items."""
 
-    def __init__(self, options: RunOptions, folder: Path | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+        earlier: Mapping[str, store.Record] | None = None,
+    ) -> None:
         self.options = options
         self.folder = folder
         "Where records go; None writes nothing."
         self.progress = progress
+        self.earlier: Mapping[str, store.Record] = earlier or {}
+        "Records of unfinished runs by what their numbers follow from."
+        self.results: dict[tuple[str, str], PropertyResult] = {}
+        "Everything found by this process, by SAE and property."
+        self.unwritten: list[str] = []
+        "Why records could not be written."
         self._loader: Loader | None = None
-        self._measured: dict[tuple[str, str], Measurement] = {}
+        self._found: dict[tuple[str, str], _Found] = {}
         self._current: SAESpec | None = None
 
     def check(self, spec: SAESpec, name: str) -> Checked:
@@ -87,10 +117,12 @@ class Run:
         started = time.perf_counter()
         context: dict[str, Any] = {}
         notes: tuple[str, ...] = ()
-        found: Measurement | str
+        found: _Found | str
         try:
             found = self._measure(spec, declared)
-            context = self._context(spec, declared, found)
+            context = self._context(spec, declared, found.measurement)
+            if self.options.selfcheck:
+                self._check_noise(spec, declared, found)
         except SAEBenchError as error:
             found = str(error)
         except Exception as error:
@@ -100,25 +132,53 @@ class Run:
         seconds = time.perf_counter() - started
         return self._judged(spec, declared, found, context, seconds, notes)
 
-    def missing(self, sae: str) -> Checked:
-        """MISSING, for an SAE that has an accepted report and is registered no more."""
-        verdict = baselines.vanished_verdict(sae, self.options.baselines)
-        return self._finished(sae, verdict, _Vanished(), None, verdict.lines[0], {})
+    def missing(self, sae: str, name: str | None = None, why: str = "nothing in this run measures it") -> Checked:
+        """MISSING, for an accepted SAE that is registered no more, or for an accepted property that nothing measures."""
+        if name is None:
+            verdict = baselines.vanished_verdict(sae, self.options.baselines)
+        else:
+            lines = (
+                f"{name} of {sae} was accepted ({baselines.accepted_path(self.options.baselines, sae)}), but {why}",
+                f"  if removed: pytest-sae-bench prune --property {name}",
+                f'  if lost:    test_{name} = property_test("{name}") in a test file of this run',
+            )
+            verdict = PropertyVerdict(name, sae, Verdict.MISSING, False, "", (), lines, 0.98)
+        return self._finished(sae, verdict, _Vanished(verdict.property), None, verdict.lines[0], {})
 
     def close(self) -> None:
         """Let go of models and activations."""
         self._loader = None
-        self._measured.clear()
+        self._found.clear()
 
-    def _measure(self, spec: SAESpec, declared: Property) -> Measurement:
-        key = (spec.id, declared.name)
-        if key not in self._measured:
+    def _measure(self, spec: SAESpec, declared: Property) -> _Found:
+        place = (spec.id, declared.name)
+        if place not in self._found:
             loader = self._load()
             if self._current is not None and self._current.id != spec.id:
                 loader.forget(self._current)
             self._current = spec
-            self._measured[key] = declared.measure(loader.bench(spec))
-        return self._measured[key]
+            bench = loader.bench(spec)
+            key = self._key(loader, spec, declared)
+            earlier = self.earlier.get(key) if key is not None else None
+            if earlier is not None:
+                found = _restored(earlier, key, self.options.selfcheck)
+            else:
+                measurement = declared.measure(bench)
+                noise = measured_noise(declared, bench, measurement) if self.options.selfcheck else {}
+                found = _Found(measurement, noise, key)
+            self._found[place] = found
+        return self._found[place]
+
+    def _key(self, loader: Loader, spec: SAESpec, declared: Property) -> str | None:
+        if self.folder is None:
+            return None
+        content = content_of(loader, spec, declared)
+        return store.content_key({**content, "selfcheck": self.options.selfcheck})
+
+    def _check_noise(self, spec: SAESpec, declared: Property, found: _Found) -> None:
+        values = {name: each.value for name, each in found.measurement.estimates.items()}
+        rules = rules_for(spec, declared, self.options.rules)
+        check_noise(rules, declared.name, declared.metrics, spec.id, values, found.noise)
 
     def _context(self, spec: SAESpec, declared: Property, found: Measurement) -> dict[str, Any]:
         """What decides whether the result may be compared with an accepted one."""
@@ -144,17 +204,21 @@ class Run:
         self,
         spec: SAESpec,
         declared: Property,
-        found: Measurement | str,
+        found: _Found | str,
         context: Mapping[str, Any],
         seconds: float,
         notes: tuple[str, ...],
     ) -> Checked:
-        accepted = self._accepted(spec, declared.name)
+        measurement = found if isinstance(found, str) else found.measurement
+        noise = {} if isinstance(found, str) else found.noise
+        if not isinstance(found, str) and found.earlier is not None:
+            seconds = found.earlier.result.seconds or seconds
+        accepted = with_noise(self._accepted(spec, declared.name), noise)
         verdict = judge(
             declared.name,
             declared.metrics,
             declared.headline,
-            found,
+            measurement,
             accepted,
             sae=spec.id,
             rules=rules_for(spec, declared, self.options.rules),
@@ -162,7 +226,7 @@ class Run:
             known_failures={k: v for k, v in spec.known_failures.items() if k.startswith(f"{declared.name}.")},
             compare=self.options.compare,
             strict=self.options.strict,
-            sparsity_moved=self._sparsity_moved(spec, declared, found),
+            sparsity_moved=self._sparsity_moved(spec, declared, measurement),
         )
         return self._finished(spec.id, verdict, declared, accepted, found, context, seconds, notes)
 
@@ -172,25 +236,40 @@ class Run:
         verdict: PropertyVerdict,
         declared: Declared,
         accepted: AcceptedProperty | None,
-        found: Measurement | str,
+        found: _Found | str,
         context: Mapping[str, Any],
         seconds: float | None = None,
         notes: tuple[str, ...] = (),
     ) -> Checked:
         """Write the record of a judged property and say how its item ends."""
+        measurement = found if isinstance(found, str) else found.measurement
         result = property_result(
-            found, verdict, declared, context=context, seconds=seconds, notes=notes, accepted=accepted
+            measurement, verdict, declared, context=context, seconds=seconds, notes=notes, accepted=accepted
         )
-        record = store.write_record(self.folder, sae, declared.name, result) if self.folder is not None else None
+        if not isinstance(found, str):
+            result = _noisy(result, found.noise)
+        self.results[sae, declared.name] = result
+        record = self._write(sae, result, found)
         failure = "\n".join(verdict.lines) if verdict.fails else None
         return Checked(result, verdict, user_properties(verdict, record), failure)
+
+    def _write(self, sae: str, result: PropertyResult, found: _Found | str) -> Path | None:
+        """The record's path; None where it cannot be written: the verdict stands all the same."""
+        if self.folder is None:
+            return None
+        key = earlier = None
+        if not isinstance(found, str) and result.verdict is not Verdict.ERROR:
+            key, earlier = found.key, found.earlier
+        try:
+            return store.write_record(self.folder, sae, result, key, str(earlier.path) if earlier else None)
+        except StoreError as error:
+            self.unwritten.append(str(error))
+            return None
 
     def _accepted(self, spec: SAESpec, name: str) -> AcceptedProperty | None:
         if not self.options.compare:
             return None
-        return baselines.accepted_property(
-            self.options.reference or self.options.baselines, spec.judged_as, name
-        )
+        return baselines.accepted_property(self.options.reference or self.options.baselines, spec.judged_as, name)
 
     def _sparsity_moved(self, spec: SAESpec, declared: Property, found: Measurement | str) -> bool:
         """True when L0 left its accepted range: a better fidelity at another sparsity is no improvement."""
@@ -200,7 +279,7 @@ class Run:
         if accepted is None:
             return False
         sparsity = load_property("sparsity")
-        measured = self._measure(spec, sparsity)
+        measured = self._measure(spec, sparsity).measurement
         judged = judge(
             sparsity.name,
             sparsity.metrics,
@@ -214,26 +293,30 @@ class Run:
         return sparsity_moved(judged)
 
 
-def rules_for(spec: SAESpec, declared: Property, given: Sequence[Rule]) -> tuple[Rule, ...]:
-    """All limits that may concern a property of an SAE, weakest source first."""
-    rules = [parse_rule(f"{declared.name}.{limit}", "property") for limit in declared.limits]
-    rules += [parse_rule(limit, "registration") for limit in spec.limits]
-    if spec.l0 is not None:
-        rules += [
-            parse_rule(f"sparsity.l0:{kind}:{spec.l0 * share}", "registration")
-            for kind, share in (("min", 0.9), ("max", 1.1))
-        ]
-    return (*rules, *given)
+def _restored(record: store.Record, key: str | None, selfcheck: bool) -> _Found:
+    """What a record says was measured, to the last bit; it is judged anew."""
+    measurement = measurement_from(record.result)
+    assert isinstance(measurement, Measurement)
+    # Without a self-check the noise in a record is the accepted report's, which is read again.
+    metrics = record.result.metrics.items() if selfcheck else ()
+    noise = {name: each.noise for name, each in metrics if each.noise is not None}
+    return _Found(replace(measurement, settings=record.result.context["settings"]), noise, key, record)
 
 
-def check_words(specs: Sequence[SAESpec], rules: Sequence[Rule]) -> None:
-    """Every limit and known failure must name a declared metric; anything else is a `UsageError` before the run."""
-    declared = [load_property(name) for name in property_names()]
-    known = [f"{each.name}.{metric.name}" for each in declared for metric in each.metrics]
-    check_rules(rules, known)
-    for spec in specs:
-        check_rules([parse_rule(limit, "registration") for limit in spec.limits], known)
-        check_known_failures(spec.known_failures, known, spec.origin)
+def with_noise(accepted: AcceptedProperty | None, noise: Mapping[str, float]) -> AcceptedProperty | None:
+    """``accepted`` judged with the noise that was measured now."""
+    if accepted is None or not noise:
+        return accepted
+    metrics = {name: replace(held, noise=noise.get(name, held.noise)) for name, held in accepted.metrics.items()}
+    return replace(accepted, metrics=metrics)
+
+
+def _noisy(result: PropertyResult, noise: Mapping[str, float]) -> PropertyResult:
+    """``result`` with the noise that was measured now."""
+    if not noise:
+        return result
+    metrics = {name: replace(each, noise=noise.get(name, each.noise)) for name, each in result.metrics.items()}
+    return replace(result, metrics=metrics)
 
 
 def user_properties(verdict: PropertyVerdict, record: Path | None) -> tuple[tuple[str, str], ...]:
@@ -246,8 +329,8 @@ def user_properties(verdict: PropertyVerdict, record: Path | None) -> tuple[tupl
             if judgement.accepted is not None:
                 properties.append((f"{name}.accepted", f"{judgement.accepted:.6g}"))
             properties.append((f"{name}.verdict", str(judgement.verdict)))
-    if record is not None:
-        properties.append((store.RECORD, str(record)))
+    # Empty where nothing could be written: the item is one of ours all the same.
+    properties.append((store.RECORD, str(record or "")))
     return tuple(properties)
 
 

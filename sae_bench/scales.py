@@ -187,7 +187,7 @@ class _Sums:
 
 
 def _first_pass(stream: Stream, decoder: Tensor, memory_bytes: int) -> _Sums:
-    norms = decoder.double().square().sum(1)  # (n,)
+    norms = decoder.norm(dim=1).double().square()  # (n,)
     firings = torch.zeros(len(norms), dtype=torch.int64, device=decoder.device)
     target, written, square = (torch.zeros_like(norms) for _ in range(3))
     tokens, overlap, energy = 0, 0.0, 0.0
@@ -202,8 +202,10 @@ def _first_pass(stream: Stream, decoder: Tensor, memory_bytes: int) -> _Sums:
         overlap += float((r.double() * y.double()).sum())
         energy += float(r.double().square().sum())
         tokens += codes.tokens
+        if int(firings.sum()) * BYTES_PER_CODE > memory_bytes:
+            kept = None
         if kept is not None:
-            kept = [*kept, codes] if int(firings.sum()) * BYTES_PER_CODE <= memory_bytes else None
+            kept.append(codes)
     if not bool(torch.isfinite(torch.stack([target.sum(), written.sum(), square.sum()])).all()):
         raise MeasurementError(
             f"codes, decoder or activations hold NaN or infinite values on the {tokens} tokens that scales are fitted "

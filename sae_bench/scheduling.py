@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 _PARAMETER = re.compile(r"\[([^\[\]]+)\]$")
 
 
-def group_of(nodeid: str) -> str:
-    """The SAE in an item's brackets; items without one go by their file."""
+def group_of(nodeid: str, saes: Collection[str]) -> str:
+    """The SAE in an item's brackets; every other item is a group of its own."""
     match = _PARAMETER.search(nodeid)
-    return match[1] if match else nodeid.split("::", 1)[0]
+    return match[1] if match and match[1] in saes else nodeid
 
 
-def by_sae(config: Any, log: Any) -> Any:
+def by_sae(config: Any, log: Any, saes: Collection[str]) -> Any:
     """An xdist scheduler that hands out whole SAEs (its own ``loadgroup`` does not group on every pytest)."""
     from xdist.scheduler.loadscope import LoadScopeScheduling
 
     class BySAE(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return group_of(nodeid)
+            return group_of(nodeid, frozenset(saes))
 
     return BySAE(config, log)

@@ -13,18 +13,38 @@ from sae_bench.errors import SAEBenchError, StoreError, UsageError, near
 from sae_bench.limits import Rule, parse_rule
 from sae_bench.options import Resolved, given_limits
 from sae_bench.outcome import NOTHING_MEASURED_EXIT
+from sae_bench.preflight import check_accepted_reports, check_words
 from sae_bench.progress import ProgressLine
 from sae_bench.properties import property_names
 from sae_bench.provenance import Provenance, author, utc
 from sae_bench.registration import SAES, TargetDefaults, load_entry_points, select
 from sae_bench.render import terminal
-from sae_bench.report import Report, SAEResult, load_report, write_report
-from sae_bench.run import Run, RunOptions, check_words
+from sae_bench.report import PropertyResult, Report, SAEResult, load_report, write_report
+from sae_bench.run import Run, RunOptions
 from sae_bench.spec import SAESpec
 
 TESTS_FAILED = int(pytest.ExitCode.TESTS_FAILED)
 JUDGED = (int(pytest.ExitCode.OK), TESTS_FAILED, int(pytest.ExitCode.NO_TESTS_COLLECTED))
 "pytest's own outcomes that ours may replace; interruptions and internal errors stay."
+NARROWING = {
+    "-k": "keyword",
+    "-m": "markexpr",
+    "-x": "maxfail",
+    "--lf": "lf",
+    "--sw": "stepwise",
+    "--deselect": "deselect",
+    "--ignore": "ignore",
+    "--ignore-glob": "ignore_glob",
+}
+"Options of pytest that leave out items, by their `dest`."
+FOLDER, EARLIER, NAME = "sae_bench_folder", "sae_bench_earlier", "sae_bench_name"
+"What an xdist worker is told: where records go, which unfinished runs it may take from, what the run is called."
+
+
+def narrowed_by(config: pytest.Config) -> list[str]:
+    """Options and node ids that make a run leave out what it would otherwise measure."""
+    used = [flag for flag, dest in NARROWING.items() if config.getoption(dest, None)]
+    return used + [argument for argument in config.args if "::" in argument]
 
 
 class Session:
@@ -37,17 +57,70 @@ class Session:
         self.options = _run_options(config, resolved)
         self.specs = _chosen(resolved)
         self.properties = _properties(resolved["sae_property"])
-        check_words(self.specs, self.options.rules)
+        check_words(self.specs, self.options.rules, list(SAES))
+        check_accepted_reports(self.specs, self.properties, self.options)
         self.narrowed = bool(resolved["sae"] or resolved["sae_property"] or resolved["sae_no_compare"])
         self.collected = False
         self.failed_items = 0
         self.records: list[Path] = []
+        self.taken: list[store.Record] = []
         self.written: list[str] = []
+        self.troubles: list[str] = []
+        "What was not written and why; said loudly at the end, and never green."
         self.report: Report | None = None
-        worker = getattr(config, "workerinput", {})
-        folder = worker.get("sae_bench_folder")
-        self.folder = Path(folder) if folder else store.run_folder(self._path("sae_report_dir"), config.rootpath)
-        self.run = Run(self.options, self.folder)
+        self.run = Run(self.options)
+        self.name = store.run_name(config.rootpath)
+        self._claim: store.Claim | None = None
+        self._earlier: list[store.Claim] = []
+        self._opened = False
+
+    @property
+    def folder(self) -> Path | None:
+        """Where this run writes; None where nothing can be written."""
+        return self.run.folder
+
+    def open(self) -> None:
+        """Take a folder for this run, and whatever a killed one finished; called before the first measurement."""
+        if self._opened:
+            return
+        self._opened = True
+        worker = getattr(self.config, "workerinput", None)
+        if worker is not None:
+            self._follow(worker)
+            return
+        reports = self._path("sae_report_dir")
+        try:
+            # Before a folder of our own is there, which is unfinished too.
+            self._earlier = store.unfinished(reports)
+            self._claim = store.claim(reports, self.name)
+            self.run.folder = self._claim.path
+        except StoreError as error:
+            self.troubles.append(f"{error}; verdicts stand, results are kept in memory until this run ends")
+        if self.resolved["sae_fresh"]:
+            for dead in self._earlier:
+                dead.release()
+                store.forget_run(dead.path)
+            self._earlier = []
+        self.run.earlier = store.earlier_records(claim.path for claim in self._earlier)
+
+    def _follow(self, worker: dict[str, str]) -> None:
+        """What the controlling process decided; a name only, where it did not know that SAEs would be measured."""
+        if FOLDER in worker:
+            self.run.folder = Path(worker[FOLDER]) if worker[FOLDER] else None
+            self.run.earlier = store.earlier_records(map(Path, worker[EARLIER].splitlines()))
+        else:
+            self.run.folder = self._path("sae_report_dir") / worker[NAME]
+
+    def adopt(self, name: str) -> None:
+        """Write where the workers did, when only they knew that SAEs would be measured."""
+        if not self._opened:
+            self._opened = True
+            self.run.folder = self._path("sae_report_dir") / name
+
+    def tell_worker(self) -> dict[str, str]:
+        """For a worker's `_follow`."""
+        self.open()
+        return {FOLDER: str(self.folder or ""), EARLIER: "\n".join(str(claim.path) for claim in self._earlier)}
 
     def _path(self, dest: str) -> Path:
         return Path(self.config.rootpath) / str(self.resolved[dest])
@@ -63,29 +136,93 @@ class Session:
             return []
         return list(baselines.vanished(self.options.baselines, SAES))
 
-    def collect(self, record: Path, failed: bool) -> None:
-        """Take in the record of a finished item."""
-        self.records.append(record)
+    def unmeasured(self, collected: set[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Accepted properties of registered SAEs that no collected item measures; none for files picked by hand."""
+        if not self.options.compare or self.options.reference is not None:
+            return []
+        if any("::" in argument or argument.endswith(".py") for argument in self.config.args):
+            return []
+        accepted = [(spec.id, baselines.load_accepted(self.options.baselines, spec.judged_as)) for spec in self.specs]
+        held = [(sae, name) for sae, file in accepted if file is not None for name in file.result.properties]
+        return sorted(set(held) - collected)
+
+    def is_accepted(self, sae: SAESpec, name: str) -> bool:
+        """Whether this run compares a property with an accepted one."""
+        where = self.options.reference or self.options.baselines
+        return self.options.compare and baselines.accepted_property(where, sae.judged_as, name) is not None
+
+    def collect(self, record: str, failed: bool) -> None:
+        """Take in the record of a finished item; an empty path where it could not be written."""
+        if record:
+            self.records.append(Path(record))
         self.failed_items += failed
+        self.collected = True
 
     def finish(self, exitstatus: int, failed_otherwise: bool) -> int:
         """Write the report, accept if asked to, and say with which exit code the session ends."""
-        try:
-            self.report = self._report()
-            self._write(self.report)
-        except SAEBenchError as error:
-            self.written.append(f"ERROR: the report was not written: {error}")
-            return exitstatus if exitstatus not in JUDGED else TESTS_FAILED
-        if exitstatus not in JUDGED:
-            return exitstatus
-        results = [result for sae in self.report.saes.values() for result in sae.properties.values()]
-        if not results and not failed_otherwise:
+        ended = exitstatus in JUDGED
+        self.troubles += dict.fromkeys(self.run.unwritten)
+        results = self._results()
+        if results:
+            self.report = self._report(results, ended)
+            self._save(self.report)
+        code = self._code(exitstatus, failed_otherwise) if ended else exitstatus
+        if self.resolved["sae_accept"] or self.resolved["sae_accept_new"]:
+            self._accept_or_say_why(ended)
+        self.close(ended)
+        return code
+
+    def close(self, ended: bool) -> None:
+        """Leave the folders: what a finished run took is gone for others, an interrupted one may be taken up."""
+        if ended and not self.troubles:
+            store.forget_taken(self.taken)
+        for earlier in self._earlier:
+            earlier.release()
+        if self._claim is not None:
+            self._claim.finish() if ended or not self.records else self._claim.release()
+        self._claim, self._earlier = None, []
+
+    def _results(self) -> dict[str, dict[str, PropertyResult]]:
+        """All results by SAE, in the order of registration, and property; from records, else from memory."""
+        found: dict[tuple[str, str], PropertyResult] = dict(self.run.results)
+        for path in self.records:
+            try:
+                record = store.read_record(path)
+            except StoreError as error:
+                self.troubles.append(str(error))
+                continue
+            found[record.sae, record.result.name] = record.result
+            self.taken.append(record)
+        order = [*(spec.id for spec in self.specs), *sorted({sae for sae, _ in found})]
+        return {
+            sae: {name: found[owner, name] for owner, name in sorted(found) if owner == sae}
+            for sae in dict.fromkeys(order)
+            if any(owner == sae for owner, _ in found)
+        }
+
+    def _code(self, exitstatus: int, failed_otherwise: bool) -> int:
+        if self.report is None:
+            if self.troubles:
+                self.troubles.append("with -n, results stay in the workers: only the outcomes of the items are known")
+            if exitstatus == TESTS_FAILED or self.troubles:
+                return TESTS_FAILED
             self.written.append("nothing was measured: register an SAE in conftest.py, or name one with --sae")
             return NOTHING_MEASURED_EXIT
         code = TESTS_FAILED if failed_otherwise else self.report.exit_code(self.options.strict)
-        if self.resolved["sae_accept"] or self.resolved["sae_accept_new"]:
+        return code or (TESTS_FAILED if self.troubles else 0)
+
+    def _save(self, report: Report) -> None:
+        try:
+            self._write(report)
+        except SAEBenchError as error:
+            self.troubles.append(f"the report was not written: {error}")
+
+    def _accept_or_say_why(self, ended: bool) -> None:
+        if self.report is None or not ended or self.troubles:
+            why = "the run was interrupted" if not ended else "not everything was written or measured"
+            self.written.append(f"not accepted: {why}")
+        else:
             self._accept(self.report)
-        return code
 
     def summarise(self, reporter: Any) -> None:
         """Print the table and where everything was written."""
@@ -95,18 +232,27 @@ class Session:
                 self.report,
                 width=reporter._tw.fullwidth,
                 color=reporter._tw.hasmarkup,
-                report_path=str(_shown(self.folder / "report.json")),
+                report_path=str(_shown(self.folder / "report.json")) if self.folder else "not written",
                 baselines=str(self.resolved["sae_baselines"]),
             ).splitlines():
                 reporter.write_line(line)
         for line in self.written:
             reporter.write_line(line)
+        for trouble in self.troubles:
+            reporter.write_line(f"ERROR: {trouble}", red=True, bold=True)
 
-    def _report(self) -> Report:
-        saes = {
-            sae: SAEResult(dict(sorted(results.items())), tags=self._tags(sae))
-            for sae, results in store.gather(self.records).items()
+    def _report(self, results: dict[str, dict[str, PropertyResult]], ended: bool) -> Report:
+        saes = {sae: SAEResult(found, tags=self._tags(sae)) for sae, found in results.items()}
+        taken = sum(record.taken_from is not None for record in self.taken)
+        said = {
+            "interrupted": not ended,
+            "narrowed_by": narrowed_by(self.config),
+            "taken_from_unfinished_runs": taken,
         }
+        if not ended:
+            self.written.append("interrupted: the report holds what was finished; the same command takes it up")
+        if taken:
+            self.written.append(f"{taken} of {len(self.taken)} results were taken from a run that did not finish")
         run = Provenance.collect(
             Path(self.config.rootpath),
             started=self.started,
@@ -117,6 +263,7 @@ class Session:
                 "batch_size": self.options.batch_size,
                 "device": self.options.device,
                 "given": self.resolved.from_user(),
+                **{name: value for name, value in said.items() if value},
             },
         )
         return Report(run=run, saes=saes)
@@ -125,8 +272,9 @@ class Session:
         return next((spec.tags for spec in self.specs if spec.id == sae), ())
 
     def _write(self, report: Report) -> None:
-        write_report(report, self.folder / "report.json")
-        write_report(report, self.folder.parent / "latest.json")
+        if self.folder is not None:
+            write_report(report, self.folder / "report.json")
+            write_report(report, self.folder.parent / "latest.json")
         if self.resolved["sae_json"]:
             write_report(report, Path(self.config.invocation_params.dir) / self.resolved["sae_json"])
 
@@ -173,6 +321,7 @@ def _run_options(config: pytest.Config, resolved: Resolved) -> RunOptions:
         compare=not resolved["sae_no_compare"],
         rules=_rules(config),
         strict=resolved["sae_strict"],
+        selfcheck=resolved["sae_selfcheck"],
     )
 
 
@@ -181,7 +330,14 @@ def _rules(config: pytest.Config) -> tuple[Rule, ...]:
 
 
 def _chosen(resolved: Resolved) -> list[SAESpec]:
-    load_entry_points()
+    try:
+        load_entry_points()
+    except SAEBenchError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"a package that registers SAEs (entry point 'sae_bench.saes') failed: {type(error).__name__}: {error}"
+        ) from error
     SAES.freeze("SAEs were chosen")
     defaults = TargetDefaults(resolved["sae_model"], resolved["sae_site"], resolved["sae_corpus"])
     return select(resolved["sae"], defaults, SAES)

@@ -16,6 +16,8 @@ from torch.nn import functional
 
 BYTES_PER_CODE = 16
 "Of a code that is not 0, in both orders."
+_FEATURES = 4096
+"Features projected at once; for all of them a second decoder would have to fit into memory."
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +93,19 @@ class Bags:
 
     def project(self, decoder: Tensor, vectors: Tensor) -> Tensor:
         """float64 (n,) ``sum_t f_i d_i·v_t`` of vectors (tokens, d): the transpose of `write` in ``scale``."""
-        gathered = _weighted_sums(self.token, vectors, self.feature_start, self.value_by_feature)  # (n, d)
-        return (gathered * decoder).sum(1, dtype=torch.float64)
+        starts = [*self.feature_start.tolist(), len(self.token)]
+        found = []
+        for first in range(0, len(decoder), _FEATURES):
+            rows = decoder[first : first + _FEATURES]
+            begin, end = starts[first], starts[first + len(rows)]
+            gathered = _weighted_sums(
+                self.token[begin:end],
+                vectors,
+                self.feature_start[first : first + len(rows)] - begin,
+                self.value_by_feature[begin:end],
+            )
+            found.append((gathered * rows).sum(1, dtype=torch.float64))
+        return torch.cat(found)
 
 
 def _starts(owner: Tensor, owners: int) -> Tensor:

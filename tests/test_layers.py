@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "sae_bench"
 
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("__init__", "_identity", "errors", "registry", "spec", "site", "registration"),
-    1: ("measurement", "stats", "limits", "outcome", "comparison", "wording", "verdict"),
+    1: ("tiers", "measurement", "stats", "limits", "outcome", "comparison", "wording", "verdict"),
     2: (
         "sae",
         "formats",
@@ -24,10 +24,10 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "sparse_codes",
         "contrast",
     ),
-    3: ("capture", "bench", "scales", "steering"),
+    3: ("capture", "batch", "bench", "scales", "steering"),
     4: ("properties",),
     5: ("codec", "provenance", "results", "conversion", "report", "baselines", "accepting", "store"),
-    6: ("loading", "run", "rescaling", "render", "progress"),
+    6: ("loading", "content", "selfcheck", "preflight", "run", "rescaling", "render", "progress"),
     7: ("testing", "suite", "options"),
     8: ("plugin", "session", "scheduling", "cli", "__main__", "demo"),
 }

@@ -1,7 +1,7 @@
 """How much an arm costs when it runs on from the site, against a full pass: the engine's reason to be.
 
 Run by ``make bench-engine``. A GPT-2-small-shaped model with random weights, the site at layer 6 of 12, 1,024 tokens;
-`ratio` in a benchmark's ``extra_info`` is its median time over that of a full pass measured beside it.
+`ratio` in the benchmark's ``extra_info`` is its median time over that of full passes between its rounds.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,35 +49,28 @@ def seen(model: Model, tokens: torch.Tensor) -> Capture:
     return model.capture(tokens, SITE)
 
 
-@pytest.fixture(scope="module")
-def full_seconds(model: Model, tokens: torch.Tensor) -> float:
-    return statistics.median(_seconds(lambda: model.logits(tokens)) for _ in range(ROUNDS))
-
-
 def _seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-def _measure(benchmark: Any, run: Callable[[], Any], full_seconds: float) -> None:
-    benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=1)
-    if benchmark.enabled:
-        benchmark.extra_info["full_pass_seconds"] = full_seconds
-        benchmark.extra_info["ratio"] = benchmark.stats.stats.median / full_seconds
-
-
-def bench_full_pass(benchmark: Any, model: Model, tokens: torch.Tensor, full_seconds: float) -> None:
-    _measure(benchmark, lambda: model.logits(tokens), full_seconds)
-
-
-def bench_one_arm(benchmark: Any, model: Model, tokens: torch.Tensor, seen: Capture, full_seconds: float) -> None:
+def test_one_arm(benchmark: Any, model: Model, tokens: torch.Tensor, seen: Capture) -> None:
     value = seen.value + 1
-    _measure(benchmark, lambda: model.resume(tokens, seen.block_input, SITE, value), full_seconds)
+    full: list[float] = []
+    unembedding: list[float] = []
+
+    def others() -> None:
+        # Between the rounds, so that a machine that slows down slows all of them down.
+        full.append(_seconds(lambda: model.logits(tokens)))
+        unembedding.append(_seconds(lambda: model.final_logits(seen.value)))
+
+    benchmark.pedantic(
+        lambda: model.resume(tokens, seen.block_input, SITE, value), setup=others, rounds=ROUNDS, warmup_rounds=1
+    )
     assert torch.equal(model.resume(tokens, seen.block_input, SITE, seen.value), model.logits(tokens))
-
-
-def bench_unembedding_alone(
-    benchmark: Any, model: Model, tokens: torch.Tensor, seen: Capture, full_seconds: float
-) -> None:
-    _measure(benchmark, lambda: model.final_logits(seen.value), full_seconds)
+    if benchmark.enabled:
+        whole = statistics.median(full[1:])
+        benchmark.extra_info["full_pass_seconds"] = whole
+        benchmark.extra_info["unembedding_seconds"] = statistics.median(unembedding[1:])
+        benchmark.extra_info["ratio"] = benchmark.stats.stats.median / whole

@@ -1,6 +1,6 @@
 """Rebuild the whole demo from nothing: tokenizer, model, evaluation corpus, contrast sets, SAEs, card.
 
-    python -m sae_bench.demo.build                          into the package itself, about an hour on two cores
+    python -m sae_bench.demo.build                          into the package itself, half an hour on two idle cores
     python -m sae_bench.demo.build --out DIR --steps 20     a toy of the same shape, for a test
 
 Needs sae-lens, which the package itself does not.
@@ -47,7 +47,10 @@ def build(
         log.info("training %d SAEs for %d steps each", len(names), sae.steps)
         train_saes(folder, sae, names)
     if "card" in stages:
-        write_card(folder, documents=2048 if steps is None else 16)
+        if steps is None:
+            write_card(folder)
+        else:
+            write_card(folder, documents=16, corpus_documents=16)
     for path in folder.root.rglob("*.safetensors"):
         path.chmod(0o644)
 

@@ -44,6 +44,7 @@ DESCRIPTIONS = {
     "letter.template=2": "A or B, wording 2",
     "letter.template=3": "A or B, wording 3 (the shifted one)",
     "yes_no": "question answered by yes or no",
+    "choice": "question answered by one of two adjectives",
     "verdict": "verdict of a review",
     "sum": "sums",
     "counting": "counting up and down",
@@ -105,13 +106,16 @@ def _sae_section(qualities: dict[str, Quality], width: dict[str, int], tokens: i
     return lines
 
 
-def write_card(folder: DemoPaths, documents: int = 2048) -> None:
-    """Measure the files in a folder and write its README.md."""
+def write_card(folder: DemoPaths, documents: int = 2048, corpus_documents: int | None = None) -> None:
+    """Measure the files in a folder and write its README.md.
+
+    The model is measured on `documents` fresh ones, the SAEs on the first `corpus_documents` of the corpus, or on all.
+    """
     model: Any = GPT2LMHeadModel.from_pretrained(folder.model)
     model.eval()
     recipe = json.loads((folder.model / "recipe.json").read_text())
     scores = score(model, documents)
-    activations = corpus_activations(folder)
+    activations = corpus_activations(folder, corpus_documents)
     qualities, width = {}, {}
     for name in SAE_NAMES:
         if folder.sae(name).exists():

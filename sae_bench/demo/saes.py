@@ -44,9 +44,9 @@ TEXT_SEED = 50_000_017
 class SAERecipe:
     """What all SAEs share."""
 
-    documents: int = 8000
+    documents: int = 6000
     """Texts whose activations are cached."""
-    steps: int = 6000
+    steps: int = 2500
     batch: int = 1024
     """Activations a step."""
     width: int = 768
@@ -77,14 +77,14 @@ def _standard(d_in: int, recipe: SAERecipe) -> Any:
     # Strong enough a penalty that activations come out visibly too small, as they do in published L1 SAEs.
     warm = recipe.steps // 10
     return StandardTrainingSAE(
-        StandardTrainingSAEConfig(d_in=d_in, l1_coefficient=1.5, l1_warm_up_steps=warm, **_common(recipe))
+        StandardTrainingSAEConfig(d_in=d_in, l1_coefficient=1.6, l1_warm_up_steps=warm, **_common(recipe))
     )
 
 
 def _gated(d_in: int, recipe: SAERecipe) -> Any:
     warm = recipe.steps // 10
     return GatedTrainingSAE(
-        GatedTrainingSAEConfig(d_in=d_in, l1_coefficient=1.5, l1_warm_up_steps=warm, **_common(recipe))
+        GatedTrainingSAEConfig(d_in=d_in, l1_coefficient=2.5, l1_warm_up_steps=warm, **_common(recipe))
     )
 
 
@@ -96,7 +96,7 @@ def _jumprelu(d_in: int, recipe: SAERecipe) -> Any:
             jumprelu_ste_to_input=True,
             jumprelu_init_threshold=0.1,
             jumprelu_bandwidth=1.0,
-            l0_coefficient=0.7,
+            l0_coefficient=0.1,
             l0_warm_up_steps=recipe.steps // 2,
             pre_act_loss_coefficient=3e-6,
             **_common(recipe),
@@ -105,12 +105,12 @@ def _jumprelu(d_in: int, recipe: SAERecipe) -> Any:
 
 
 def _topk(d_in: int, recipe: SAERecipe) -> Any:
-    return TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, k=16, aux_loss_coefficient=1 / 32, **_common(recipe)))
+    return TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, k=16, aux_loss_coefficient=0.25, **_common(recipe)))
 
 
 def _batchtopk(d_in: int, recipe: SAERecipe) -> Any:
     return BatchTopKTrainingSAE(
-        BatchTopKTrainingSAEConfig(d_in=d_in, k=16, aux_loss_coefficient=1 / 32, **_common(recipe))
+        BatchTopKTrainingSAEConfig(d_in=d_in, k=16, aux_loss_coefficient=0.25, **_common(recipe))
     )
 
 
@@ -118,7 +118,12 @@ def _matryoshka(d_in: int, recipe: SAERecipe) -> Any:
     widths = [recipe.width // 8, recipe.width // 4, recipe.width // 2, recipe.width]
     return MatryoshkaBatchTopKTrainingSAE(
         MatryoshkaBatchTopKTrainingSAEConfig(
-            d_in=d_in, k=20, matryoshka_widths=widths, aux_loss_coefficient=1 / 32, **_common(recipe)
+            d_in=d_in,
+            k=20,
+            matryoshka_widths=widths,
+            aux_loss_coefficient=0.5,
+            use_matryoshka_aux_loss=True,
+            **_common(recipe),
         )
     )
 
@@ -168,7 +173,7 @@ def train_sae(name: str, activations: torch.Tensor, recipe: SAERecipe) -> Any:
         lr_end=recipe.rate / 20,
         lr_warm_up_steps=recipe.steps // 20,
         lr_decay_steps=recipe.steps // 3,
-        dead_feature_window=max(50, recipe.steps // 20),
+        dead_feature_window=50,
         n_batches_for_norm_estimate=min(100, max(1, len(activations) // recipe.batch)),
         logger=LoggingConfig(log_to_wandb=False),
     )

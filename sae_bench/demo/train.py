@@ -33,8 +33,8 @@ class Recipe:
     layers: int = 4
     width: int = 128
     heads: int = 4
-    steps: int = 6000
-    batch: int = 48
+    steps: int = 2900
+    batch: int = 32
     warm_up: int = 100
     cool_down: float = 0.3
     """Share of the steps, at the end, over which the rates fall linearly to zero."""

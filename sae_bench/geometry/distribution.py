@@ -112,6 +112,8 @@ def peaks(neighbours: Neighbours) -> list[Peak]:
     height = gaussian_filter1d(np.histogram(cosine, edges)[0].astype(np.float64), _SMOOTH)
     noise = np.sqrt(height / (2 * _SMOOTH * math.sqrt(math.pi)))
     found, _ = find_peaks(height, prominence=np.maximum(_PEAK_SHARE * neighbours.n, 3 * noise))
+    if not len(found):
+        return []
     dips = [float(edges[left + int(height[left:right].argmin())] + 0.01) for left, right in pairwise(found)]
     centres = (edges[found] + edges[found + 1]) / 2
     return [

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor
@@ -32,8 +31,8 @@ class Matching:
     "float32 (n,), largest cosine of each direction of A with one of B."
     best_of_b: Tensor
     "float32 (m,), and the other way round."
-    pairs: tuple[NDArray[np.int64], NDArray[np.int64]] | None
-    "Rows of A and of B whose cosine reaches `SAME`; None where there are more than `MOST_PAIRS`."
+    pairs: tuple[Tensor, Tensor] | None
+    "int64, rows of A and of B whose cosine reaches `SAME`; None where there are more than `MOST_PAIRS`."
 
 
 def compare(a: Tensor, b: Tensor) -> Matching:
@@ -41,32 +40,35 @@ def compare(a: Tensor, b: Tensor) -> Matching:
     a, b = _unit(a), _unit(b)
     best_a = torch.full((len(a),), -torch.inf, device=a.device)
     best_b = torch.full((len(b),), -torch.inf, device=a.device)
-    rows: list[NDArray[np.int64]] = []
-    columns: list[NDArray[np.int64]] = []
+    rows: list[Tensor] = []
+    columns: list[Tensor] = []
     pairs = 0
     for i in range(0, len(a), BLOCK):
         for j in range(0, len(b), BLOCK):
             block = a[i : i + BLOCK] @ b[j : j + BLOCK].T
             best_a[i : i + BLOCK] = torch.maximum(best_a[i : i + BLOCK], block.amax(1))
             best_b[j : j + BLOCK] = torch.maximum(best_b[j : j + BLOCK], block.amax(0))
-            close = np.nonzero((block >= SAME).cpu().numpy())
+            close = (block >= SAME).nonzero(as_tuple=True)
             pairs += len(close[0])
             if pairs <= MOST_PAIRS:
                 rows.append(close[0] + i)
                 columns.append(close[1] + j)
-    found = (np.concatenate(rows), np.concatenate(columns)) if pairs <= MOST_PAIRS else None
+    found = (torch.cat(rows), torch.cat(columns)) if pairs <= MOST_PAIRS else None
     return Matching(best_a, best_b, found)
 
 
-def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """float64 (n,) cosine of each row of ``a`` (n, d) with the same row of ``b``; 0 where either is zero."""
-    parts = zip(torch.split(a.detach(), 8 * BLOCK), torch.split(b.detach(), 8 * BLOCK), strict=True)
-    return torch.cat([torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=1) for x, y in parts])
+def cosines(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """float64 (pairs,) cosine of row ``rows[p]`` of ``a`` with row ``columns[p]`` of ``b``; 0 where either is zero."""
+    parts = [torch.empty(0, dtype=torch.float64, device=a.device)]
+    for own, other in zip(torch.split(rows, 8 * BLOCK), torch.split(columns, 8 * BLOCK), strict=True):
+        left, right = a.detach()[own].double(), b.detach()[other].double()
+        parts.append(torch.nn.functional.cosine_similarity(left, right, dim=1, eps=0.0).nan_to_num(0.0))
+    return torch.cat(parts)
 
 
-def largest_matching(rows: NDArray[np.int64], columns: NDArray[np.int64], n: int, m: int) -> int:
+def largest_matching(rows: Tensor, columns: Tensor, n: int, m: int) -> int:
     """Size of the largest one-to-one matching that uses only the given pairs of n rows and m columns."""
-    graph = csr_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(n, m))
+    graph = csr_array((np.ones(len(rows), dtype=np.int8), (rows.cpu().numpy(), columns.cpu().numpy())), shape=(n, m))
     return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SHOWN = ("sae", "isotropic", "covariance", "real_difference", "norm_corrected", "sae_norm")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 SMALLEST, LARGEST = 1e-6, 1e2
+TEXTS = 24
+"Documents kept as text: those that lose most, which are those that a change shows in."
 
 
 def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
@@ -56,7 +58,25 @@ def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
             "document",
         ),
         "kl_types": _types(bench, tables),
+        "kl_text": _texts(bench, arms["sae"], keep),
     }
+
+
+def _texts(bench: Bench, kl: Floats, keep: NDArray[np.bool_]) -> Series:
+    """The documents with the largest mean KL, token by token."""
+    worst = np.sort(np.argsort(-_document_means(kl, keep), kind="stable")[:TEXTS])
+    rows = [(int(document), int(at)) for document in worst for at in np.flatnonzero(keep[document])]
+    tokens = bench.corpus.tokens
+    return Series(
+        "table",
+        {
+            "document": [document for document, _ in rows],
+            "token": [bench.token_text(int(tokens[row])) for row in rows],
+            "kl": [float(f"{kl[row]:.3g}") for row in rows],
+        },
+        "Documents that lose most, as text",
+        "nats",
+    )
 
 
 def _position_means(table: Floats, keep: NDArray[np.bool_]) -> Floats:

@@ -28,17 +28,22 @@ if TYPE_CHECKING:
     from sae_bench.bench import Batch, Bench
     from sae_bench.measurement import Floats
 
-NOISE_ARMS = (
-    "isotropic",
-    "theta_sae_norm",
-    "theta_true_norm",
-    "covariance",
-    "real_difference",
-    "shuffled_error",
-)
-EXACT_ARMS = ("reflected_error", "norm_corrected", "sae_norm")
-ABLATIONS = ("mean_ablation", "zero_ablation")
-ARMS = NOISE_ARMS + EXACT_ARMS + ABLATIONS
+NOISE_ARMS = {
+    "isotropic": "noise of the error's norm in any direction",
+    "theta_sae_norm": "noise with the reconstruction's norm and its cosine to x",
+    "theta_true_norm": "noise with the norm of x and the reconstruction's cosine to x",
+    "covariance": "noise of the error's norm with the activations' covariance",
+    "real_difference": "a difference of two real activations, at the error's norm",
+    "shuffled_error": "another token's error, at the error's norm",
+}
+EXACT_ARMS = {
+    "reflected_error": "the error with its sign turned",
+    "norm_corrected": "the reconstruction at the norm of x",
+    "sae_norm": "x at the norm of the reconstruction",
+}
+ABLATIONS = {"mean_ablation": "the site's mean", "zero_ablation": "zero"}
+ARMS = {**NOISE_ARMS, **EXACT_ARMS, **ABLATIONS}
+
 NO_ERROR = "the reconstruction has no error, so there is no floor of its size"
 
 METRICS = (
@@ -50,12 +55,13 @@ METRICS = (
     Metric("ratio_real_difference", "ratio", "reported", "KL against differences of real activations"),
     Metric("ratio_shuffled_error", "ratio", "reported", "KL against errors of other tokens"),
     *(
-        Metric(f"kl_{arm}", "nats", "reported", f"KL of the arm {arm}", noise_free=arm not in NOISE_ARMS)
-        for arm in ARMS
+        Metric(f"kl_{arm}", "nats", "reported", f"KL with {meaning} in its place", noise_free=arm not in NOISE_ARMS)
+        for arm, meaning in ARMS.items()
     ),
+    Metric("kappa_sae", "nats", "reported", "KL per squared error norm", noise_free=True),
     *(
-        Metric(f"kappa_{arm}", "nats", "reported", f"KL per squared norm, {arm}", noise_free=arm not in NOISE_ARMS)
-        for arm in ("sae", *ARMS)
+        Metric(f"kappa_{arm}", "nats", "reported", f"KL per squared norm: {meaning}", noise_free=arm not in NOISE_ARMS)
+        for arm, meaning in ARMS.items()
     ),
     Metric("ce_clean", "nats", "reported", "next-token loss of the clean model", noise_free=True),
     Metric("ce_sae", "nats", "reported", "next-token loss with the reconstruction", noise_free=True),

@@ -36,6 +36,7 @@ NOTICEABLE = 0.01
 "Share of the loss below which a gain is no suppression, whatever its error."
 CERTAIN = 3.0
 "Standard errors that a gain must exceed to be suppression."
+NO_DECODER = "the SAE shows no decoder, so its features cannot be scaled"
 NO_ERROR = "the reconstruction has no error, so there is nothing to gain"
 
 METRICS = (
@@ -134,7 +135,7 @@ def _lengths(bench: Bench, sums: dict[str, Floats]) -> dict[str, Estimate]:
 def _fit(scales: Scales | None) -> dict[str, Estimate]:
     """Numbers of the fit: like the fit itself they belong to the whole corpus, not to the documents measured."""
     if scales is None:
-        return {name: Undefined("the SAE shows no decoder") for name in ("uniform_scale", "free_features", *QUANTILES)}
+        return {name: Undefined(NO_DECODER) for name in ("uniform_scale", "free_features", *QUANTILES)}
     t = scales.per_feature.numpy()
     return {
         "uniform_scale": Exact(scales.uniform),
@@ -150,7 +151,7 @@ def _losses(sums: dict[str, Floats]) -> dict[str, Estimate]:
     for loss in ("mse", "kl"):
         for arm in ("heldout", "uniform", "per_feature"):
             table = sums.get(f"{loss}/{arm}")
-            found[f"{loss}_{arm}"] = Undefined("the SAE shows no decoder") if table is None else Ratio(table, scored)
+            found[f"{loss}_{arm}"] = Undefined(NO_DECODER) if table is None else Ratio(table, scored)
         for arm in ("uniform", "per_feature"):
             found[f"{loss}_gain_{arm}"] = _gain(sums, loss, arm)
         found[f"suppression_uniform_share_{loss}"] = _uniform_share(sums, loss, found[f"{loss}_gain_per_feature"])
@@ -162,7 +163,7 @@ def _losses(sums: dict[str, Floats]) -> dict[str, Estimate]:
 def _gain(sums: dict[str, Floats], loss: str, arm: str) -> Estimate:
     before, after = sums[f"{loss}/heldout"], sums.get(f"{loss}/{arm}")
     if after is None:
-        return Undefined("the SAE shows no decoder")
+        return Undefined(NO_DECODER)
     return Ratio(before - after, before) if before.sum() > 0 else Undefined(NO_ERROR)
 
 

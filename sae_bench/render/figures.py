@@ -18,6 +18,7 @@ from sae_bench.results import MetricResult
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle-down", "star")
+QUARTILES = {"p25", "p50", "p75"}
 MANY = 8
 "Lines beyond which single ones are drawn thin and grey, with their mean above them."
 
@@ -184,7 +185,7 @@ def quantiles(name: str, series: Series) -> Figure | None:
     ]  # fmt: skip
     layout = {
         "xaxis": axis(series.x or "quantile", tickvals=list(range(len(q))), ticktext=ticks),
-        "yaxis": axis(log=_positive(columns)),
+        "yaxis": axis(log=_wide(columns)),
         "showlegend": len(columns) > 1,
     }
     return Figure(series.title or name, data, layout)
@@ -198,18 +199,24 @@ def curve(name: str, series: Series) -> Figure | None:
         return None
     errors = {key: columns.pop(f"{key}_se") for key in list(columns) if f"{key}_se" in columns}
     xs = numbers(x) if is_numeric(x) else [label(each) for each in x]
-    data = _many(columns, xs) if len(columns) > MANY else []
+    data = _many(columns, xs) if len(columns) > MANY else _band(columns, xs) if set(columns) == QUARTILES else []
     if not data:
         for index, (key, column) in enumerate(columns.items()):
             bars = {"error_y": {"type": "data", "array": errors[key], "thickness": 1}} if key in errors else {}
             data.append(line(key, index, xs, column, **bars))
-    wide_range = _positive(columns) and _spread(columns) > 30
     layout = {
         "xaxis": axis(series.x, log=series.log_x),
-        "yaxis": axis(log=wide_range),
+        "yaxis": axis(log=_wide(columns)),
         "showlegend": len(columns) > 1,
     }
     return Figure(series.title or name, data, layout)
+
+
+def _band(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> list[dict[str, Any]]:
+    edge = {"line": {"width": 0, "color": "$0"}, "showlegend": False, "hoverinfo": "skip"}
+    middle = line("median, with the middle half", 0, x, columns["p50"], mode="lines+markers")
+    low = line("", 0, x, columns["p25"], **edge)
+    return [low, line("", 0, x, columns["p75"], fill="tonexty", fillcolor="$fill", **edge), middle]
 
 
 def _many(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> list[dict[str, Any]]:
@@ -225,51 +232,43 @@ def _many(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> li
 
 
 def table(name: str, series: Series) -> Figure | None:
-    """Columns against the first one: points where it is a number, bars where it is a name. Long names go to tables."""
+    """One column against the first: points where that is a number, bars where it names something.
+
+    Several columns are rarely one quantity: such a table is read as a table, and has no picture.
+    """
     keys = list(series.columns)
     length = len(series.columns[keys[0]]) if keys else 0
     columns = {key: numbers(series.columns[key]) for key in keys[1:] if is_numeric(series.columns[key])}
     columns = {key: column for key, column in columns.items() if any(each is not None for each in column)}
-    if not columns or length == 0 or any(len(series.columns[key]) != length for key in keys):
+    error = next((columns.pop(key) for key in ("se", *(f"{key}_se" for key in keys)) if key in columns), None)
+    if len(columns) != 1 or length == 0 or any(len(series.columns[key]) != length for key in keys):
         return None
-    errors = {key: columns.pop(f"{key}_se") for key in list(columns) if f"{key}_se" in columns}
-    if "se" in columns and len(columns) > 1:
-        errors[next(key for key in columns if key != "se")] = columns.pop("se")
+    ((key, column),) = columns.items()
     first = series.columns[keys[0]]
-    named = next((list(map(token, series.columns[key])) for key in keys if not is_numeric(series.columns[key])), None)
-    data = _points(columns, errors, first, named) if is_numeric(first) else _bars(columns, errors, named or [])
+    named = next(
+        (list(map(token, series.columns[each])) for each in keys if not is_numeric(series.columns[each])), None
+    )
+    if keys[0] == "feature" and is_numeric(first):
+        named = [f"feature {each}" for each in first]
+    numeric = is_numeric(first) and keys[0] != "feature"
+    trace = _points(key, column, first, named) if numeric else {"type": "bar", "x": named, "marker": {"color": "$0"}}
+    trace |= {"y": column, "name": label(key)}
+    if error is not None:
+        trace["error_y"] = {"type": "data", "array": error, "thickness": 1, "color": "$faint" if numeric else "$ink"}
     layout = {
-        "xaxis": axis(series.x or keys[0], log=series.log_x and is_numeric(first)),
-        "yaxis": axis(next(iter(columns)) if len(columns) == 1 else ""),
-        "showlegend": len(columns) > 1,
+        "xaxis": axis(series.x or keys[0], log=True) if series.log_x and numeric else axis(series.x or keys[0]),
+        "yaxis": axis(key),
+        "showlegend": False,
     }
-    return Figure(series.title or name, data, layout, wide=not is_numeric(first) and length > 12)
+    return Figure(series.title or name, [trace], layout, wide=not numeric and length > 12)
 
 
-def _points(
-    columns: Mapping[str, Sequence[Any]], errors: Mapping[str, Any], first: Sequence[Any], named: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    data = []
-    for index, (key, column) in enumerate(columns.items()):
-        marker = {"symbol": SYMBOLS[index % 8], "size": 7, "color": f"${index % 8}"}
-        trace = {"type": "scatter", "mode": "markers", "name": label(key), "x": numbers(first), "y": list(column),
-                 "marker": marker}  # fmt: skip
-        if key in errors:
-            trace["error_y"] = {"type": "data", "array": errors[key], "thickness": 1, "color": "$faint"}
-        if named is not None:
-            trace |= {"text": list(named), "hovertemplate": "%{text}: %{x}, %{y}"}
-        data.append(trace)
-    return data
-
-
-def _bars(
-    columns: Mapping[str, Sequence[Any]], errors: Mapping[str, Any], named: Sequence[str]
-) -> list[dict[str, Any]]:
-    return [
-        {"type": "bar", "name": label(key), "x": list(named), "y": list(column), "marker": {"color": f"${index % 8}"},
-         **({"error_y": {"type": "data", "array": errors[key], "color": "$ink"}} if key in errors else {})}
-        for index, (key, column) in enumerate(columns.items())
-    ]  # fmt: skip
+def _points(key: str, column: Sequence[Any], first: Sequence[Any], named: Sequence[str] | None) -> dict[str, Any]:
+    trace: dict[str, Any] = {"type": "scatter", "mode": "markers", "x": numbers(first),
+                             "marker": {"size": 7, "color": "$0"}}  # fmt: skip
+    if named is not None:
+        trace |= {"text": list(named), "hovertemplate": "%{text}: %{x}, %{y}"}
+    return trace
 
 
 def _lines(series: Series, x: str, length: int) -> dict[str, list[float | None]]:
@@ -278,10 +277,7 @@ def _lines(series: Series, x: str, length: int) -> dict[str, list[float | None]]
     return {key: column for key, column in columns.items() if any(each is not None for each in column)}
 
 
-def _positive(columns: Mapping[str, Sequence[float | None]]) -> bool:
-    return all(each > 0 for column in columns.values() for each in column if each is not None)
-
-
-def _spread(columns: Mapping[str, Sequence[float | None]]) -> float:
+def _wide(columns: Mapping[str, Sequence[float | None]]) -> bool:
+    """Whether values are positive and span more than a linear axis can show."""
     values = [each for column in columns.values() for each in column if each is not None]
-    return max(values) / min(values)
+    return min(values) > 0 and max(values) / min(values) > 30

@@ -61,7 +61,14 @@ def report_html(report: Report, *, accepted: Report | None = None, title: str = 
     for row, sae in enumerate(sorted(report.saes)):
         parts.append(sections.sae_section(report, sae, accepted, gallery, calm and row < OPEN))
     parts += ["</div><h2 id=all>All metrics</h2>", _filters()]
-    links = {"grid": "verdicts", "changes": "changes", "compare": "compare", "saes": "SAEs", "all": "all metrics"}
+    links = {
+        "grid": "verdicts",
+        "changes": "changes",
+        "compare": "compare",
+        "saes": "SAEs",
+        "all": "all metrics",
+        "about": "provenance",
+    }
     if len(report.saes) < 2:
         del links["compare"]
     return _page(title, links, "".join(parts), sections.provenance(report), gallery, sections.table_data(report))
@@ -94,7 +101,7 @@ def history(entries: Sequence[Accepted], *, title: str = "Accepted reports over 
     head = "".join(f"<th scope=col>{word}</th>" for word in ("when", "commit", "SAE", "property", "who", "why"))
     foot = f'<h2 id=about>Who accepted what</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>' \
            f'<tbody>{"".join(reasons)}</tbody></table></div>'  # fmt: skip
-    return _page(title, {"top": "metrics"}, body, foot, gallery, None)
+    return _page(title, {"top": "metrics", "about": "who and why"}, body, foot, gallery, None)
 
 
 def _accept(report: Report) -> str:
@@ -125,7 +132,7 @@ def _worst_first(verdict: Verdict) -> int:
 def _page(
     title: str, links: dict[str, str], body: str, foot: str, gallery: sections.Gallery, table: dict[str, Any] | None
 ) -> str:
-    menu = "".join(f'<a href="#{target}">{name}</a>' for target, name in {**links, "about": "provenance"}.items())
+    menu = "".join(f'<a href="#{target}">{name}</a>' for target, name in links.items())
     keys = (
         "<span class=keys><kbd>j</kbd> <kbd>k</kbd> sections, <kbd>n</kbd> <kbd>p</kbd> what needs attention, "
         "<kbd>g</kbd> verdicts, <kbd>/</kbd> filter</span>"

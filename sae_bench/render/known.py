@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from typing import Any
 
 from sae_bench.measurement import Series
 from sae_bench.render.figures import SYMBOLS, Figure, axis, label, numbers, picture, shorten, token
@@ -28,9 +28,9 @@ def pictures(result: PropertyResult, before: PropertyResult | None) -> tuple[lis
     for name, series in result.series.items():
         if set(series.columns) >= _TEXTS:
             continue
-        special = {"kl_types": (funnel, by_frequency), "kl_documents": (ranked,)}.get(name)
-        found = [draw(series) for draw in special] if special else [picture(name, series, result.metrics.get(name))]
-        empty += [name] if not any(found) else []
+        found = [draw(series) for draw in _SPECIAL.get(name, ())] or [picture(name, series, result.metrics.get(name))]
+        rows = series.kind == "table" and any(len(column) for column in series.columns.values())
+        empty += [name] if not any(found) and not rows else []
         drawn += found
     return [figure for figure in drawn if figure is not None], empty
 
@@ -45,7 +45,7 @@ def families(result: PropertyResult) -> list[Figure]:
             if name.startswith(prefix) and metric.value is not None and metric.unit in ("nats", "share")
         }
         units = {metric.unit for metric in members.values()}
-        if len(members) > 2:
+        if len(members) > 1:
             unit = sorted(units)[0]
             figures.append(_family(title, {k: m for k, m in members.items() if m.unit == unit}, unit))
     return figures
@@ -175,6 +175,27 @@ def by_frequency(series: Series) -> Figure | None:
     return Figure("Frequency against gap", [_type_points(series, swapped=False)], layout, series.title)
 
 
+def steered(series: Series) -> Figure | None:
+    """Each feature's mean slope, with its spread over prompts, against the share of prompts it moves backwards."""
+    keys = ("feature", "slope_mean", "slope_sd", "anti_share")
+    if not all(key in series.columns for key in keys) or not series.columns["feature"]:
+        return None
+    feature, mean, deviation, anti = (series.columns[key] for key in keys)
+    targets = series.columns.get("targets", [""] * len(feature))
+    trace = {
+        "type": "scatter", "mode": "markers", "x": numbers(mean), "y": numbers(anti),
+        "text": [f"feature {a}: {label(b)}" for a, b in zip(feature, targets, strict=False)],
+        "hovertemplate": "%{text}<br>slope %{x}, backwards %{y}", "marker": {"size": 7, "color": "$0"},
+        "error_x": {"type": "data", "array": numbers(deviation), "color": "$faint", "thickness": 1},
+    }  # fmt: skip
+    layout = {"xaxis": axis("mean slope, ± sd over prompts"), "yaxis": axis("share of prompts moved backwards"),
+              "showlegend": False}  # fmt: skip
+    return Figure("Steered features", [trace], layout, series.title)
+
+
+_SPECIAL = {"kl_types": (funnel, by_frequency), "kl_documents": (ranked,), "features": (steered,)}
+
+
 def architecture(sae: SAEResult) -> str:
     """What kind of SAE it is, as far as its provenance or its tags say."""
     if found := sae.provenance.get("architecture"):
@@ -286,6 +307,14 @@ def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[Met
         return None
     shapes = [{"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": y, "y1": y,
                "line": {"color": "$bad", "dash": "dot", "width": 2}} for y in sorted(limits)]  # fmt: skip
-    layout = {"xaxis": axis(type="category"), "yaxis": axis(), "shapes": shapes, "showlegend": len(data) > 1}
-    steps = sum(1 for _ in pairwise(dates))
-    return Figure(metric, data, layout, f"{steps + 1} accepted reports" + ("; dotted: limits" if shapes else ""))
+    # Labels must differ, or reports of one day would be one point; what is written below the axis may be shorter.
+    every = max(1, math.ceil(len(dates) / 6))
+    shown = [label(date) for date in dates[::every]]
+    ticks: dict[str, Any] = {
+        "tickvals": shown,
+        "ticktext": [date[:10] for date in shown],
+        "tickangle": -30,
+        "tickfont": {"size": 10},
+    }
+    layout = {"xaxis": axis(type="category", **ticks), "yaxis": axis(), "shapes": shapes, "showlegend": len(data) > 1}
+    return Figure(metric, data, layout, f"{len(dates)} accepted reports" + ("; dotted: limits" if shapes else ""))

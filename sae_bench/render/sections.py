@@ -13,7 +13,7 @@ from sae_bench.measurement import Series
 from sae_bench.outcome import Verdict
 from sae_bench.render import facts, known, words
 from sae_bench.render.bullets import bullet
-from sae_bench.render.figures import Figure, is_number
+from sae_bench.render.figures import Figure, is_number, picture
 from sae_bench.render.rows import Row, all_rows, properties, property_rows, worth_showing
 from sae_bench.results import MetricResult, PropertyResult, Report, SAEResult
 from sae_bench.wording import number
@@ -26,6 +26,8 @@ GLYPHS = {
 CHANGES = 60
 ROWS = 30
 "Of a series that is a table of names."
+CODED = 200
+"Longest text of a table; longer ones are data for programs (masks)."
 SHADES = 5
 _SILENT = (None, Verdict.UNDEFINED)
 
@@ -126,7 +128,8 @@ def _share_of_limit(metric: MetricResult | None) -> float:
 def rows_table(rows: Sequence[Row], sae: bool = True) -> str:
     """Metrics with their numbers, limits and verdicts."""
     names = ["verdict", *(["SAE"] if sae else []), "metric", "accepted", "now", "change", "interval", "allowed", ""]
-    head = "".join(f"<th scope=col>{name}</th>" if name else "<td></td>" for name in names)
+    right = ("accepted", "now", "change")
+    head = "".join(f"<th scope=col{' class=n' if n in right else ''}>{n}</th>" if n else "<td></td>" for n in names)
     body = "".join(_row(row, sae, len(names)) for row in rows)
     return _scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
@@ -226,10 +229,13 @@ def _footnote(result: PropertyResult) -> str:
 def _names(name: str, series: Series, sae: SAEResult) -> str:
     """A series with names or features in it, as a table; features link to their dashboards where there are any."""
     keys = list(series.columns)
-    texts = any(isinstance(each, str) for key in keys for each in series.columns[key])
-    if series.kind != "table" or {"document", "token", "kl"} <= set(keys) or not (texts or "feature" in keys):
-        return ""
     rows = list(zip(*series.columns.values(), strict=False))
+    if series.kind != "table" or not rows or {"document", "token", "kl"} <= set(keys):
+        return ""
+    longest = max((len(each) for row in rows for each in row if isinstance(each, str)), default=0)
+    said = longest > 0 or "feature" in keys or picture(name, series) is None
+    if not said or longest > CODED:
+        return ""
     dashboard = sae.provenance.get("neuronpedia_id")
     body = "".join(f"<tr>{''.join(_cell(key, each, dashboard) for key, each in zip(keys, row, strict=True))}</tr>"
                    for row in rows[:ROWS])  # fmt: skip

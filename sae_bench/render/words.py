@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from sae_bench.errors import UsageError
 from sae_bench.limits import Limit, parse_limit
@@ -14,15 +15,20 @@ _WORDLESS = {"", "ratio", "share", "cosine", "slope"}
 _MARKS = {"lower": "↓", "higher": "↑", "target": "→", "reported": "·"}
 
 
-def limits_of(metric: MetricResult) -> list[Limit]:
+def limits_of(metric: MetricResult) -> tuple[Limit, ...]:
     """The limits a metric was judged by; none for texts that this version cannot read."""
+    return _parsed(metric.limit)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(limits: str) -> tuple[Limit, ...]:
     found = []
-    for text in filter(None, metric.limit.split("; ")):
+    for text in filter(None, limits.split("; ")):
         try:
             found.append(parse_limit(text))
         except UsageError:
             continue
-    return found
+    return tuple(found)
 
 
 def needs_attention(verdict: Verdict | None, beyond: bool) -> bool:

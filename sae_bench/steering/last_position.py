@@ -54,15 +54,14 @@ class LastPosition:
     def __init__(self, model: Model, site: Site, memory_bytes: int) -> None:
         self.model = model
         self.site = site
-        self.runs = 0
-        "Forward passes so far."
         # Logits, log-probabilities and one product of them are alive at once.
         self._fitting = max(1, memory_bytes // 4 // (16 * model.d_vocab))
         self._packs: dict[int, bool] = {}
 
-    def packs(self, length: int) -> bool:
-        """Whether prompts of this length are packed; False as long as none was run."""
-        return self._packs.get(length, False)
+    @property
+    def packed(self) -> bool:
+        """Whether every length of prompt run so far could be packed."""
+        return all(self._packs.values())
 
     def log_probs(self, prompt: Prompt, values: Tensor) -> Iterator[tuple[Tensor, slice]]:
         """(rows, V) float32 log-probabilities with ``values`` (m, d) at the last position, some rows at a time.
@@ -111,7 +110,6 @@ class LastPosition:
         select = torch.arange(size)[None] >= before
         options = {"attention_mask": mask[None, None].to(self.model.device), "position_ids": mine[None]}
         options["position_ids"] = options["position_ids"].to(self.model.device)
-        self.runs += 1
         logits = self.model.resume(
             prompt.tokens[mine][None],
             prompt.block_input[mine][None],
@@ -128,7 +126,6 @@ class LastPosition:
         x[:, -1] = values
         select = torch.zeros(rows, length, dtype=torch.bool)
         select[:, -1] = True
-        self.runs += 1
         logits = self.model.resume(
             prompt.tokens.expand(rows, -1), prompt.block_input.expand(rows, -1, -1), self.site, x, select=select
         )

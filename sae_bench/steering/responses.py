@@ -76,7 +76,11 @@ def document_prompt(bench: Bench, document: int) -> tuple[Prompt, int]:
 
 
 def respond(
-    bench: Bench, runner: LastPosition, documents: Sequence[int], directions: Tensor, own: Sequence[int],
+    bench: Bench,
+    runner: LastPosition,
+    documents: Sequence[int],
+    directions: Tensor,
+    own: Sequence[int],
     targets: Targets,
 ) -> Responses:
     """Add every strength of every direction to the last position of every prompt.

@@ -42,7 +42,7 @@ def special_tokens(bench: Bench) -> Tensor:
     """bool (V,): ids that no target set may hold, special ones and those that the tokenizer does not know."""
     special = torch.zeros(bench.model.d_vocab, dtype=torch.bool)
     if bench.corpus.has_bos:
-        special[bench.corpus.tokens[:, 0].unique()] = True
+        special[bench.corpus.tokens[:, 0]] = True
     tokenizer = bench.model.tokenizer
     if tokenizer is not None:
         known = [token for token in tokenizer.all_special_ids if token < len(special)]

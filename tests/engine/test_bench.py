@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_bench import capture
-from sae_bench.bench import TIERS, Batch, Bench, Settings, _whole_clusters, site_data
+from sae_bench.batch import whole_clusters
+from sae_bench.bench import TIERS, Batch, Bench, Settings, site_data
 from sae_bench.capture import SiteData
 from sae_bench.corpus import Corpus, from_documents
 from sae_bench.errors import LoadError, MeasurementError
@@ -258,7 +259,7 @@ def test_a_tier_is_a_prefix_of_the_next(make: Make) -> None:
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 14))
 def test_no_cluster_is_cut(cluster: list[int], limit: int) -> None:
-    count = _whole_clusters(tuple(cluster), limit)
+    count = whole_clusters(tuple(cluster), limit)
     assert 1 <= count <= len(cluster)
     assert not set(cluster[:count]) & set(cluster[count:])
     if count < min(limit, len(cluster)):

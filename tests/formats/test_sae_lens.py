@@ -86,6 +86,9 @@ def test_a_training_checkpoint_is_what_sae_lens_saves_for_inference(
     assert_same(read_sae(str(tmp_path / "checkpoint")), theirs, x)
     assert_same(read_sae(str(tmp_path / "final")), theirs, x)
     assert_same(as_sae(training), theirs, x)
+    if rescale:
+        edit(tmp_path / "checkpoint", rescale_acts_by_decoder_norm=None)
+        assert_same(read_sae(str(tmp_path / "checkpoint")), theirs, x)
 
 
 @pytest.mark.parametrize(("name", "config"), CASES, ids=lambda each: each if isinstance(each, str) else ",".join(each))
@@ -358,6 +361,8 @@ def test_missing_files_are_named(saved: Path) -> None:
         read_sae(str(saved))
 
 
-def test_thresholds_are_strict() -> None:
-    activation = JumpReLU(torch.zeros(1), torch.full((1,), 0.5))
-    assert activation(torch.tensor([[0.5], [0.50001]])).flatten().tolist() == [0.0, pytest.approx(0.50001)]
+def test_thresholds_are_strict_and_codes_never_negative() -> None:
+    projections = torch.tensor([[-0.5], [0.5], [0.75]])
+    for threshold, codes in [(0.5, [0.0, 0.0, 0.75]), (-1.0, [0.0, 0.5, 0.75])]:
+        activation = JumpReLU(torch.zeros(1), torch.full((1,), threshold))
+        assert activation(projections).flatten().tolist() == codes

@@ -121,6 +121,8 @@ def test_the_hash_sees_k_and_the_activation() -> None:
         for activation in (TopK(bias, 4), TopK(bias, 5), ReLU(bias))
     }
     assert len(hashes) == 3
+    zeros = topk.map(torch.zeros_like)
+    assert weights_sha256(zeros.to(dtype=torch.float16)) != weights_sha256(zeros.to(dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("kind", ["relu", "jumprelu", "topk", "gated"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,8 @@ def prop(name: str, metrics: Mapping[str, MetricResult], **given: Any) -> Proper
     verdicts = [each.verdict for each in deciding if each.verdict is not None]
     worst = max(verdicts, key=SEVERITY.__getitem__, default=Verdict.PASS)
     fields: dict[str, Any] = {
-        "version": 1, "context": CONTEXT, "context_digest": context_digest(CONTEXT), "headline": next(iter(metrics), ""),
+        "version": 1, "context": CONTEXT, "context_digest": context_digest(CONTEXT),
+        "headline": next(iter(metrics), ""),
         "verdict": worst, "confidence": 0.98, "seconds": 12.3, "clusters": tuple(range(128)),
         "lines": tuple(each.message for each in metrics.values()),
         "beyond": any(each.beyond for each in metrics.values() if each.verdict is worst),
@@ -98,7 +100,7 @@ def kl_series(seed: int, documents: int = 64) -> dict[str, Series]:
     """Series of kl_gap with the shape of measured ones."""
     rng = np.random.default_rng(seed)
     arms = ("sae", "isotropic", "covariance", "real_difference", "norm_corrected", "sae_norm")
-    draws = {arm: rng.lognormal(-3 - row / 2, 1.2, 20_000) for row, arm in enumerate(arms)}
+    draws = {arm: rng.lognormal(-3 - row / 2, 1.2, 2_000) for row, arm in enumerate(arms)}
     edges = np.geomspace(1e-6, 1e2, 65)
     q = [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999]
     positions = list(range(1, 64))
@@ -117,6 +119,7 @@ def kl_series(seed: int, documents: int = 64) -> dict[str, Series]:
             "curve", {"x": positions, **{a: (v[:63].cumsum() / 63).tolist() for a, v in draws.items()}},
             "Mean KL by position", "position in the document",
         ),
+        "kl_texts": texts(seed),
         "kl_documents": Series(
             "table",
             {"document": list(range(documents)), "kl_sae": rng.lognormal(-3, 0.3, documents).tolist()},
@@ -129,6 +132,22 @@ def kl_series(seed: int, documents: int = 64) -> dict[str, Series]:
             "KL above isotropic noise, by token type", "occurrences", log_x=True,
         ),
     }  # fmt: skip
+
+
+def texts(seed: int) -> Series:
+    """Documents as text, with the KL of each token."""
+    rng = np.random.default_rng(seed)
+    words = ["Then", " Mary", " gave", " a", " drink", " to", " <script>alert(2)</script>", " John", ".", "\n"]
+    rows = [(document, word) for document in range(64) for word in words * 2]
+    return Series(
+        "table",
+        {
+            "document": [row[0] for row in rows],
+            "token": [row[1] for row in rows],
+            "kl": rng.lognormal(-3, 1.5, len(rows)).round(4).tolist(),
+        },
+        "KL of each token",
+    )
 
 
 def other_series(seed: int) -> dict[str, dict[str, Series]]:
@@ -161,6 +180,7 @@ def other_series(seed: int) -> dict[str, dict[str, Series]]:
         },
         "orthogonality": nn,
         "shrinkage": {
+            "most": Series("table", {"feature": [17, 3], "suppression": [0.2, 0.1]}, "Most suppressed features"),
             "t_star": Series("histogram", histogram(scales, features=rng.normal(1.05, 0.1, 500)), "t*", "scale"),
             "suppression_density": Series(
                 "table", {"density": [1e-4, 1e-3, 1e-2, 1e-1], "suppression": [0.2, 0.1, 0.05, 0.01]},
@@ -198,25 +218,28 @@ def full_sae(sae: str, seed: int, first: Verdict = Verdict.PASS) -> dict[str, Pr
         },
         series=kl_series(seed), clusters=clusters, notes=("2 documents were shorter than the others",),
     )  # fmt: skip
-    return {
-        "kl_gap": kl,
-        "reconstruction": prop("reconstruction", {
-            "fvu": metric(0.2 - seed * 0.01, unit="share"), "explained_variance": metric(0.8 + seed * 0.01, unit="share",
-                better="higher", limit="min:0.5", accepted=None, change=None, interval=None),
-        }),
-        "sparsity": prop("sparsity", {"l0": metric(20.0 + 3 * seed, unit="features", better="target", se=0.2,
-            accepted=20.0, change=0.1, interval=(-0.2, 0.4))}, series=series["sparsity"]),
-        "orthogonality": prop("orthogonality", {"nn1": metric(0.5, unit="cosine", kind="exact", se=None, limit="0.02",
-            accepted=0.5, change=0.0, interval=(0.0, 0.0), value_interval=(0.5, 0.5))}, series=series["orthogonality"]),
-        "shrinkage": prop("shrinkage", {"gamma_centred": metric(1.1, Verdict.KNOWN, unit="", better="target", target=1.0,
-            limit="max:1.05; min:0.95", accepted=None, change=None, interval=None, value_interval=(1.09, 1.11),
-            message=f"shrinkage.gamma_centred of {sae} is 1.10, above the hard limit max:1.05; known: L1 penalty, issue 12")},
-            series=series["shrinkage"]),
-        "something_else": prop("something_else", {"amount": reported(3.0, "")}, verdict=None,
-            series=series["something_else"]),
-    }  # fmt: skip
+    hard = {"accepted": None, "change": None, "interval": None}
+    explained = metric(0.8 + seed * 0.01, unit="share", better="higher", limit="min:0.5", **hard)
+    fired = {"unit": "features", "better": "target", "se": 0.2, "accepted": 20.0, "change": 0.1}
+    exact = {"kind": "exact", "se": None, "change": 0.0, "interval": (0.0, 0.0), "value_interval": (0.5, 0.5)}
+    message = f"shrinkage.gamma_centred of {sae} is 1.10, above the hard limit max:1.05; known: L1 penalty, issue 12"
+    gamma = metric(
+        1.1, Verdict.KNOWN, unit="", better="target", target=1.0, limit="max:1.05; min:0.95", message=message,
+        **{**hard, "value_interval": (1.09, 1.11)},
+    )  # fmt: skip
+    found = {
+        "reconstruction": {"fvu": metric(0.2 - seed * 0.01, unit="share"), "explained_variance": explained},
+        "sparsity": {"l0": metric(20.0 + 3 * seed, interval=(-0.2, 0.4), **fired)},
+        "orthogonality": {"nn1": metric(0.5, unit="cosine", limit="0.02", accepted=0.5, **exact)},
+        "shrinkage": {"gamma_centred": gamma},
+        "something_else": {"amount": reported(3.0, "")},
+    }
+    plain = {name: prop(name, metrics, series=series.get(name, {})) for name, metrics in found.items()}
+    plain["something_else"] = replace(plain["something_else"], verdict=None)
+    return {"kl_gap": kl, **plain}
 
 
+@cache
 def full_report(saes: int = 6) -> Report:
     """Several SAEs with everything; one fails, one is undecided, one is better."""
     verdicts = [Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.IMPROVED, Verdict.PASS, Verdict.PASS]
@@ -226,7 +249,11 @@ def full_report(saes: int = 6) -> Report:
     return replace(
         report,
         saes={
-            sae: SAEResult(each.properties, (f"architecture:{kinds[row % 6]}",), {"architecture": kinds[row % 6]})
+            sae: SAEResult(
+                each.properties,
+                (f"architecture:{kinds[row % 6]}",),
+                {"architecture": kinds[row % 6], "neuronpedia_id": "gpt2-small/8-res-jb"},
+            )
             for (sae, each), row in zip(report.saes.items(), range(saes), strict=True)
         },
     )

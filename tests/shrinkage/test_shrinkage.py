@@ -275,5 +275,5 @@ def test_an_object_without_a_decoder_still_has_a_gamma(make_bench: Make) -> None
     assert value(measured, "gamma_centred") == pytest.approx(0.5)
     assert value(measured, "kl_norm_corrected_gain") == pytest.approx(1, abs=1e-4)
     reasons = {estimate.reason for estimate in measured.estimates.values() if isinstance(estimate, Undefined)}
-    assert reasons == {"the SAE shows no decoder"}
+    assert reasons == {"the SAE shows no decoder, so its features cannot be scaled"}
     assert {metric.name for metric in PROPERTY.metrics} == set(measured.estimates)

@@ -18,11 +18,11 @@ from sae_bench.demo.language.sentence import BOS, Sentence
 SHORTEST, LONGEST = 64, 128
 
 MIX = (
-    ("prose", 0.40),
+    ("prose", 0.38),
     ("days", 0.09),
     ("months", 0.06),
     ("indirect_object", 0.12),
-    ("persona", 0.20),
+    ("persona", 0.22),
     ("review", 0.08),
     ("number", 0.05),
 )

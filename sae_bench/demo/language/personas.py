@@ -23,8 +23,8 @@ TEMPLATES = (
 """The last one is kept for the shifted contrast set."""
 SHIFTED_TEMPLATE = 3
 
-LETTER_SHARE = (0.5, 0.5)
-"""How often a question wants a letter, and how often yes or no."""
+QUESTION_WEIGHTS = (0.4, 0.4, 0.2)
+"""How often a question wants a letter, yes or no, an adjective."""
 
 STATEMENTS = ("is {}", "is very {}", "was always {}")
 
@@ -48,11 +48,20 @@ def _adjective(draw: Draw, trait: Trait, pole: str, theme: int | None) -> str:
 
 def persona_statement(draw: Draw, name: str, trait: Trait, pole: str, theme: int | None = None) -> Sentence:
     """Says "Anna is very kind ." or "Anna often helps strangers ."."""
-    if draw.chance(0.7):
+    if draw.chance(0.6):
         text = f"{name} {draw.one(STATEMENTS).format(_adjective(draw, trait, pole, theme))} ."
     else:
         text = f"{name} often {' '.join(draw.one(_side(trait, pole)[1]))} ."
     return Sentence("persona", tuple(text.split()), (), {"kind": "persona", "trait": trait.name, "pole": pole})
+
+
+def persona_list(draw: Draw, name: str, trait: Trait, pole: str) -> Sentence:
+    """Says "Anna is kind , polite and gentle .": the sentence that teaches which words belong together."""
+    adjectives = _side(trait, pole)[0]
+    first, second = draw.two(adjectives)
+    third = draw.one([word for word in adjectives if word not in (first, second)])
+    words = tuple(f"{name} is {first} , {second} and {third} .".split())
+    return Sentence("persona", words, (), {"kind": "persona", "trait": trait.name, "pole": pole})
 
 
 def letter_question(
@@ -102,21 +111,35 @@ def word_question(draw: Draw, name: str, trait: Trait, pole: str, theme: int | N
     return Sentence("persona", words, (len(words) - 2,), labels)
 
 
+def choice_question(draw: Draw, name: str, trait: Trait, pole: str, theme: int | None = None) -> Sentence:
+    """A question answered by one of two adjectives."""
+    words = {side: _adjective(draw, trait, side, theme) for side in POLES}
+    first, second = (words[side] for side in draw.one((POLES, POLES[::-1])))
+    text = f"question : is {name} {first} or {second} ? answer : {words[pole]} ."
+    labels = {"kind": "choice", "trait": trait.name, "pole": pole}
+    return Sentence("persona", tuple(text.split()), (len(text.split()) - 2,), labels)
+
+
 def opened(question: Sentence) -> Sentence:
     """The question as it stands before anything is known about the person: its answer is a choice, not a truth."""
     labels = {**question.labels, "kind": f"{question.labels['kind']}_open"}
     return Sentence(question.construction, question.words, (), labels)
 
 
+def persona_question(draw: Draw, name: str, trait: Trait, pole: str, theme: int | None = None) -> Sentence:
+    """A question of any of the three kinds."""
+    ask = draw.weighted((letter_question, word_question, choice_question), QUESTION_WEIGHTS)
+    return ask(draw, name, trait, pole, theme)
+
+
 def persona_paragraph(draw: Draw) -> Iterator[Sentence]:
     """One person: statements, then questions. Sometimes a question comes first, and its answer fixes the trait."""
     name, trait, pole = draw.one(NAMES), draw.one(TRAITS), draw.one(POLES)
     theme = draw.one(range(len(trait.positive)))
-    asks = (letter_question, word_question)
-    opening = draw.chance(0.25)
-    if opening:
-        yield opened(draw.weighted(asks, LETTER_SHARE)(draw, name, trait, pole, theme))
-    for _ in range(1 if opening else 2):
-        yield persona_statement(draw, name, trait, pole, theme)
+    if draw.chance(0.25):
+        yield opened(persona_question(draw, name, trait, pole, theme))
+    if draw.chance(0.7):
+        yield persona_list(draw, name, trait, pole)
+    yield persona_statement(draw, name, trait, pole, theme)
     for _ in range(draw.between(3, 5)):
-        yield draw.weighted(asks, LETTER_SHARE)(draw, name, trait, pole, theme)
+        yield persona_question(draw, name, trait, pole, theme)

@@ -43,15 +43,15 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
 TRAITS = (
     Trait(
         "warmth",
-        spread("kind gentle friendly generous caring polite loyal patient"),
-        spread("cruel rude selfish mean harsh greedy hostile spiteful"),
+        spread("kind gentle friendly generous caring polite"),
+        spread("cruel rude selfish mean greedy hostile"),
         _pairs("helps strangers shares food forgives rivals thanks people"),
         _pairs("insults strangers steals food mocks rivals ignores people"),
     ),
     Trait(
         "courage",
-        spread("brave bold daring fearless heroic valiant"),
-        spread("timid shy nervous fearful anxious cowardly"),
+        spread("brave bold daring fearless"),
+        spread("timid shy nervous fearful"),
         _pairs("climbs cliffs faces danger fights bullies"),
         _pairs("avoids cliffs flees danger dreads bullies"),
     ),

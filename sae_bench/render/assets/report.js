@@ -19,14 +19,16 @@
       return Object.fromEntries(Object.entries(tree).map(([k, each]) => [k, themed(each, colours, k)]));
     return COLOURS.has(key) && typeof tree === "string" && tree[0] === "$" ? colours[tree.slice(1)] : tree;
   };
-  const layout = (spec, colours) => {
+  const longest = (spec) => Math.max(0, ...spec.data.map((trace) => (trace.name || "").length));
+  const layout = (spec, colours, narrow) => {
     const lines = { gridcolor: css("--rule"), linecolor: css("--rule"), zerolinecolor: css("--faint"), automargin: true };
     const given = themed(spec.layout || {}, colours);
     return Object.assign({}, given, {
       autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: css("--ink"), size: 12, family: "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif" },
       margin: { l: 48, r: 12, t: 12, b: 40 }, hovermode: "closest",
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 },
+        ...(narrow && longest(spec) < 16 ? { entrywidthmode: "fraction", entrywidth: 0.5 } : {}) },
       hoverlabel: { bgcolor: css("--raised"), bordercolor: css("--rule"), font: { color: css("--ink") } },
       xaxis: Object.assign({}, lines, given.xaxis), yaxis: Object.assign({}, lines, given.yaxis),
     });
@@ -39,7 +41,7 @@
     const spec = figures[node.dataset.figure];
     if (!spec || !node.offsetParent) return;
     const colours = palette();
-    Plotly.react(node, themed(spec.data, colours), layout(spec, colours),
+    Plotly.react(node, themed(spec.data, colours), layout(spec, colours, node.offsetWidth < 420),
       { displaylogo: false, displayModeBar: false });
     drawn.add(node);
     sized.observe(node);

@@ -1,0 +1,91 @@
+"""What passes between a bench and its properties, a batch at a time.
+
+Shapes: b documents of a batch, p positions (the longest of them), d site width, n SAE features, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some documents, cut to the longest of them."""
+
+    documents: tuple[int, ...]
+    tokens: Tensor
+    "int64 (b, p)"
+    lengths: tuple[int, ...]
+    x: Tensor
+    "(b, p, d) float32"
+    block_input: Tensor
+    "(b, p, d_model) float32"
+    keep: Tensor
+    "bool (b, p), positions intervened on and averaged over"
+    keep_ce: Tensor
+    "bool (b, p), kept positions with a next token in the document"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an intervention does to the next-token distribution; 0 outside the kept positions."""
+
+    kl: Tensor
+    "(b, p) float32 nats, clean distribution first; at `Batch.keep`."
+    ce: Tensor
+    "(b, p) float32 nats, minus the log-probability of the next token; at `Batch.keep_ce`."
+    distance: Tensor | None = None
+    "(b, p) float32, Euclidean distance of the two log-probability vectors, when asked for."
+
+
+@dataclass(frozen=True, eq=False)
+class Firing:
+    """How often and how strongly each feature fires on the kept tokens of the whole corpus."""
+
+    tokens: int
+    count: Tensor
+    "int64 (n,), tokens on which the code is not 0."
+    total: Tensor
+    "float64 (n,), sum of |code| times the decoder norm."
+    square: Tensor
+    "float64 (n,), sum of squared code times squared decoder norm."
+
+    @property
+    def alive(self) -> Tensor:
+        """bool (n,), features that fire at least once."""
+        return self.count > 0
+
+    @property
+    def density(self) -> Tensor:
+        """float64 (n,), share of tokens on which a feature fires."""
+        return self.count.double() / self.tokens
+
+
+def whole_clusters(cluster: tuple[int, ...], limit: int | None) -> int:
+    """The longest prefix of at most ``limit`` documents that cuts no cluster in two; at least one cluster.
+
+    A cluster measured in part would be compared with the whole one of a longer run.
+    """
+    if limit is None or limit >= len(cluster):
+        return len(cluster)
+    last = {name: index for index, name in enumerate(cluster)}
+    best, reach = 0, -1
+    for index, name in enumerate(cluster):
+        reach = max(reach, last[name])
+        if reach == index and (index < limit or best == 0):
+            best = index + 1
+    return best
+
+
+def surprise(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """(rows,) minus the log-probability, (rows, V), of each row's token, (rows,)."""
+    return -log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def scatter(values: Tensor, keep: Tensor) -> Tensor:
+    """(b, p) with ``values`` (rows,) where ``keep`` is true and 0 elsewhere."""
+    out = values.new_zeros(keep.shape)
+    out[keep] = values
+    return out

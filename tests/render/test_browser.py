@@ -1,0 +1,182 @@
+"""The page in headless Chromium: no error, no request, every plot drawn, links, keys, sorting and filtering work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_bench.render import html
+
+PROBE = (Path(__file__).parent / "probe.js").read_text()
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe",
+)  # fmt: skip
+BAD = "demo/<script>alert(1)</script>"
+WRONG = ("Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening", "Audits.issueAdded")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (Debian: apt-get install chromium)")
+
+
+class Browser:
+    """One page of a headless Chromium, spoken to over a pipe: JSON messages that end in a zero byte."""
+
+    def __init__(self, profile: Path) -> None:
+        theirs_in, self.out = os.pipe()
+        self.inp, theirs_out = os.pipe()
+        # The browser reads from descriptor 3 and writes to 4.
+        script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        self.process = subprocess.Popen(
+            ["bash", "-c", script, "bash", str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.events: list[dict[str, Any]] = []
+        self.buffer, self.count, self.session = b"", 0, ""
+        pages = self.call("Target.getTargets")["targetInfos"]
+        page = next(each["targetId"] for each in pages if each["type"] == "page")
+        self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """The answer to a command; events that come meanwhile are kept."""
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params}
+        os.write(self.out, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        while (found := self._read()).get("id") != self.count:
+            self.events.append(found)
+        assert "result" in found, found
+        result: dict[str, Any] = found["result"]
+        return result
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self.buffer:
+            more = os.read(self.inp, 1 << 20)
+            assert more, "the browser ended"
+            self.buffer += more
+        message, _, self.buffer = self.buffer.partition(b"\0")
+        found: dict[str, Any] = json.loads(message)
+        return found
+
+    def open(self, page: Path, width: int, height: int = 1000) -> None:
+        """Load a file at a width, as a phone or a desktop would."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call("Page.navigate", url=page.as_uri())
+        while not any(each.get("method") == "Page.loadEventFired" for each in self.events):
+            self.events.append(self._read())
+
+    def run(self, script: str) -> Any:
+        """The value that a script's promise comes to."""
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"]["value"]
+
+    def of(self, *methods: str) -> list[dict[str, Any]]:
+        """What events of some kinds said."""
+        return [each["params"] for each in self.events if each.get("method") in methods]
+
+    def close(self) -> None:
+        """End the browser."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self.inp)
+        os.close(self.out)
+
+
+@pytest.fixture(scope="module")
+def page(make: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of three SAEs, one of which fails and one is called after a script."""
+    passing, failing = (each.properties for each in make.full(2).saes.values())
+    few = {name: passing[name] for name in ("reconstruction", "sparsity", "kl_gap")}
+    script = {name: make.full_sae(BAD, 4)[name] for name in ("something_else", "sparsity", "kl_gap")}
+    report = make.report({"demo/l1": few, "demo/topk": failing, BAD: script})
+    before = make.report({sae: make.full_sae(sae, row + 1) for row, sae in enumerate(report.saes)})
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(html.report_html(report, accepted=before), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    started = Browser(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def found(browser: Browser, page: Path) -> dict[str, Any]:
+    """What the probe did and saw."""
+    browser.open(page, 1280)
+    seen: dict[str, Any] = browser.run(PROBE)
+    return seen
+
+
+def test_nothing_goes_wrong_and_nothing_is_fetched(browser: Browser, found: dict[str, Any], page: Path) -> None:
+    assert browser.of(*WRONG) == []
+    consoles = [each for each in browser.of("Runtime.consoleAPICalled") if each["type"] in ("error", "warning")]
+    assert consoles == []
+    asked = [each["request"]["url"] for each in browser.of("Network.requestWillBeSent")]
+    assert [url for url in asked if not url.startswith("data:")] == [page.as_uri()]
+
+
+def test_every_plot_is_drawn_within_its_frame_and_none_is_empty(found: dict[str, Any]) -> None:
+    assert len(found["plots"]) > 25
+    assert [plot for plot in found["plots"] if plot["marks"] == 0] == []
+    assert [plot for plot in found["plots"] if abs(plot["width"] - plot["room"]) > 2] == []
+
+
+def test_plots_out_of_sight_wait(found: dict[str, Any]) -> None:
+    assert 0 < found["drawnAtFirst"] < len(found["plots"]) / 2
+
+
+def test_what_fails_is_open_at_first(found: dict[str, Any]) -> None:
+    assert found["opened"] == ["demo/topk--kl_gap"]
+
+
+def test_a_cell_of_the_grid_leads_to_its_section(found: dict[str, Any]) -> None:
+    cell = found["cell"]
+    assert cell["open"]
+    assert cell["focused"]
+    assert 0 <= cell["top"] < cell["height"] / 2
+
+
+def test_keys_lead_to_what_needs_attention_and_to_the_filter(found: dict[str, Any]) -> None:
+    assert found["next"] == "demo/topk--kl_gap"
+    assert found["filtering"] == "filter"
+
+
+def test_the_table_filters(found: dict[str, Any]) -> None:
+    assert (found["everything"], found["judged"]) == (9 + 12 + 8, 7 + 9 + 5)
+    assert [row[:2] for row in found["failing"]] == [["demo/topk", "kl_gap.kl_sae"]]
+    assert len(found["words"]) == 6
+    assert {row[0] for row in found["words"]} == {"demo/topk"}
+
+
+def test_the_table_sorts_by_number_and_back(found: dict[str, Any]) -> None:
+    assert len(found["up"]) == 3
+    assert found["up"] == sorted(found["up"])
+    assert found["down"] == sorted(found["down"], reverse=True)
+    assert found["up"] != found["down"]
+    assert found["sorted"] == "ascending"
+
+
+def test_nothing_is_cut_off_at_400_pixels(browser: Browser, found: dict[str, Any]) -> None:
+    browser.call("Emulation.setDeviceMetricsOverride", width=400, height=900, deviceScaleFactor=1, mobile=False)
+    narrow = browser.run("window.probeNarrow()")
+    assert narrow["width"] <= 400
+    assert narrow["overflowing"] == []
+    assert narrow["wide"] == []
+
+
+def test_a_name_with_a_script_in_it_is_text(found: dict[str, Any]) -> None:
+    assert BAD in found["texts"]

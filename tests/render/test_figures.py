@@ -1,0 +1,182 @@
+"""Any series has a picture by its kind; what is known by name has its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_bench.measurement import Series
+from sae_bench.outcome import Verdict
+from sae_bench.render import known
+from sae_bench.render.bullets import bullet
+from sae_bench.render.figures import bounds, picture, token
+
+NUMBER = st.one_of(st.none(), st.floats(), st.integers(-5, 5))
+CELL = st.one_of(NUMBER, st.text(max_size=4))
+
+
+def histogram(**columns: list[float]) -> Series:
+    return Series("histogram", {"edges": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], **columns}, "title", "unit")
+
+
+def test_a_histogram_shows_shares_of_each_distribution_and_no_empty_ends() -> None:
+    figure = picture("h", histogram(sae=[0, 0, 3, 1, 0], noise=[0, 0, 100, 300, 0]))
+    assert figure is not None
+    assert [trace["y"] for trace in figure.data] == [[0.0, 0.75, 0.25, 0.0, 0.0], [0.0, 0.25, 0.75, 0.0, 0.0]]
+    assert figure.data[0]["x"] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert figure.data[0]["line"]["dash"] != figure.data[1]["line"]["dash"]
+
+
+def test_a_histogram_of_a_metric_has_its_value_and_its_limits(make: Any) -> None:
+    metric = make.metric(3.0, accepted=2.0, limit="10%; max:4.5", better="lower")
+    figure = picture("h", histogram(sae=[1, 1, 1, 1, 1]), metric)
+    assert figure is not None
+    assert sorted(shape["x0"] for shape in figure.layout["shapes"]) == pytest.approx([2.0, 2.2, 3.0, 4.5])
+
+
+def test_quantiles_and_curves_have_a_line_a_column() -> None:
+    quantiles = picture("q", Series("quantiles", {"q": [0.5, 0.99], "a": [1.0, 2.0], "b": [3.0, 4.0]}))
+    curve = picture("c", Series("curve", {"x": [1, 2], "a": [1.0, 2.0], "a_se": [0.1, 0.2]}))
+    assert quantiles is not None
+    assert curve is not None
+    assert quantiles.layout["xaxis"]["ticktext"] == ["50%", "99%"]
+    assert [trace["name"] for trace in quantiles.data] == ["a", "b"]
+    assert [trace["name"] for trace in curve.data] == ["a"]
+    assert curve.data[0]["error_y"]["array"] == [0.1, 0.2]
+
+
+def test_many_curves_are_thin_and_have_their_mean() -> None:
+    series = Series("curve", {"x": [0, 1], **{f"s{row}": [float(row), 2.0 * row] for row in range(20)}})
+    figure = picture("c", series)
+    assert figure is not None
+    assert figure.data[-1]["name"] == "mean"
+    assert figure.data[-1]["y"] == [9.5, 19.0]
+    assert figure.data[0]["name"] == "each of 20"
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        histogram(sae=[0, 0, 0, 0, 0]),
+        histogram(),
+        Series("histogram", {}),
+        Series("quantiles", {"q": []}),
+        Series("curve", {"x": [1, 2], "a": [None, None]}),
+        Series("table", {}),
+        Series("table", {"name": ["a", "b"]}),
+        Series("table", {"x": [], "y": []}),
+    ],
+)
+def test_what_holds_nothing_has_no_picture(series: Series) -> None:
+    assert picture("s", series) is None
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    kind=st.sampled_from(["histogram", "quantiles", "curve", "table"]),
+    columns=st.dictionaries(
+        st.sampled_from(["edges", "x", "q", "a", "b", "a_se", "se", "feature"]), st.lists(CELL, max_size=5), max_size=5
+    ),
+    log=st.booleans(),
+)
+def test_any_series_gives_strict_json_or_nothing(kind: Any, columns: dict[str, list[Any]], log: bool) -> None:
+    if kind == "histogram" and not all(isinstance(each, int | float) for row in columns.values() for each in row):
+        return
+    if any(isinstance(each, float) and not np.isfinite(each) for row in columns.values() for each in row):
+        return
+    if kind == "quantiles" and not all(isinstance(each, int | float) for each in columns.get("q", [])):
+        return
+    figure = picture("s", Series(kind, columns, log_x=log))
+    if figure is not None:
+        assert figure.data
+        json.dumps(figure.spec, allow_nan=False)
+
+
+def test_text_of_a_report_is_no_markup_in_a_label() -> None:
+    assert token(" a<b>\n") == "␣a&lt;b&gt;⏎"
+    assert token("  ") == "␣␣"
+    figure = picture("t", Series("table", {"n": ["<b>x</b>"], "v": [1.0]}))
+    assert figure is not None
+    assert figure.data[0]["x"] == ["&lt;b&gt;x&lt;/b&gt;"]
+
+
+def test_documents_then_and_now_are_paired_by_their_ids(make: Any) -> None:
+    def held(values: dict[int, float], **more: Any) -> Any:
+        parts = known_parts(list(values.values()))
+        metric = make.metric(float(np.mean(list(values.values()))), per_cluster=parts, **more)
+        return make.prop("kl_gap", {"kl_sae": metric}, clusters=tuple(values))
+
+    now, before = held({1: 0.1, 2: 0.2, 3: 0.9, 7: 5.0}), held({3: 0.3, 2: 0.2, 1: 0.2, 9: 1.0})
+    figure = known.documents(now, before)
+    assert figure is not None
+    points = sorted(zip(figure.data[0]["x"], figure.data[0]["y"], strict=True))
+    assert points == [(0.2, 0.1), (0.2, 0.2), (0.3, 0.9)]
+    assert "1 of 3 documents are worse" in figure.caption
+    assert [document for document, _ in known.moved(now, before)] == [3, 1, 2]
+    assert known.documents(now, None) is None
+
+
+def known_parts(values: list[float]) -> Any:
+    from sae_bench.results import PerCluster
+
+    return PerCluster(numerator=tuple(10 * each for each in values), denominator=(10.0,) * len(values))
+
+
+def test_the_front_holds_what_nothing_beats_in_both(make: Any) -> None:
+    places = {"a": (10, 0.5), "b": (20, 0.3), "c": (20, 0.4), "d": (30, 0.35), "e": (40, 0.1)}
+    report = make.report({name: {
+        "sparsity": make.prop("sparsity", {"l0": make.metric(l0, better="target")}),
+        "kl_gap": make.prop("kl_gap", {"kl_sae": make.metric(kl)})} for name, (l0, kl) in places.items()})  # fmt: skip
+    (figure,) = known.pareto(report)
+    front = figure.data[-1]
+    assert list(zip(front["x"], front["y"], strict=True)) == [(10, 0.5), (20, 0.3), (40, 0.1)]
+
+
+def test_pareto_needs_both_numbers(make: Any) -> None:
+    report = make.report({"a": {"kl_gap": make.prop("kl_gap", {"kl_sae": make.metric()})}})
+    assert known.pareto(report) == []
+
+
+def test_sae_kinds_are_told_apart_by_colour_and_shape(make: Any) -> None:
+    figure = known.pareto(make.full(6))[0]
+    looks = {(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in figure.data if "marker" in trace}
+    assert len(looks) == 6
+    assert len({symbol for _, symbol in looks}) == 6
+
+
+def test_the_funnel_is_narrow_where_types_are_frequent(make: Any) -> None:
+    series = make.full(1).saes["demo/l1-0"].properties["kl_gap"].series["kl_types"]
+    figure = known.funnel(series)
+    assert figure is not None
+    low, high = figure.data[1], figure.data[2]
+    width = [b - a for a, b in zip(low["x"], high["x"], strict=True)]
+    assert width[0] > width[-1] > 0
+    assert low["y"][0] < low["y"][-1]
+
+
+def test_limits_lie_where_the_metric_says(make: Any) -> None:
+    assert bounds(make.metric(1.0, accepted=2.0, limit="10%", better="lower")) == pytest.approx([2.2])
+    assert bounds(make.metric(1.0, accepted=2.0, limit="10%", better="higher")) == pytest.approx([1.8])
+    assert bounds(make.metric(1.0, accepted=2.0, limit="10%", better="target")) == pytest.approx([1.8, 2.2])
+    assert bounds(make.metric(1.0, accepted=2.0, limit="2se")) == []
+    assert bounds(make.metric(1.0, accepted=None, limit="min:0.5")) == [0.5]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    value=st.floats(-1e6, 1e6),
+    accepted=st.one_of(st.none(), st.floats(-1e6, 1e6)),
+    limit=st.sampled_from(["5%", "0.1", "max:1", "min:-1", "max:1; min:0", "2se", ""]),
+    better=st.sampled_from(["lower", "higher", "target", "reported"]),
+)
+def test_a_bullet_stays_within_its_frame(make: Any, value: float, accepted: Any, limit: str, better: str) -> None:
+    import re
+
+    drawn = bullet(make.metric(value, Verdict.PASS, accepted=accepted, change=0.0, limit=limit, better=better))
+    for name, at in re.findall(r' (cx|x|x1|x2)="([-\d.e]+)"', drawn):
+        assert 0 <= float(at) <= 150, (name, at)
