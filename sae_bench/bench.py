@@ -319,9 +319,10 @@ class Bench:
         """Log-probabilities at ``where``, in slices of documents whose logits fit the budget, and their rows."""
         value = torch.where(batch.keep[..., None], value.to(batch.x), batch.x)
         # Logits, log-probabilities and one product of them are alive at once.
-        documents = self.settings.memory_bytes // 8 // (3 * 4 * batch.tokens.shape[1] * self.model.d_vocab)
-        start = 0
-        for rows in torch.split(torch.arange(len(batch.documents)), max(1, documents)):
+        fitting = self.settings.memory_bytes // 8 // (3 * 4 * batch.tokens.shape[1] * self.model.d_vocab)
+        step, start = max(1, fitting), 0
+        for first in range(0, len(batch.documents), step):
+            rows = slice(first, first + step)
             if not bool(where[rows].any()):
                 continue
             logits = self.model.resume(

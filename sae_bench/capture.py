@@ -5,6 +5,7 @@ Shapes: docs documents, pos positions, d site width.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import weakref
 from collections import OrderedDict
@@ -50,6 +51,12 @@ class Store:
             folder = tempfile.TemporaryDirectory(prefix="sae-bench-", ignore_cleanup_errors=True)
             weakref.finalize(self, folder.cleanup)
             self._folder = Path(folder.name)
+        free = shutil.disk_usage(self._folder).free
+        if size > free:
+            raise MeasurementError(
+                f"activations of {size / 1e9:.1f} GB fit neither into memory nor into {self._folder.parent} "
+                f"({free / 1e9:.1f} GB free); use a corpus with fewer documents, or set TMPDIR to a larger disk"
+            )
         with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
             return torch.from_file(file.name, shared=True, size=size // 4, dtype=torch.float32).view(*shape)
 

@@ -15,9 +15,9 @@ import torch
 from sae_bench.bench import Bench, Settings, site_data
 from sae_bench.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
 from sae_bench.errors import LoadError, SAEBenchError
-from sae_bench.formats import read_sae
+from sae_bench.formats import as_sae, read_sae
 from sae_bench.model import Model, load_model
-from sae_bench.sae import SAE, check_contract, check_fit, weights_sha256, wrap
+from sae_bench.sae import SAE, check_contract, check_fit, weights_sha256
 from sae_bench.site import Site, parse_site
 from sae_bench.spec import SAESpec
 
@@ -117,7 +117,7 @@ class Loader:
             raise LoadError(
                 f"load=... of SAE {spec.id!r} ({spec.origin}) raised {type(error).__name__}: {error}"
             ) from error
-        return wrap(found).to(self.settings.device, getattr(torch, dtype))
+        return as_sae(found).to(self.settings.device, getattr(torch, dtype))
 
     def _partner(self, spec: SAESpec, sae: SAE) -> SAE | None:
         if spec.partner is None:

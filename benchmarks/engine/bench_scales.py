@@ -29,7 +29,8 @@ class Dictionary:
     def __init__(self, rate: Tensor) -> None:
         generator = torch.Generator().manual_seed(0)
         self.decoder = torch.nn.functional.normalize(torch.randn(FEATURES, WIDTH, generator=generator), dim=1)
-        self.encoder = self.decoder.T.contiguous()
+        # Else chance projections on features that are never in x would take places among the largest.
+        self.encoder = (self.decoder.T * (rate > 0)).contiguous()
         fires = torch.multinomial(rate.expand(TOKENS, -1), ACTIVE, generator=generator)  # (tokens, active)
         strength = 0.5 + torch.rand(TOKENS, ACTIVE, generator=generator)
         self.x = torch.nn.functional.embedding_bag(fires, self.decoder, per_sample_weights=strength, mode="sum")

@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sae_bench import accepting, baselines
 from sae_bench.cli.parser import Commands
 from sae_bench.conversion import measurement_from, metrics_from, property_result, rules_from
-from sae_bench.errors import UsageError
+from sae_bench.errors import SAEBenchError, UsageError
 from sae_bench.limits import Rule, check_rules, parse_rule
 from sae_bench.measurement import Metric
+from sae_bench.properties import load_property, property_names
 from sae_bench.provenance import author, utc
 from sae_bench.render import terminal
 from sae_bench.report import load_report
@@ -42,9 +44,10 @@ def add(commands: Commands) -> None:
     _folder(accept)
     accept.set_defaults(command=_accept)
 
-    prune = commands.add_parser("prune", help="list accepted reports without a registered SAE, and remove them")
+    prune = commands.add_parser("prune", help="remove accepted values that nothing stands behind any more")
     prune.add_argument("--keep", action="append", default=None, metavar="ID", help="ids that are still registered")
     prune.add_argument("--conftest", type=Path, default=Path("conftest.py"), help="where SAEs are registered")
+    prune.add_argument("--property", action="append", default=[], metavar="GLOB", help="properties that are gone, too")
     prune.add_argument("--yes", action="store_true", help="remove what is listed")
     _folder(prune)
     prune.set_defaults(command=_prune)
@@ -126,13 +129,22 @@ def _accept(options: argparse.Namespace) -> int:
 
 def _prune(options: argparse.Namespace) -> int:
     registered = options.keep if options.keep is not None else _registered(options.conftest)
-    gone = baselines.prune(options.baselines, registered, write=options.yes)
+    declared = {name: _metric_names(name) for name in property_names() if not _named(name, options.property)}
+    gone = baselines.prune(options.baselines, registered, declared, write=options.yes)
     if not gone:
-        sys.stdout.write("nothing to prune: every accepted report has a registered SAE\n")
+        sys.stdout.write("nothing to prune: every accepted value has a registered SAE and a declared metric\n")
         return 0
     verb = "removed" if options.yes else "would be removed (add --yes)"
     sys.stdout.write("\n".join([f"{verb}:", *(f"  {entry}" for entry in gone)]) + "\n")
     return 0
+
+
+def _metric_names(name: str) -> list[str]:
+    return [metric.name for metric in load_property(name).metrics]
+
+
+def _named(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in globs)
 
 
 def _registered(conftest: Path) -> list[str]:
@@ -146,7 +158,13 @@ def _registered(conftest: Path) -> list[str]:
             f"there is no {conftest} that registers SAEs; name it with --conftest, or list ids with --keep"
         )
     load_entry_points()
-    runpy.run_path(str(conftest))
+    sys.path.insert(0, str(conftest.parent.resolve()))
+    try:
+        runpy.run_path(str(conftest))
+    except (SAEBenchError, ImportError):
+        raise
+    except Exception as error:
+        raise UsageError(f"{conftest} cannot be run: {type(error).__name__}: {error}; list ids with --keep") from error
     return list(SAES)
 
 

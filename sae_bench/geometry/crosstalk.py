@@ -25,7 +25,7 @@ def crosstalk(codes: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """
     tokens, d = len(codes), directions.shape[1]
     active = (codes != 0).sum(1)
-    power = codes.double().square().sum(1)
+    power = codes.square().sum(1, dtype=torch.float64)
     read = torch.zeros(tokens, dtype=torch.float64, device=codes.device)
     order = active.argsort(descending=True)
     start = 0

@@ -103,14 +103,14 @@ def _matched(bench: Bench, partner: Any, ours: Tensor, theirs: Tensor, found: Ma
     if found.pairs is None:
         many = Undefined(f"more than {MOST_PAIRS} pairs of features are close: there is nothing to tell apart")
         return {"matched_share": many, "matched_encoder_share": many}
-    rows, columns = found.pairs
+    rows, columns = (each.cpu() for each in found.pairs)
     n, m = len(ours), len(theirs)
     estimates: dict[str, Estimate] = {"matched_share": Exact(largest_matching(rows, columns, n, m) / min(n, m))}
     ours_in, theirs_in = encoder_rows(bench.sae), encoder_rows(partner)
     if ours_in is None or theirs_in is None:
         estimates["matched_encoder_share"] = Undefined("one of the two SAEs shows no single encoder matrix W_enc")
         return estimates
-    agree = cosines(ours_in, theirs_in.to(ours_in.device), ours[rows], theirs[columns]) >= SAME
+    agree = cosines(ours_in, theirs_in.to(ours_in.device), ours[rows], theirs[columns]).cpu() >= SAME
     estimates["matched_encoder_share"] = Exact(largest_matching(rows[agree], columns[agree], n, m) / min(n, m))
     return estimates
 

@@ -18,6 +18,10 @@ from sae_bench.results import MetricResult
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle-down", "star")
+CODED = 200
+"Longest text of a table; longer ones are data for programs (masks)."
+_FIRST = ("x", "q", "edges", "feature", "document", "position", "token", "name", "from", "to")
+_RANKS = {**dict.fromkeys(_FIRST, 0), **dict.fromkeys(("sae", "features", "all"), 2)}
 QUARTILES = {"p25", "p50", "p75"}
 MANY = 8
 "Lines beyond which single ones are drawn thin and grey, with their mean above them."
@@ -60,6 +64,18 @@ def shorten(value: float) -> float | None:
 def numbers(column: Sequence[Any]) -> list[float | None]:
     """A column as numbers for plotly; whatever is none becomes a gap."""
     return [shorten(float(each)) if is_number(each) else None for each in column]
+
+
+def ordered(columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Columns in one order however they were stored: what names a row, what a property is about, then by name.
+
+    Reports sort their keys, so the order in which a property gave its columns is not kept.
+    """
+    return {key: columns[key] for key in sorted(columns, key=lambda key: (_RANKS.get(key, _rank_of(key)), key))}
+
+
+def _rank_of(key: str) -> int:
+    return 1 if key.endswith(("_from", "_to")) else 3
 
 
 def is_number(each: Any) -> bool:
@@ -144,7 +160,7 @@ def bounds(metric: MetricResult) -> list[float]:
 def histogram(name: str, series: Series) -> Figure | None:
     """One distribution as bars; several as steps, each as shares of its own total."""
     edges = [float(edge) for edge in series.columns.get("edges", ())]
-    columns = {key: [float(n) for n in counts] for key, counts in series.columns.items() if key != "edges"}
+    columns = {key: [float(n) for n in counts] for key, counts in ordered(series.columns).items() if key != "edges"}
     columns = {key: counts for key, counts in columns.items() if len(counts) + 1 == len(edges) and sum(counts) > 0}
     if not columns:
         return None
@@ -184,7 +200,7 @@ def quantiles(name: str, series: Series) -> Figure | None:
         for index, (key, column) in enumerate(columns.items())
     ]  # fmt: skip
     layout = {
-        "xaxis": axis(series.x or "quantile", tickvals=list(range(len(q))), ticktext=ticks),
+        "xaxis": axis(series.x or "quantile", tickvals=list(range(len(q))), ticktext=ticks, zeroline=False),
         "yaxis": axis(log=_wide(columns)),
         "showlegend": len(columns) > 1,
     }
@@ -236,23 +252,24 @@ def table(name: str, series: Series) -> Figure | None:
 
     Several columns are rarely one quantity: such a table is read as a table, and has no picture.
     """
-    keys = list(series.columns)
+    keys = _keys_first(series)
     length = len(series.columns[keys[0]]) if keys else 0
     columns = {key: numbers(series.columns[key]) for key in keys[1:] if is_numeric(series.columns[key])}
     columns = {key: column for key, column in columns.items() if any(each is not None for each in column)}
     error = next((columns.pop(key) for key in ("se", *(f"{key}_se" for key in keys)) if key in columns), None)
-    if len(columns) != 1 or length == 0 or any(len(series.columns[key]) != length for key in keys):
+    if len(columns) != 1 or length < 2 or is_coded(series) or any(len(series.columns[key]) != length for key in keys):
         return None
     ((key, column),) = columns.items()
     first = series.columns[keys[0]]
-    named = next(
-        (list(map(token, series.columns[each])) for each in keys if not is_numeric(series.columns[each])), None
-    )
-    if keys[0] == "feature" and is_numeric(first):
-        named = [f"feature {each}" for each in first]
+    texts = [each for each in keys if any(isinstance(cell, str) for cell in series.columns[each])]
+    named = [token(cell) for cell in series.columns[texts[0]]] if texts else None
     numeric = is_numeric(first) and keys[0] != "feature"
-    trace = _points(key, column, first, named) if numeric else {"type": "bar", "x": named, "marker": {"color": "$0"}}
-    trace |= {"y": column, "name": label(key)}
+    trace: dict[str, Any] = {"y": column, "name": label(key)}
+    if numeric:
+        trace |= _points(first, named)
+    else:
+        names = [f"feature {each}" if keys[0] == "feature" else token(each) for each in first]
+        trace |= {"type": "bar", "x": names, "marker": {"color": "$0"}}
     if error is not None:
         trace["error_y"] = {"type": "data", "array": error, "thickness": 1, "color": "$faint" if numeric else "$ink"}
     layout = {
@@ -263,7 +280,20 @@ def table(name: str, series: Series) -> Figure | None:
     return Figure(series.title or name, [trace], layout, wide=not numeric and length > 12)
 
 
-def _points(key: str, column: Sequence[Any], first: Sequence[Any], named: Sequence[str] | None) -> dict[str, Any]:
+def _keys_first(series: Series) -> list[str]:
+    """Column names, what names or places a row first: a column of texts, or the one that the axis is labelled with."""
+    keys = list(ordered(series.columns))
+    texts = [key for key in keys if any(isinstance(cell, str) for cell in series.columns[key])]
+    leading = [key for key in keys if key in _FIRST or key == series.x] or texts
+    return [*leading[:1], *(key for key in keys if key not in leading[:1])]
+
+
+def is_coded(series: Series) -> bool:
+    """Whether a table holds data for programs rather than for readers."""
+    return any(isinstance(cell, str) and len(cell) > CODED for column in series.columns.values() for cell in column)
+
+
+def _points(first: Sequence[Any], named: Sequence[str] | None) -> dict[str, Any]:
     trace: dict[str, Any] = {"type": "scatter", "mode": "markers", "x": numbers(first),
                              "marker": {"size": 7, "color": "$0"}}  # fmt: skip
     if named is not None:
@@ -273,7 +303,8 @@ def _points(key: str, column: Sequence[Any], first: Sequence[Any], named: Sequen
 
 def _lines(series: Series, x: str, length: int) -> dict[str, list[float | None]]:
     """Columns that can be drawn against ``x``."""
-    columns = {key: numbers(column) for key, column in series.columns.items() if key != x and len(column) == length}
+    given = ordered(series.columns)
+    columns = {key: numbers(column) for key, column in given.items() if key != x and len(column) == length}
     return {key: column for key, column in columns.items() if any(each is not None for each in column)}
 
 

@@ -9,10 +9,11 @@ from typing import Any
 from sae_bench.measurement import Series
 from sae_bench.render.figures import SYMBOLS, Figure, axis, label, numbers, picture, shorten, token
 from sae_bench.render.words import limits_of
-from sae_bench.results import MetricResult, PropertyResult, Report, SAEResult
+from sae_bench.results import MetricResult, PropertyResult
 
 _FAMILIES = {"kl_": "KL by arm", "kappa_": "KL per squared error norm, by arm", "ce_": "Next-token loss, by arm",
              "variance_explained_": "Variance explained, by factor"}  # fmt: skip
+_DIFFERENCES = ("ce_gap",)
 _TEXTS = {"document", "token", "kl"}
 
 
@@ -42,7 +43,10 @@ def families(result: PropertyResult) -> list[Figure]:
         members = {
             name.removeprefix(prefix): metric
             for name, metric in result.metrics.items()
-            if name.startswith(prefix) and metric.value is not None and metric.unit in ("nats", "share")
+            if name.startswith(prefix)
+            and name not in _DIFFERENCES
+            and metric.value is not None
+            and metric.unit in ("nats", "share")
         }
         units = {metric.unit for metric in members.values()}
         if len(members) > 1:
@@ -125,7 +129,11 @@ def ranked(series: Series) -> Figure | None:
     trace = {"type": "scatter", "mode": "markers", "x": list(range(1, len(column) + 1)), "y": sorted(column),
              "marker": {"size": 6, "color": "$0"}}  # fmt: skip
     log = min(column) > 0 and max(column) / min(column) > 10
-    layout = {"xaxis": axis("documents, best first"), "yaxis": axis("nats", log=log), "showlegend": False}
+    layout = {
+        "xaxis": axis("documents, best first", zeroline=False),
+        "yaxis": axis("nats", log=log),
+        "showlegend": False,
+    }
     return Figure(series.title or "documents", [trace], layout)
 
 
@@ -194,89 +202,6 @@ def steered(series: Series) -> Figure | None:
 
 
 _SPECIAL = {"kl_types": (funnel, by_frequency), "kl_documents": (ranked,), "features": (steered,)}
-
-
-def architecture(sae: SAEResult) -> str:
-    """What kind of SAE it is, as far as its provenance or its tags say."""
-    if found := sae.provenance.get("architecture"):
-        return str(found)
-    tags = [tag.partition(":")[2] for tag in sae.tags if tag.startswith("architecture:")]
-    return tags[0] if tags else "unknown architecture"
-
-
-QUALITIES = (("kl_gap", "kl_sae"), ("reconstruction", "explained_variance"), ("reconstruction", "fvu"))
-
-
-def pareto(report: Report) -> list[Figure]:
-    """Quality against L0 over SAEs, with the front of those that nothing beats in both; at most two pictures."""
-    figures = [found for property, metric in QUALITIES if (found := _pareto(report, property, metric)) is not None]
-    return figures[:2]
-
-
-def _metric(sae: SAEResult, property: str, metric: str) -> MetricResult | None:
-    found = sae.properties.get(property)
-    held = found.metrics.get(metric) if found is not None else None
-    return held if held is not None and held.value is not None else None
-
-
-def _pareto(report: Report, property: str, metric: str) -> Figure | None:
-    points: dict[str, tuple[MetricResult, MetricResult]] = {}
-    for name, sae in sorted(report.saes.items()):
-        x, y = _metric(sae, "sparsity", "l0"), _metric(sae, property, metric)
-        if x is not None and y is not None:
-            points[name] = (x, y)
-    if not points:
-        return None
-    better = next(iter(points.values()))[1].better
-    unit = next(iter(points.values()))[1].unit
-    kinds: dict[str, list[str]] = {}
-    for name in points:
-        kinds.setdefault(architecture(report.saes[name]), []).append(name)
-    data = [_kind(kind, index, names, points, len(points) <= 12) for index, (kind, names) in enumerate(kinds.items())]
-    front = _front({name: (x.value or 0.0, y.value or 0.0) for name, (x, y) in points.items()}, better)
-    if len(front) > 1:
-        data.append({"type": "scatter", "mode": "lines", "x": [shorten(each[0]) for each in front],
-                     "y": [shorten(each[1]) for each in front], "name": "not beaten in both",
-                     "line": {"color": "$ink", "dash": "dot", "width": 1}, "hoverinfo": "skip"})  # fmt: skip
-    values = [y.value or 0.0 for _, y in points.values()]
-    log = min(values) > 0 and max(values) / min(values) > 10
-    layout = {"xaxis": axis("L0, features that fire on a token"), "yaxis": axis(f"{metric} {unit}", log=log)}
-    good = "lower" if better == "lower" else "higher"
-    said = f"{good.capitalize()} and further left is better. Bars are the intervals that decide."
-    return Figure(f"{property}.{metric} against L0", data, layout, said, wide=len(points) > 12)
-
-
-def _kind(
-    kind: str, index: int, names: Sequence[str], points: Mapping[str, tuple[MetricResult, MetricResult]], named: bool
-) -> dict[str, object]:
-    def bars(which: int) -> dict[str, object]:
-        metrics = [points[name][which] for name in names]
-        spans = [metric.value_interval or (metric.value or 0.0,) * 2 for metric in metrics]
-        values = [metric.value or 0.0 for metric in metrics]
-        return {"type": "data", "symmetric": False, "thickness": 1, "color": "$faint",
-                "array": [shorten(max(span[1] - value, 0)) for span, value in zip(spans, values, strict=True)],
-                "arrayminus": [shorten(max(value - span[0], 0)) for span, value in zip(spans, values, strict=True)],
-                }  # fmt: skip
-
-    return {
-        "type": "scatter", "mode": "markers+text" if named else "markers", "name": label(kind),
-        "x": [shorten(points[name][0].value or 0.0) for name in names],
-        "y": [shorten(points[name][1].value or 0.0) for name in names],
-        "text": [label(name.rpartition("/")[2]) for name in names], "textposition": "top center",
-        "customdata": [label(name) for name in names], "hovertemplate": "%{customdata}: L0 %{x}, %{y}",
-        "marker": {"size": 10, "symbol": SYMBOLS[index % 8], "color": f"${index % 8}"},
-        "error_x": bars(0), "error_y": bars(1), "cliponaxis": False,
-    }  # fmt: skip
-
-
-def _front(points: Mapping[str, tuple[float, float]], better: str) -> list[tuple[float, float]]:
-    """Points that no other beats in both, by growing L0."""
-    sign = 1 if better == "lower" else -1
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(points.values(), key=lambda each: (each[0], sign * each[1])):
-        if not front or sign * y < sign * front[-1][1]:
-            front.append((x, y))
-    return front
 
 
 def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[MetricResult | None]]) -> Figure | None:

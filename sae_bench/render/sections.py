@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from sae_bench.measurement import Series
 from sae_bench.outcome import Verdict
-from sae_bench.render import facts, known, words
+from sae_bench.render import facts, known, pareto, words
 from sae_bench.render.bullets import bullet
-from sae_bench.render.figures import Figure, is_number, picture
+from sae_bench.render.figures import Figure
+from sae_bench.render.listed import documents_as_text, scroll, series_table
 from sae_bench.render.rows import Row, all_rows, properties, property_rows, worth_showing
 from sae_bench.results import MetricResult, PropertyResult, Report, SAEResult
 from sae_bench.wording import number
@@ -24,11 +23,6 @@ GLYPHS = {
 }  # fmt: skip
 "A shape beside each colour."
 CHANGES = 60
-ROWS = 30
-"Of a series that is a table of names."
-CODED = 200
-"Longest text of a table; longer ones are data for programs (masks)."
-SHADES = 5
 _SILENT = (None, Verdict.UNDEFINED)
 
 
@@ -60,10 +54,10 @@ def link(sae: str, name: str = "") -> str:
     return "#" + quote(anchor(sae, name), safe="")
 
 
-def mark(verdict: Verdict | None, beyond: bool = False, more: str = "") -> str:
+def mark(verdict: Verdict | None, beyond: bool = False, more: str = "", metric: MetricResult | None = None) -> str:
     """A verdict as glyph and word."""
     if verdict is None:
-        return '<span class="v v-none">· reported</span>'
+        return f'<span class="v v-none">· {words.unjudged_word(metric)}</span>'
     alarm = " alarm" if words.needs_attention(verdict, beyond) else ""
     word = words.verdict_word(verdict, beyond)
     return f'<span class="v v-{verdict.value.lower()}{alarm}">{GLYPHS[verdict]} {word}{escape(more)}</span>'
@@ -90,11 +84,7 @@ def grid(report: Report) -> str:
             )
         head_cell = f'<th scope=row title="{escape(sae)}"><a href="{link(sae)}">{escape(sae)}</a></th>'
         lines.append(f"<tr>{head_cell}{''.join(cells)}</tr>")
-    return _scroll(f"<table class=grid><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
-
-
-def _scroll(table: str) -> str:
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="table">{table}</div>'
+    return scroll(f"<table class=grid><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
 
 
 def changes(report: Report) -> str:
@@ -131,12 +121,12 @@ def rows_table(rows: Sequence[Row], sae: bool = True) -> str:
     right = ("accepted", "now", "change")
     head = "".join(f"<th scope=col{' class=n' if n in right else ''}>{n}</th>" if n else "<td></td>" for n in names)
     body = "".join(_row(row, sae, len(names)) for row in rows)
-    return _scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def _row(row: Row, sae: bool, width: int) -> str:
     metric = row.result
-    cells = [f"<td>{mark(row.verdict, row.beyond, f' (+{row.more})' if row.more else '')}</td>"]
+    cells = [f"<td>{mark(row.verdict, row.beyond, f' (+{row.more})' if row.more else '', metric)}</td>"]
     cells += [f"<td class=name>{escape(row.sae)}</td>"] if sae else []
     name = escape(row.name if sae else row.metric or row.name)
     title = f' title="{escape(metric.meaning)}"' if metric is not None and metric.meaning else ""
@@ -168,7 +158,7 @@ def _value_interval(metric: MetricResult) -> str:
 def sae_section(report: Report, sae: str, accepted: Report | None, gallery: Gallery, opened: bool) -> str:
     """Everything about one SAE; properties that need attention are unfolded."""
     found = report.saes[sae]
-    described = [known.architecture(found), *(tag for tag in found.tags if not tag.startswith("architecture:"))]
+    described = [pareto.architecture(found), *(tag for tag in found.tags if not tag.startswith("architecture:"))]
     described += [f"{key} {value}" for key, value in facts.flat(found.provenance).items() if key != "architecture"]
     parts = [f'<section><h2 id="{escape(anchor(sae))}">{escape(sae)}</h2>']
     parts.append(f"<p class=quiet>{escape(' · '.join(described))}</p>")
@@ -198,8 +188,8 @@ def property_section(
     if not figures and result.metrics:
         parts.append("<p class=quiet>The report holds no distribution to draw for this property.</p>")
     parts += [f"<p class=quiet>{escape(each)}: nothing to draw, it holds no values</p>" for each in empty]
-    parts += [_names(title, series, found) for title, series in result.series.items()]
-    parts += [_texts(series, result, before) for series in result.series.values()]
+    parts += [series_table(title, series, found) for title, series in result.series.items()]
+    parts += [documents_as_text(series, result, before) for series in result.series.values()]
     if reported:
         table = rows_table(reported, sae=False)
         parts.append(f"<details><summary>{len(reported)} metrics reported, not judged</summary>{table}</details>")
@@ -226,68 +216,9 @@ def _footnote(result: PropertyResult) -> str:
     return " · ".join(filter(None, told))
 
 
-def _names(name: str, series: Series, sae: SAEResult) -> str:
-    """A series with names or features in it, as a table; features link to their dashboards where there are any."""
-    keys = list(series.columns)
-    rows = list(zip(*series.columns.values(), strict=False))
-    if series.kind != "table" or not rows or {"document", "token", "kl"} <= set(keys):
-        return ""
-    longest = max((len(each) for row in rows for each in row if isinstance(each, str)), default=0)
-    said = longest > 0 or "feature" in keys or picture(name, series) is None
-    if not said or longest > CODED:
-        return ""
-    dashboard = sae.provenance.get("neuronpedia_id")
-    body = "".join(f"<tr>{''.join(_cell(key, each, dashboard) for key, each in zip(keys, row, strict=True))}</tr>"
-                   for row in rows[:ROWS])  # fmt: skip
-    head = "".join(f"<th scope=col>{escape(key)}</th>" for key in keys)
-    more = f", the first {ROWS} of {len(rows)}" if len(rows) > ROWS else ""
-    table = _scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-    return f"<details><summary>{escape(series.title or name)} as a table{more}</summary>{table}</details>"
-
-
-def _cell(key: str, value: Any, dashboard: Any) -> str:
-    if key == "feature" and dashboard and is_number(value):
-        address = f"https://www.neuronpedia.org/{quote(str(dashboard))}/{int(value)}"
-        return f'<td class="n"><a href="{address}" rel="noreferrer">{int(value)}</a></td>'
-    if is_number(value):
-        return f'<td class="n">{number(float(value), 4) if isinstance(value, float) else value}</td>'
-    return f"<td>{'' if value is None else escape(str(value))}</td>"
-
-
-def _texts(series: Series, result: PropertyResult, before: PropertyResult | None) -> str:
-    """The three documents that moved most, as text: each token shaded by its KL."""
-    columns = series.columns
-    if not {"document", "token", "kl"} <= set(columns):
-        return ""
-    documents: dict[int, list[tuple[str, float]]] = {}
-    for document, token, kl in zip(columns["document"], columns["token"], columns["kl"], strict=False):
-        documents.setdefault(int(document), []).append((str(token), float(kl or 0.0)))
-    far = known.moved(result, before)
-    held = [(document, change) for document, change in far if document in documents]
-    chosen = [(document, f"#{document} moved by {change:+.3g}") for document, change in held[:3]]
-    title = "Documents that moved most"
-    if not chosen:
-        title = "Documents that lose most"
-        mean = {document: sum(kl for _, kl in tokens) / len(tokens) for document, tokens in documents.items()}
-        most = sorted(mean, key=lambda document: -mean[document])[:3]
-        chosen = [(document, f"#{document}, mean {mean[document]:.3g}") for document in most]
-    parts = [f"<h3>{title}</h3><p class=quiet>Darker: larger KL, in steps of a factor 3 from 0.01 nats.</p>"]
-    for document, said in chosen:
-        spans = "".join(
-            f'<span class="k{_shade(kl)}" title="{kl:.3g} nats">{escape(token)}</span>'
-            for token, kl in documents[document]
-        )
-        parts.append(f'<p class="tokens"><span class="quiet">{escape(said)}</span>\n{spans}</p>')
-    return "".join(parts)
-
-
-def _shade(kl: float) -> int:
-    return min(max(math.floor(math.log(kl / 0.01, 3)) + 1, 0), SHADES) if kl > 0 else 0
-
-
 def compare(report: Report, gallery: Gallery) -> str:
     """Quality against sparsity over all SAEs."""
-    figures = known.pareto(report)
+    figures = pareto.pareto(report)
     if not figures:
         needed = "sparsity.l0 and kl_gap.kl_sae (or reconstruction.explained_variance)"
         return f"<p>SAEs are compared by {needed}, which no SAE of this report has both of.</p>"

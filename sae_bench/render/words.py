@@ -43,6 +43,11 @@ def verdict_word(verdict: Verdict | None, beyond: bool = False) -> str:
     return verdict.value if needs_attention(verdict, beyond) else verdict.value.lower()
 
 
+def unjudged_word(metric: MetricResult | None) -> str:
+    """Why a metric has no verdict: it is only reported, or nothing was compared."""
+    return "not compared" if metric is not None and metric.limit else "reported"
+
+
 def direction(metric: MetricResult) -> str:
     """``↓``, ``↑``, ``→ 1``, ``·``: which way is good."""
     if metric.better == "target" and metric.target is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -379,3 +380,9 @@ def test_files_of_a_mapped_capture_vanish_with_it(make: Make, fresh_cache: None,
     del data
     gc.collect()
     assert not folder.exists()
+
+
+def test_a_full_disk_is_named(make: Make, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(MeasurementError, match=r"fit neither into memory nor into .* \(0\.0 GB free\)"):
+        SiteData(make().model, SITE, corpus, include_bos=False, memory_bytes=0)

@@ -104,6 +104,21 @@ def test_a_stored_scaling_factor_is_folded_in(
     assert_same(read_sae(str(tmp_path)), theirs, x)
 
 
+@pytest.mark.parametrize("rescale", [True, False])
+def test_a_checkpoint_with_its_scaler_is_what_training_would_have_saved(
+    sae_lens: Any, make: Callable[..., Any], x: Tensor, tmp_path: Path, rescale: bool
+) -> None:
+    training = make(
+        "BatchTopKTrainingSAE", k=5, rescale_acts_by_decoder_norm=rescale,
+        normalize_activations="expected_average_only_in",
+    )  # fmt: skip
+    training.save_model(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.37}))
+    training.fold_activation_norm_scaling_factor(0.37)
+    training.save_inference_model(tmp_path / "final")
+    assert_same(read_sae(str(tmp_path / "checkpoint")), load_with_sae_lens(sae_lens, tmp_path / "final"), x)
+
+
 def test_a_constant_factor_in_the_config_is_folded_in(make: Callable[..., Any], x: Tensor, tmp_path: Path) -> None:
     theirs = make("JumpReLUSAE")
     theirs.save_model(tmp_path)

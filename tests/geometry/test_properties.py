@@ -142,6 +142,7 @@ def test_near_copies_are_beyond_the_limit(make_bench: Make, sae: LinearDecoderSA
     sound, found = (measure("orthogonality", make_bench(x, each)) for each in (sae, damaged))
     assert value(sound, "duplicates_all") <= 0.02 < value(found, "duplicates_all") == pytest.approx(0.1)
     assert value(found, "duplicates") > 0.02
+    assert value(found, "modal_nn_share") <= 0.05
     assert value(found, "composed_share") <= value(sound, "composed_share") + 0.05
     assert found.series["peaks"].columns["cosine"][-1] == pytest.approx(1, abs=0.02)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sae_bench.measurement import Series
 from sae_bench.outcome import Verdict
-from sae_bench.render import known
+from sae_bench.render import known, pareto
 from sae_bench.render.bullets import bullet
 from sae_bench.render.figures import bounds, picture, token
 
@@ -97,12 +97,27 @@ def test_any_series_gives_strict_json_or_nothing(kind: Any, columns: dict[str, l
         json.dumps(figure.spec, allow_nan=False)
 
 
+def test_a_stored_report_which_sorts_its_columns_gives_the_same_pictures(make: Any) -> None:
+    for result in make.full(1).saes["demo/l1-0"].properties.values():
+        for name, series in result.series.items():
+            turned = Series(series.kind, dict(sorted(series.columns.items())), series.title, series.x, series.log_x)
+            assert picture(name, turned) == picture(name, series)
+    arms = Series("curve", {"x": [0, 1], "covariance": [1.0, 2.0], "sae": [3.0, 4.0]})
+    figure = picture("c", arms)
+    assert figure is not None
+    assert [trace["name"] for trace in figure.data] == ["sae", "covariance"]
+
+
+def test_a_table_for_programs_has_no_picture() -> None:
+    assert picture("alive", Series("table", {"n": [1, 2], "alive": [1, 2], "mask": ["A" * 201, ""]})) is None
+
+
 def test_text_of_a_report_is_no_markup_in_a_label() -> None:
     assert token(" a<b>\n") == "␣a&lt;b&gt;⏎"
     assert token("  ") == "␣␣"
-    figure = picture("t", Series("table", {"n": ["<b>x</b>"], "v": [1.0]}))
+    figure = picture("t", Series("table", {"n": ["<b>x</b>", "y"], "v": [1.0, 2.0]}))
     assert figure is not None
-    assert figure.data[0]["x"] == ["&lt;b&gt;x&lt;/b&gt;"]
+    assert figure.data[0]["x"] == ["&lt;b&gt;x&lt;/b&gt;", "y"]
 
 
 def test_documents_then_and_now_are_paired_by_their_ids(make: Any) -> None:
@@ -132,18 +147,18 @@ def test_the_front_holds_what_nothing_beats_in_both(make: Any) -> None:
     report = make.report({name: {
         "sparsity": make.prop("sparsity", {"l0": make.metric(l0, better="target")}),
         "kl_gap": make.prop("kl_gap", {"kl_sae": make.metric(kl)})} for name, (l0, kl) in places.items()})  # fmt: skip
-    (figure,) = known.pareto(report)
+    (figure,) = pareto.pareto(report)
     front = figure.data[-1]
     assert list(zip(front["x"], front["y"], strict=True)) == [(10, 0.5), (20, 0.3), (40, 0.1)]
 
 
 def test_pareto_needs_both_numbers(make: Any) -> None:
     report = make.report({"a": {"kl_gap": make.prop("kl_gap", {"kl_sae": make.metric()})}})
-    assert known.pareto(report) == []
+    assert pareto.pareto(report) == []
 
 
 def test_sae_kinds_are_told_apart_by_colour_and_shape(make: Any) -> None:
-    figure = known.pareto(make.full(6))[0]
+    figure = pareto.pareto(make.full(6))[0]
     looks = {(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in figure.data if "marker" in trace}
     assert len(looks) == 6
     assert len({symbol for _, symbol in looks}) == 6

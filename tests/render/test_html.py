@@ -109,7 +109,7 @@ def test_every_figure_of_the_page_has_its_data(page: Page, text: str) -> None:
 
 def test_names_are_text_wherever_they_stand(make: Any) -> None:
     bad = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(1)>\u2028"
-    series = {bad: Series("table", {bad: [bad], "v": [1.0]}, bad, bad)}
+    series = {bad: Series("table", {bad: [bad, "a"], "v": [1.0, 2.0]}, bad, bad)}
     result = make.prop(bad, {bad: make.metric(1.0, Verdict.FAIL, message=bad, unit=bad, meaning=bad, limit=bad)},
                        series=series, lines=(bad, bad), notes=(bad, f"{bad}\n{bad}"), context={bad: bad})  # fmt: skip
     run = replace(make.report({}).run, command=bad, options={bad: bad})

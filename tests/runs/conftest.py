@@ -79,6 +79,10 @@ class Toy:
     def alone(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """In a process of its own, with no plugin but ours and those named with -p."""
         self.register("import toy_engine\ntoy_engine.install()\n" + REGISTER)
+        return self.bare(*arguments, **environment)
+
+    def bare(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The same with the conftest that is there."""
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "sae_bench.plugin", *arguments],
             cwd=self.path,

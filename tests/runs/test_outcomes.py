@@ -184,7 +184,10 @@ def test_nothing_measured_is_exit_five(toy: Any, way: str) -> None:
     [
         ('register_sae("lab/a", path="x")', "*'lab/a' is registered twice*"),
         ('register_sae("lab/a.json/b", path="x")', "*the accepted report of 'lab/a'*is the file lab/a.json*"),
-        ('register_sae("lab/d", path="x", known_failures={"kl_gap.kl_sea": "y"})', "*known_failures*no declared*kl_sae*"),
+        (
+            'register_sae("lab/d", path="x", known_failures={"kl_gap.kl_sea": "y"})',
+            "*known_failures*no declared*kl_sae*",
+        ),
         ('register_sae("lab/d", path="x", limits=["kl_gap.kl_sae:5"+"x"])', "*cannot be read*"),
         ('register_sae("Lab D", path="x")', "*lower case*'lab-d'*"),
     ],

@@ -107,7 +107,12 @@ def toy_property(name: str) -> Any:
 
 
 def content(loader: ToyLoader, spec: Any, declared: Any) -> dict[str, Any]:
-    return {"sae": spec.id, "property": declared.name, "settings": loader.settings.__dict__, "toy": loader.context(spec)}
+    return {
+        "sae": spec.id,
+        "property": declared.name,
+        "settings": loader.settings.__dict__,
+        "toy": loader.context(spec),
+    }
 
 
 def install(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:

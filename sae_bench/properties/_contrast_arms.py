@@ -1,0 +1,92 @@
+"""The arms of contrast steering: directions chosen on one half of the questions, slopes on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sae_bench.contrast import ContrastSet, Pair
+from sae_bench.errors import MeasurementError
+from sae_bench.measurement import Floats
+
+if TYPE_CHECKING:
+    from sae_bench.bench import Bench
+
+ARMS = ("feature", "mean_difference", "random_direction")
+CANDIDATES = 16
+"Features that are steered with on the choosing half, to find the best."
+ACTIVE = 0.1
+"Share of the questions on which a candidate must be active at an answer."
+RANDOM = 8
+"Random directions; an arm's numbers are means over them."
+
+
+@dataclass(frozen=True, eq=False)
+class Contrasted:
+    """All that contrast steering found on one SAE. N scored questions, D directions."""
+
+    pairs: tuple[Pair, ...]
+    "The scored questions."
+    slopes: Mapping[str, Floats]
+    "By arm, (directions of the arm, N); no `feature` where no feature tells the answers apart."
+    shifted: Mapping[str, Floats]
+    "By arm, (directions of the arm, shifted questions); empty without a shifted variant."
+    all_slopes: Floats
+    "(D, N) of every direction tried."
+    all_shifted: Floats | None
+    "(D, shifted questions)"
+    candidates: tuple[int, ...]
+    signs: tuple[int, ...]
+    "1 where a candidate is stronger at the positive answer; its opposite is steered with where it is -1."
+    choosing: Floats
+    "Mean slope of each candidate on the choosing half."
+    chosen: int | None
+
+
+def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> Contrasted:
+    """Choose the directions on one half and steer the other half and the shifted variant with them."""
+    import torch
+
+    from sae_bench.sae import unit_directions
+    from sae_bench.steering import LastPosition, random_directions
+    from sae_bench.steering import propensity as engine
+
+    questions = engine.samples(bench, asked)
+    choosing, scored = engine.halves_by_cell(asked.pairs)
+    chosen_half, scored_half = ([questions[index] for index in half] for half in (choosing, scored))
+    difference = torch.stack([sample.difference.double() for sample in chosen_half]).mean(0)
+    strength = float(difference.norm())
+    if strength == 0:
+        raise MeasurementError(
+            f"at {bench.site} the activations of the positive and the negative answers do not differ on average, so "
+            f"{asked.path} has no direction to steer along; choose a later site"
+        )
+    runner = LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
+    features, signs = engine.candidate_features(bench, chosen_half, CANDIDATES, ACTIVE)
+    own = unit_directions(bench.sae)[features] * signs[:, None].to(bench.settings.device)
+    tried = engine.propensity_slopes(bench, runner, chosen_half, own, strength, "contrast: choosing").mean(1)
+    random = random_directions(RANDOM, len(difference), bench.settings.seed)
+    directions = torch.cat([own, (difference / strength).float()[None].to(own), random.to(own)])
+    slopes = engine.propensity_slopes(bench, runner, scored_half, directions, strength, "contrast: scoring")
+    moved = None
+    if shifted is not None:
+        others = engine.samples(bench, shifted)
+        moved = engine.propensity_slopes(bench, runner, others, directions, strength, "contrast: shifted")
+    best = int(np.argmax(tried)) if len(features) else None
+    rows = {"mean_difference": slice(len(features), len(features) + 1), "random_direction": slice(-RANDOM, None)}
+    if best is not None:
+        rows["feature"] = slice(best, best + 1)
+    return Contrasted(
+        pairs=tuple(sample.pair for sample in scored_half),
+        slopes={arm: slopes[where] for arm, where in rows.items()},
+        shifted={arm: moved[where] for arm, where in rows.items()} if moved is not None else {},
+        all_slopes=slopes,
+        all_shifted=moved,
+        candidates=tuple(features),
+        signs=tuple(int(sign) for sign in signs.tolist()),
+        choosing=tried,
+        chosen=features[best] if best is not None else None,
+    )

@@ -1,0 +1,99 @@
+"""What declared factors explain of the variance between questions. numpy only.
+
+With k levels of a factor and SS sums of squares,
+
+    omega^2 = (SS_between - (k - 1) MS_within) / (SS_total + MS_within)
+
+which has no bias upwards, unlike SS_between / SS_total. Marginal: one factor alone. In order: what a factor adds to
+those declared before it, within from the additive model of all of them. Only declared factors are looked at: the best
+of many undeclared ones explains a fifth of anything.
+
+Shapes: N questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_bench.measurement import Floats
+
+Ints = NDArray[np.int64]
+
+PERMUTATIONS = 999
+
+
+def levels(values: Sequence[str]) -> Ints:
+    """(N,) each question's level as a number."""
+    names = sorted(set(values))
+    return np.array([names.index(value) for value in values])
+
+
+def _columns(level: Ints) -> Floats:
+    """(N, k - 1) indicator columns of all levels but the first."""
+    return np.asarray(level[:, None] == np.arange(1, int(level.max()) + 1)[None, :], dtype=np.float64)
+
+
+def _residual(values: Floats, columns: Sequence[Floats]) -> tuple[float, int]:
+    """Sum of squares left by least squares on the columns and a constant, and the rank of the fit."""
+    design = np.concatenate([np.ones((len(values), 1)), *columns], axis=1)
+    fitted, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+    return float(np.square(values - design @ fitted).sum()), int(rank)
+
+
+def omega_squared(values: Floats, factors: Sequence[Ints]) -> list[float]:
+    """Omega squared of each factor after those before it; with one factor, its marginal one.
+
+    NaN where nothing varies or no question is left to estimate the variance within.
+    """
+    total, _ = _residual(values, [])
+    everything, rank = _residual(values, [_columns(factor) for factor in factors])
+    within = everything / (len(values) - rank) if len(values) > rank else math.nan
+    found, before, before_rank = [], total, 1
+    for count in range(1, len(factors) + 1):
+        left, rank_now = _residual(values, [_columns(factor) for factor in factors[:count]])
+        gained = before - left - (rank_now - before_rank) * within
+        found.append(gained / (total + within) if total + within > 0 else math.nan)
+        before, before_rank = left, rank_now
+    return found
+
+
+def permutation_p(values: Floats, factor: Ints, strata: Ints, seed: int) -> float:
+    """How often shuffling a factor within strata explains as much: (1 + hits) / (1 + permutations)."""
+    generator = np.random.default_rng(seed)
+    observed, _ = _residual(values, [_columns(factor)])
+    groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    hits = 0
+    for _ in range(PERMUTATIONS):
+        shuffled = factor.copy()
+        for group in groups:
+            shuffled[group] = generator.permutation(factor[group])
+        hits += _within(values, shuffled) <= observed * (1 + 1e-12)
+    return (1 + hits) / (1 + PERMUTATIONS)
+
+
+def _within(values: Floats, level: Ints) -> float:
+    count = np.bincount(level)
+    sums = np.bincount(level, weights=values)
+    return float(np.square(values).sum() - (np.square(sums)[count > 0] / count[count > 0]).sum())
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for the number of declared factors."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(value) for value in multipletests(p, method="holm")[1]] if p else []
+
+
+def worst_level(values: Floats, factors: Mapping[str, Ints]) -> float:
+    """The smallest share of rising slopes among all levels of all factors; of two questions at least."""
+    shares = [
+        float((values[factor == level] > 0).mean())
+        for factor in factors.values()
+        for level in np.unique(factor)
+        if (factor == level).sum() >= 2
+    ]
+    return min(shares, default=math.nan)

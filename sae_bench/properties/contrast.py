@@ -1,0 +1,250 @@
+"""Does steering towards a labelled trait work in every question, or through a spurious factor?
+
+A dataset gives questions with a positive and a negative answer. With v a direction, z its norm,
+
+    propensity     log-probability of the positive answer minus that of the negative one, m z v / |v| added from the
+                   prompt's last token on, m in -1.5, -1, -0.5, 0.5, 1, 1.5
+    slope          least squares of propensity on m, one for every question
+    steerability   mean slope; its spread and the share of slopes that do not rise stand beside it
+    variance       omega squared of declared factors: alone, and in their order
+
+Arms, all with the norm of the mean difference: `mean_difference`, the difference of means of the site at the two
+answers; `feature`, the direction of the SAE's feature that steers best, both chosen on one half of the questions and
+scored on the other; `random_direction`. Halves are taken within every combination of factor levels. Tan et al. 2024,
+arXiv 2407.12404; a mean that holds for the population can hide that it works backwards for a third of it.
+
+A property of its own, because it has a headline of its own and speaks of a labelled dataset, which few SAEs come with:
+without one it is UNDEFINED and steering is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sae_bench.contrast import FACTORS, ContrastSet, read_contrast, shifted_path
+from sae_bench.measurement import Estimate, Floats, Influence, Measurement, Metric, Ratio, Series, Undefined
+from sae_bench.properties import Property
+from sae_bench.properties._contrast_arms import ARMS, Contrasted, contrast_arms
+from sae_bench.properties._contrast_factors import Ints, holm, levels, omega_squared, permutation_p, worst_level
+from sae_bench.stats import leave_one_out
+
+if TYPE_CHECKING:
+    from sae_bench.bench import Bench
+
+NO_DATASET = "no labelled dataset is registered: register_sae(..., contrast='questions.jsonl')"
+NO_SHIFT = "there is no shifted variant of the dataset (NAME_shifted.jsonl beside NAME.jsonl)"
+
+OF_AN_ARM = {
+    "steerability": ("nats", "mean slope of propensity per multiplier"),
+    "steerability_sd": ("nats", "standard deviation of slopes over questions"),
+    "anti_share": ("share", "questions whose slope does not rise"),
+    **{f"variance_explained_{factor}": ("share", f"omega squared of {factor} alone") for factor in FACTORS},
+    **{f"variance_in_order_{factor}": ("share", f"omega squared of {factor} after those before") for factor in FACTORS},
+    "worst_level_sign": ("share", "rising slopes in the worst level of any factor"),
+    "steerability_shifted": ("nats", "mean slope on the shifted variant"),
+}
+DIRECTION = {"steerability": "higher", "anti_share": "lower", "worst_level_sign": "higher"}
+
+
+def metric_of(name: str, arm: str) -> str:
+    """The feature's own metrics have bare names."""
+    return name if arm == "feature" else f"{name}_{arm}"
+
+
+METRICS = (
+    *(
+        Metric(
+            metric_of(name, arm),
+            unit,
+            DIRECTION.get(name, "reported") if arm == "feature" else "reported",  # type: ignore[arg-type]
+            f"{meaning}, arm {arm}",
+        )
+        for name, (unit, meaning) in OF_AN_ARM.items()
+        for arm in ARMS
+    ),
+    Metric("shift_correlation", "", "reported", "Spearman over directions of mean slopes as asked and shifted"),
+)
+
+
+def measure(bench: Bench) -> Measurement:
+    """Slopes of every arm on the scored half, and what declared factors explain of them."""
+    if bench.contrast is None:
+        return Measurement({metric.name: Undefined(NO_DATASET) for metric in METRICS})
+    asked = read_contrast(bench.contrast)
+    beside = shifted_path(bench.contrast)
+    shifted = read_contrast(beside) if beside is not None else None
+    found = contrast_arms(bench, asked, shifted)
+    factors = {name: levels([pair.factors[name] for pair in found.pairs]) for name in asked.factors}
+    factors = {name: level for name, level in factors.items() if level.max() > 0}
+    estimates: dict[str, Estimate] = {"shift_correlation": _shift(found)}
+    for arm in ARMS:
+        each = _of_an_arm(found, arm, factors)
+        estimates |= {metric_of(name, arm): estimate for name, estimate in each.items()}
+    return Measurement(
+        estimates,
+        tuple(pair.line for pair in found.pairs),
+        series=_series(found, factors, bench.settings.seed),
+        settings=_settings(bench, asked, shifted),
+        notes=_notes(asked, found),
+    )
+
+
+def _of_an_arm(found: Contrasted, arm: str, factors: Mapping[str, Ints]) -> dict[str, Estimate]:
+    """Estimates of one arm; where it has several directions, of their mean."""
+    slopes = found.slopes.get(arm)  # (directions, N)
+    if slopes is None:
+        return {name: Undefined("no feature's activation differs between the answers") for name in OF_AN_ARM}
+    ones = np.ones(slopes.shape[1])
+    estimates: dict[str, Estimate] = {
+        "steerability": Ratio(slopes.mean(0), ones),
+        "steerability_sd": _left_out(slopes, lambda rows, _: float(rows.std(1, ddof=1).mean()), factors),
+        "anti_share": Ratio((slopes <= 0).mean(0), ones),
+        "worst_level_sign": _left_out(
+            slopes, lambda rows, sub: float(np.mean([worst_level(row, sub) for row in rows])), factors
+        )
+        if factors
+        else Undefined("the dataset declares no factor with two levels"),
+    }
+    for name in FACTORS:
+        if name not in factors:
+            reason = f"the dataset declares no factor {name} with two levels"
+            estimates |= {f"variance_{how}_{name}": Undefined(reason) for how in ("explained", "in_order")}
+            continue
+        rank = list(factors).index(name)
+        estimates[f"variance_explained_{name}"] = _left_out(slopes, _explained([name], 0), factors)
+        estimates[f"variance_in_order_{name}"] = _left_out(slopes, _explained(list(factors), rank), factors)
+    shifted = found.shifted.get(arm)
+    estimates["steerability_shifted"] = Undefined(NO_SHIFT) if shifted is None else _mean_elsewhere(shifted, len(ones))
+    return estimates
+
+
+def _explained(names: list[str], rank: int) -> Callable[[Floats, Mapping[str, Ints]], float]:
+    def value(slopes: Floats, factors: Mapping[str, Ints]) -> float:
+        return float(np.mean([omega_squared(row, [factors[name] for name in names])[rank] for row in slopes]))
+
+    return value
+
+
+def _left_out(
+    slopes: Floats, value: Callable[[Floats, Mapping[str, Ints]], float], factors: Mapping[str, Ints]
+) -> Estimate:
+    """A value of (directions, N) slopes and the factors' levels, with influences from leaving a question out."""
+
+    def without(question: int) -> float:
+        kept = np.arange(slopes.shape[1]) != question
+        return value(slopes[:, kept], {name: level[kept] for name, level in factors.items()})
+
+    full = value(slopes, factors)
+    others = [without(question) for question in range(slopes.shape[1])]
+    if not np.isfinite([full, *others]).all():
+        return Undefined("slopes do not vary between questions")
+    return Influence(full, leave_one_out(others, full))
+
+
+def _mean_elsewhere(slopes: Floats, clusters: int) -> Estimate:
+    """Mean over the shifted questions, which are clusters of their own."""
+    each = slopes.mean(0)
+    return Influence(float(each.mean()), np.zeros(clusters), (each - each.mean()) / len(each))
+
+
+def _shift(found: Contrasted) -> Estimate:
+    """Over all directions tried (candidate features, mean difference, random ones), as one trait has no other units."""
+    from scipy.stats import spearmanr
+
+    if found.all_shifted is None:
+        return Undefined(NO_SHIFT)
+    shifted = found.all_shifted.mean(1)
+
+    def correlation(slopes: Floats) -> float:
+        return float(spearmanr(slopes.mean(1), shifted).statistic)
+
+    full = correlation(found.all_slopes)
+    count = found.all_slopes.shape[1]
+    others = [correlation(np.delete(found.all_slopes, question, axis=1)) for question in range(count)]
+    if not np.isfinite([full, *others]).all():
+        return Undefined("mean slopes do not differ between directions")
+    return Influence(full, leave_one_out(others, full))
+
+
+def _series(found: Contrasted, factors: Mapping[str, Ints], seed: int) -> dict[str, Series]:
+    slopes = {arm: rows.mean(0) for arm, rows in found.slopes.items()}
+    edges = np.histogram_bin_edges(np.concatenate(list(slopes.values())), bins=30)
+    counts = {arm: np.histogram(each, edges)[0].tolist() for arm, each in slopes.items()}
+    series = {
+        "slopes": Series(
+            "histogram",
+            {"edges": edges.tolist(), **counts},
+            title="Slopes over questions",
+            x="slope, nats per multiplier",
+        ),
+        "candidates": Series(
+            "table",
+            {
+                "feature": list(found.candidates),
+                "sign": list(found.signs),
+                "steerability_choosing_half": found.choosing.tolist(),
+                "chosen": [feature == found.chosen for feature in found.candidates],
+            },
+            title="Candidate features, in the order of how steadily they tell the answers apart",
+        ),
+    }
+    arm = found.slopes.get("feature")
+    if arm is not None and factors:
+        series["factors"] = _factor_table(arm[0], found, factors, seed)
+    return series
+
+
+def _factor_table(slopes: Floats, found: Contrasted, factors: Mapping[str, Ints], seed: int) -> Series:
+    """Per declared factor and level: omega squared, permutation p (within templates), mean slope, rising slopes."""
+    strata = factors.get("template", np.zeros(len(slopes), dtype=np.int64))
+    p = [
+        permutation_p(slopes, level, np.zeros_like(level) if name == "template" else strata, seed)
+        for name, level in factors.items()
+    ]
+    rows = []
+    for (name, level), corrected in zip(factors.items(), holm(p), strict=True):
+        names = sorted({pair.factors[name] for pair in found.pairs})
+        share = omega_squared(slopes, [level])[0]
+        for index, text in enumerate(names):
+            these = slopes[level == index]
+            cell = (name, text, len(these), float(these.mean()), float((these > 0).mean()))
+            rows.append((*cell, share if math.isfinite(share) else None, corrected))
+    titles = ("factor", "level", "questions", "steerability", "rising", "omega_squared", "p_holm")
+    columns = {title: [row[index] for row in rows] for index, title in enumerate(titles)}
+    return Series("table", columns, title="Declared factors, arm feature")
+
+
+def _settings(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> dict[str, object]:
+    from sae_bench.steering.propensity import MULTIPLIERS
+
+    return {
+        "dataset": asked.sha256,
+        "shifted": shifted.sha256 if shifted is not None else None,
+        "multipliers": list(MULTIPLIERS),
+        "position": "from the last token of the prompt",
+        "seed": bench.settings.seed,
+    }
+
+
+def _notes(asked: ContrastSet, found: Contrasted) -> tuple[str, ...]:
+    notes = [f"{len(asked.pairs)} questions, {len(found.pairs)} of them scored"]
+    if found.chosen is not None:
+        notes.append(f"feature {found.chosen} was chosen among {len(found.candidates)}")
+    if not asked.factors:
+        notes.append("the dataset declares no factor, so nothing is said about spurious ones")
+    return tuple(notes)
+
+
+PROPERTY = Property(
+    name="contrast",
+    question="Does steering towards a labelled trait work in every question, or through a spurious factor?",
+    headline="steerability",
+    metrics=METRICS,
+    limits=(),
+    measure=measure,
+    marker="steering",
+)

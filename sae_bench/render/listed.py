@@ -1,0 +1,82 @@
+"""Series that are read rather than looked at: tables with links to dashboards, and documents with shaded tokens."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+from sae_bench.measurement import Series
+from sae_bench.render import known
+from sae_bench.render.figures import is_coded, is_number, ordered, picture
+from sae_bench.results import PropertyResult, SAEResult
+from sae_bench.wording import number
+
+ROWS = 30
+"Of a series that is a table of names."
+SHADES = 5
+
+
+def scroll(table: str) -> str:
+    """A table that scrolls by itself where the window is narrow."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="table">{table}</div>'
+
+
+def series_table(name: str, series: Series, sae: SAEResult) -> str:
+    """A series with names or features in it, as a table; features link to their dashboards where there are any."""
+    columns = ordered(series.columns)
+    keys = list(columns)
+    rows = list(zip(*columns.values(), strict=False))
+    if series.kind != "table" or not rows or {"document", "token", "kl"} <= set(keys):
+        return ""
+    texts = any(isinstance(each, str) for row in rows for each in row)
+    if is_coded(series) or not (texts or "feature" in keys or picture(name, series) is None):
+        return ""
+    dashboard = sae.provenance.get("neuronpedia_id")
+    body = "".join(f"<tr>{''.join(_cell(key, each, dashboard) for key, each in zip(keys, row, strict=True))}</tr>"
+                   for row in rows[:ROWS])  # fmt: skip
+    head = "".join(f"<th scope=col>{escape(key)}</th>" for key in keys)
+    more = f", the first {ROWS} of {len(rows)}" if len(rows) > ROWS else ""
+    table = scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return f"<details><summary>{escape(series.title or name)} as a table{more}</summary>{table}</details>"
+
+
+def _cell(key: str, value: Any, dashboard: Any) -> str:
+    if key == "feature" and dashboard and is_number(value):
+        address = f"https://www.neuronpedia.org/{quote(str(dashboard))}/{int(value)}"
+        return f'<td class="n"><a href="{address}" rel="noreferrer">{int(value)}</a></td>'
+    if is_number(value):
+        return f'<td class="n">{number(float(value), 4) if isinstance(value, float) else value}</td>'
+    return f"<td>{'' if value is None else escape(str(value))}</td>"
+
+
+def documents_as_text(series: Series, result: PropertyResult, before: PropertyResult | None) -> str:
+    """The three documents that moved most, as text: each token shaded by its KL."""
+    columns = series.columns
+    if not {"document", "token", "kl"} <= set(columns):
+        return ""
+    documents: dict[int, list[tuple[str, float]]] = {}
+    for document, token, kl in zip(columns["document"], columns["token"], columns["kl"], strict=False):
+        documents.setdefault(int(document), []).append((str(token), float(kl or 0.0)))
+    far = known.moved(result, before)
+    held = [(document, change) for document, change in far if document in documents]
+    chosen = [(document, f"#{document} moved by {change:+.3g}") for document, change in held[:3]]
+    title = "Documents that moved most"
+    if not chosen:
+        title = "Documents that lose most"
+        mean = {document: sum(kl for _, kl in tokens) / len(tokens) for document, tokens in documents.items()}
+        most = sorted(mean, key=lambda document: -mean[document])[:3]
+        chosen = [(document, f"#{document}, mean {mean[document]:.3g}") for document in most]
+    parts = [f"<h3>{title}</h3><p class=quiet>Darker: larger KL, in steps of a factor 3 from 0.01 nats.</p>"]
+    for document, said in chosen:
+        spans = "".join(
+            f'<span class="k{_shade(kl)}" title="{kl:.3g} nats">{escape(token)}</span>'
+            for token, kl in documents[document]
+        )
+        parts.append(f'<p class="tokens"><span class="quiet">{escape(said)}</span>\n{spans}</p>')
+    return "".join(parts)
+
+
+def _shade(kl: float) -> int:
+    return min(max(math.floor(math.log(kl / 0.01, 3)) + 1, 0), SHADES) if kl > 0 else 0

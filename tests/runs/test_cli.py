@@ -1,0 +1,152 @@
+"""The console script between runs: compare, accept, show, prune and history, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from sae_bench.cli import main
+from sae_bench.registration import SAES
+
+HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "plotly", "scipy.stats", "pytest")
+
+
+def _git(toy: Any, *arguments: str) -> None:
+    who = ("-c", "user.name=A Person", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *who, *arguments], cwd=toy.path, check=True, capture_output=True)
+
+
+@pytest.fixture
+def accepted(toy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Accepted values, committed, and a later run that is worse in one of them."""
+    monkeypatch.chdir(toy.path)
+    toy.accept("-q")
+    _git(toy, "init", "--quiet")
+    _git(toy, "add", "baselines")
+    _git(toy, "commit", "--quiet", "-m", "first release")
+    toy.say(lab_a__kl_gap=1.2)
+    toy("-q")
+    SAES.__init__("SAE")  # type: ignore[misc]
+    return toy
+
+
+def test_compare_accept_and_history(accepted: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    latest = "reports/latest.json"
+    assert main(["compare", "baselines", latest]) == 1
+    assert "FAIL" in capsys.readouterr().out
+    assert main(["compare", "baselines", latest, "--limit", "kl_gap.kl_sae:30%"]) == 0
+    assert main(["compare", latest, latest]) == 0
+    assert main(["show", latest]) == 1 - 1
+    capsys.readouterr()
+
+    assert main(["accept", latest, "--only", "kl_gap", "--reason", "smaller dictionary"]) == 0
+    out = capsys.readouterr().out
+    assert "kl_gap.kl_sae of lab/a" in out
+    assert "->" in out
+    assert main(["compare", "baselines", latest]) == 0
+    _git(accepted, "commit", "--quiet", "-am", "smaller dictionary")
+    capsys.readouterr()
+
+    assert main(["history", "lab/a", "--metric", "kl_gap.*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "lab/a"
+    assert lines[2].split()[0] == "kl_gap.kl_sae"
+    before, after = map(float, lines[2].split()[1:])
+    assert after == pytest.approx(1.2 * before, rel=1e-2)
+    assert [line.split(None, 1)[1] for line in lines[3:]] == ["first release", "smaller dictionary"]
+
+
+def test_prune_lists_first(accepted: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = accepted.path / "baselines" / "lab" / "b.json"
+    register = (accepted.path / "conftest.py").read_text().splitlines()
+    accepted.register("\n".join(line for line in register if "lab/b" not in line))
+    assert main(["prune"]) == 0
+    assert "would be removed" in capsys.readouterr().out
+    assert path.exists()
+    SAES.__init__("SAE")  # type: ignore[misc]
+    assert main(["prune", "--yes", "--property", "sparsity"]) == 0
+    assert not path.exists()
+    kept = json.loads((accepted.path / "baselines" / "lab" / "a.json").read_text())
+    assert set(kept["saes"]["lab/a"]["properties"]) == {"kl_gap", "reconstruction"}
+    assert accepted("-q").ret == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "nowhere.json", "nowhere.json"], "no report at nowhere.json"),
+        (["accept", "nowhere.json", "--reason", "x"], "no report at nowhere.json"),
+        (["history", "--baselines", "nowhere"], "no accepted report under nowhere"),
+        (["prune", "--conftest", "nowhere.py"], "no nowhere.py that registers SAEs"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_four(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 4
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["compare", "baselines", "reports/latest.json"],
+        ["show", "reports/latest.json"],
+        ["accept", "reports/latest.json", "--reason", "x"],
+        ["history"],
+        ["prune", "--keep", "lab/a"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_nothing_heavy_is_imported(arguments: list[str], once: Any) -> None:
+    code = f"""
+import sys
+from sae_bench.cli import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=once)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A report that no engine was needed for."""
+    from sae_bench.limits import parse_rule
+    from sae_bench.measurement import Accepted, Measurement, Metric, Ratio
+    from sae_bench.outcome import AcceptedProperty
+    from sae_bench.provenance import Provenance
+    from sae_bench.report import Report, property_result, write_report
+    from sae_bench.verdict import judge
+
+    folder = tmp_path_factory.mktemp("reports")
+    kl = Ratio([float(n) for n in range(1, 9)], [1.0] * 8)
+    found, metrics, ids = (
+        Measurement({"kl_sae": kl}, tuple(range(8))),
+        (Metric("kl_sae", "nats", "lower", ""),),
+        range(8),
+    )
+    held = AcceptedProperty({"kl_sae": Accepted(kl.value, kl, tuple(ids), 1)}, {})
+    rules = [parse_rule("kl_gap.kl_sae:5%", "property")]
+    verdict = judge("kl_gap", metrics, "kl_sae", found, held, sae="lab/a", rules=rules, context={})
+
+    class Declared:
+        name, version = "kl_gap", 1
+
+    Declared.metrics = metrics  # type: ignore[attr-defined]
+    result = property_result(found, verdict, Declared(), context={}, accepted=held)  # type: ignore[arg-type]
+    report = Report.of({"lab/a": {"kl_gap": result}}, Provenance("0123abc", False, "2026-11-20T12:00:00Z"))
+    write_report(report, folder / "reports" / "latest.json")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    main(["accept", str(folder / "reports" / "latest.json"), "--reason", "x", "--baselines", str(folder / "baselines")])
+    return folder

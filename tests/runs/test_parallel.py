@@ -1,0 +1,72 @@
+"""The same report from two processes as from one, and no change to suites that measure nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+pytest.importorskip("xdist")
+TWO = ("-p", "xdist.plugin", "-n", "2")
+
+
+def test_two_processes_give_the_report_of_one(toy: Any) -> None:
+    toy.accept("-q")
+    toy.say(lab_a__kl_gap=1.2, lab_b__reconstruction="nan", lab_c__sparsity=1.02)
+    assert toy("-q").ret == 1
+    one = toy.values()
+    (toy.path / "processes.log").unlink()
+
+    two = toy.alone(*TWO)
+    assert two.returncode == 1, two.stdout
+    assert toy.values() == one
+    assert [*toy.values()] == [*one]
+    homes: dict[str, set[str]] = {}
+    for line in (toy.path / "processes.log").read_text().splitlines():
+        process, sae = line.split()
+        homes.setdefault(sae, set()).add(process)
+    assert all(len(processes) == 1 for processes in homes.values()), "an SAE was loaded twice"
+    assert len(set.union(*homes.values())) == 2
+    assert re.search(r"7 passed|2 failed", two.stdout)
+    assert len(toy.folders()) == 2
+    assert "FAIL" in two.stdout
+
+
+def test_two_processes_take_up_a_killed_run_and_mistakes_are_one_sentence(toy: Any) -> None:
+    toy.say(lab_c__kl_gap="kill")
+    toy.alone("-q")
+    toy.measured()
+    toy.say()
+    assert toy.alone(*TWO, "-q").returncode == 0
+    # Items run SAE by SAE: two were whole when the third one killed the run.
+    assert sorted(toy.measured()) == ["lab/c kl_gap", "lab/c reconstruction", "lab/c sparsity"]
+    assert len(toy.folders()) == 1
+
+    wrong = toy.alone(*TWO, "--sae", "lab/z")
+    assert wrong.returncode == 4
+    assert "matches no registered SAE" in wrong.stdout + wrong.stderr
+    assert "Traceback" not in wrong.stdout + wrong.stderr
+
+
+def test_reports_that_cannot_be_written_by_workers_are_loud(toy: Any) -> None:
+    (toy.path / "reports").write_text("a file where the folder should be")
+    done = toy.alone(*TWO)
+    assert done.returncode == 1
+    assert "9 passed" in done.stdout
+    assert "ERROR: with -n, results stay in the workers" in done.stdout
+
+
+def test_a_suite_without_saes_is_left_to_xdist(toy: Any) -> None:
+    (toy.path / "test_sae.py").write_text(
+        "import os, time, pytest\n"
+        "@pytest.mark.parametrize('n', range(8))\n"
+        "def test_it(n):\n"
+        "    time.sleep(.05)\n"
+        "    with open('homes.log', 'a') as log: log.write(f'{os.getpid()}\\n')\n"
+    )
+    toy.register("")
+    done = toy.bare(*TWO, "-q")
+    assert done.returncode == 0, done.stdout
+    assert len(set((toy.path / "homes.log").read_text().split())) == 2
+    assert not (toy.path / "reports").exists()

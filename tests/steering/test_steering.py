@@ -1,0 +1,195 @@
+"""The steering property on models whose answers are known, and on a real one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sae_bench import controls
+from sae_bench.bench import TIERS, Settings
+from sae_bench.errors import MeasurementError
+from sae_bench.limits import parse_rule
+from sae_bench.measurement import Influence, Measurement
+from sae_bench.outcome import PropertyVerdict, Verdict
+from sae_bench.properties.steering import METRICS, PROPERTY, measure
+from sae_bench.stats import interval
+from sae_bench.steering import LastPosition, find_targets, respond
+from sae_bench.steering.responses import STRENGTHS, unit_strength
+from sae_bench.verdict import judge
+
+
+def judged(found: Measurement) -> PropertyVerdict:
+    rules = [parse_rule(f"steering.{limit}", "property") for limit in PROPERTY.limits]
+    return judge("steering", METRICS, PROPERTY.headline, found, None, sae="x", rules=rules, context={})
+
+
+def random_decoder(sae: Any, seed: int = 5) -> Any:
+    rows = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(seed))
+    return dataclasses.replace(sae, W_dec=torch.nn.functional.normalize(rows, dim=1))
+
+
+def value(found: Measurement, name: str) -> float:
+    return found.estimates[name].value
+
+
+def test_features_that_cause_their_targets_steer(planted: Any) -> None:
+    found = measure(planted.bench())
+    assert value(found, "anti_share") <= 0.05
+    assert value(found, "steer_share") >= 0.9
+    assert not judged(found).fails
+    named = found.series["features"].columns
+    for feature, targets in zip(named["feature"], named["targets"], strict=True):
+        words = [int(word[1:]) for word in targets.split()]
+        assert {int(planted.word_class[word]) for word in words} == {feature}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("damage", ["permuted", "random"])
+def test_directions_without_meaning_turn_it_red(planted: Any, damage: str, seed: int) -> None:
+    sae = planted.sae()
+    if damage == "permuted":
+        sae = controls.permuted(sae, torch.Generator().manual_seed(seed))
+    else:
+        sae = random_decoder(sae, seed)
+    found = measure(planted.bench(sae))
+    low, high = interval(found.estimates["anti_share_gap"], 0.02) or (np.nan, np.nan)
+    assert low < 0 < high
+    assert value(found, "steer_share") <= 0.1
+    verdict = judged(found)
+    assert verdict.fails
+    assert verdict.by_metric["steer_share"].verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)
+    assert verdict.by_metric["anti_share_gap"].verdict is not Verdict.PASS
+
+
+def test_slopes_on_a_linear_model_have_their_closed_form(planted: Any) -> None:
+    bench = planted.bench()
+    features = [3, 7, 11]
+    targets = find_targets(bench, range(0, 128, 2), features)
+    directions = planted.directions[features]
+    runner = LastPosition(planted.model, bench.site, bench.settings.memory_bytes)
+    found = respond(bench, runner, [1, 3, 5], directions, [0, 1, 2], targets)
+    wanted = planted.unembedding.double() @ targets.weights.double() - planted.unembedding.double().mean(1)[:, None]
+    closed = unit_strength(bench) * directions.double() @ wanted  # (directions, sets)
+    np.testing.assert_allclose(found.slopes, np.repeat(closed.numpy()[:, None], 3, axis=1), atol=1e-5)
+    own = np.diagonal(closed.numpy())
+    slopes = found.effect @ np.array(STRENGTHS) / 10
+    np.testing.assert_allclose(slopes, np.repeat(own[:, None], 3, axis=1), atol=1e-5)
+
+
+def test_kl_and_loss_are_those_of_the_steered_distribution(planted: Any) -> None:
+    bench = planted.bench()
+    targets = find_targets(bench, range(0, 128, 2), [3])
+    runner = LastPosition(planted.model, bench.site, bench.settings.memory_bytes)
+    found = respond(bench, runner, [1], planted.directions[[3]], [0], targets)
+    tokens = bench.corpus.tokens[1]
+    at = len(tokens) - 2
+    x = planted.embedding[tokens[at]].double()
+    clean = torch.log_softmax(x @ planted.unembedding.double(), 0)
+    for index, k in enumerate(STRENGTHS):
+        moved = x + k * unit_strength(bench) * planted.directions[3].double()
+        log_probs = torch.log_softmax(moved @ planted.unembedding.double(), 0)
+        assert found.ce[0, 0, index] == pytest.approx(float(-log_probs[tokens[at + 1]]), abs=1e-4)
+        assert found.kl[0, 0, index] == pytest.approx(float((clean.exp() * (clean - log_probs)).sum()), abs=1e-4)
+
+
+def numbers(found: Measurement) -> dict[str, tuple[float, ...]]:
+    return {
+        name: (estimate.value, *(estimate.influence if isinstance(estimate, Influence) else ()))
+        for name, estimate in found.estimates.items()
+        if np.isfinite(estimate.value)
+    }
+
+
+def test_the_same_run_twice_is_identical_and_batches_do_not_matter(planted: Any) -> None:
+    settings = Settings(tier=TIERS["smoke"])
+    first = numbers(measure(planted.bench(settings=settings)))
+    assert numbers(measure(planted.bench(settings=settings))) == first
+    for other in (
+        dataclasses.replace(settings, batch_size=3),
+        dataclasses.replace(settings, order_seed=4),
+        dataclasses.replace(settings, memory_bytes=1 << 20),
+    ):
+        again = numbers(measure(planted.bench(settings=other)))
+        assert again.keys() == first.keys()
+        for name, values in first.items():
+            np.testing.assert_allclose(again[name], values, atol=1e-5, err_msg=name)
+
+
+def test_another_seed_chooses_other_features(planted: Any) -> None:
+    chosen = [
+        measure(planted.bench(settings=Settings(tier=TIERS["smoke"], seed=seed))).series["features"].columns["feature"]
+        for seed in (0, 1)
+    ]
+    assert chosen[0] != chosen[1]
+
+
+def test_tiers_nest(planted: Any) -> None:
+    small, large = (measure(planted.bench(settings=Settings(tier=TIERS[tier]))) for tier in ("smoke", "standard"))
+    features = [found.series["features"].columns["feature"] for found in (small, large)]
+    assert features[1][: len(features[0])] == features[0]
+    assert large.clusters[: len(small.clusters)] == small.clusters
+    assert all(cluster % 2 == 1 for cluster in large.clusters)
+
+
+def test_every_declared_metric_is_measured_and_judged_once(planted: Any) -> None:
+    found = measure(planted.bench(settings=Settings(tier=TIERS["smoke"])))
+    assert set(found.estimates) == {metric.name for metric in METRICS}
+    assert judged(found).verdict is not Verdict.ERROR
+
+
+def test_a_site_that_reaches_nothing_is_an_error(planted: Any, solved: Any, bench_of: Any) -> None:
+    deaf = solved(
+        planted.model.embed, lambda x: torch.zeros(*x.shape[:-1], planted.model.d_vocab), planted.model.tokenizer.words, 48
+    )
+    with pytest.raises(MeasurementError, match="fires no token becomes more likely|changes nothing"):
+        measure(bench_of(deaf, planted.corpus, planted.sae()))
+
+
+def test_an_output_that_is_not_finite_names_the_prompt(planted: Any, solved: Any, bench_of: Any) -> None:
+    def overflowing(x: torch.Tensor) -> torch.Tensor:
+        logits = x @ planted.unembedding
+        return torch.where(x.norm(dim=-1, keepdim=True) > 3.3, torch.nan, logits)
+
+    model = solved(planted.model.embed, overflowing, planted.model.tokenizer.words, 48)
+    calm = planted.corpus
+    with pytest.raises(MeasurementError, match="NaN or infinite"):
+        measure(bench_of(model, calm, planted.sae()))
+
+
+def test_too_few_documents_are_an_error(planted: Any) -> None:
+    with pytest.raises(MeasurementError, match="measure more documents"):
+        measure(planted.bench(settings=Settings(documents=2)))
+
+
+@pytest.fixture(scope="module")
+def real_assets() -> Path:
+    folder = os.environ.get("SAE_BENCH_REAL_ASSETS")
+    if not folder:
+        pytest.skip("SAE_BENCH_REAL_ASSETS does not name a folder with the real model and its golden numbers")
+    return Path(folder)
+
+
+def test_a_real_model_orders_the_arms(real_assets: Path) -> None:
+    from sae_bench.bench import Bench, site_data
+    from sae_bench.corpus import load_corpus
+    from sae_bench.formats import read_sae
+    from sae_bench.model import load_model
+    from sae_bench.site import parse_site
+
+    model, corpus = load_model(str(real_assets / "model")), load_corpus(real_assets / "eval_tokens.safetensors")
+    settings = Settings(tier=TIERS["standard"])
+    data = site_data(model, parse_site("blocks.3.hook_resid_pre"), corpus, settings)
+    found = measure(Bench(read_sae(str(real_assets / "saes" / "topk-l3")), model, corpus, data, settings))
+    shares = {name: value(found, f"anti_share{name}") for name in ("", "_permuted_decoder", "_random_direction")}
+    assert shares[""] == pytest.approx(0.18, abs=0.08)
+    assert shares["_permuted_decoder"] == pytest.approx(0.37, abs=0.1)
+    assert shares["_random_direction"] == pytest.approx(0.5, abs=0.02)
+    assert value(found, "anti_share_mean_difference") < shares[""]
+    assert value(found, "linearity") > 0.9
+    assert not judged(found).fails
