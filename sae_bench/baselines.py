@@ -71,12 +71,15 @@ def accepted_property(where: Path, sae: str, name: str) -> AcceptedProperty | No
         if not where.is_file():
             raise StoreError(f"there is no report at {where} to compare with; name a report.json of an earlier run")
         found = _load(where).saes.get(sae)
-    else:
-        file = load_accepted(where, sae)
-        found = file.result if file is not None else None
-    if found is None or name not in found.properties:
+        if found is None or name not in found.properties:
+            return None
+        held = accepted_from(found.properties[name])
+        # Drift is a matter of accepted values; a report shows the anchor of the day it was made.
+        return replace(held, metrics={metric: replace(each, anchor=None) for metric, each in held.metrics.items()})
+    file = load_accepted(where, sae)
+    if file is None or name not in file.result.properties:
         return None
-    return accepted_from(found.properties[name])
+    return accepted_from(file.result.properties[name])
 
 
 def accepted_ids(folder: Path) -> tuple[str, ...]:

@@ -106,7 +106,8 @@ def _drift(metric: Metric, change: float, reach: float, held: Accepted, limit: L
         return None
     if _nearer(metric, drift, reach, held.anchor):
         return None
-    return f"drifted by {drift:+.3g} since the anchor {held.anchor:.4g}, beyond twice the limit"
+    moved = f"drifted by {drift:+.3g} since the anchor {held.anchor:.4g}, beyond twice the limit"
+    return f"{moved}; accept with --sae-reanchor if wanted"
 
 
 def unpaired(metric: Metric, estimate: Estimate, held: Accepted, rule: Rule, alpha: float, name: str) -> Outcome:

@@ -102,6 +102,7 @@ OPTIONS = (
     Option("accept-new", "accept only SAEs and properties that have no accepted report", "flag", False, action=True),
     Option("accept-reason", "why the new values are right (required)", metavar="TEXT", action=True),
     Option("accept-in-ci", "allow accepting where CI=true", "flag", False, action=True),
+    Option("reanchor", "with --sae-accept: measure drift from the new values on", "flag", False, action=True),
     Option("strict", "NEW and INCONCLUSIVE end with exit code 11", "flag", False),
 )
 

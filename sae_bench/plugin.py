@@ -53,11 +53,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
-    """A conftest that finds another package's ``sae_bench`` fails with one line that says so."""
+    """A conftest that registers wrongly, or finds another package's ``sae_bench``, fails with one line that says so."""
     try:
         return (yield)
     except Exception as error:
-        cause = getattr(error, "cause", error)
+        # pytest 8.0 wraps what a conftest raised in another way than later ones.
+        cause = getattr(error, "cause", None) or getattr(error, "excinfo", (None, error))[1]
+        if isinstance(cause, SAEBenchError):
+            raise pytest.UsageError(str(cause)) from None
         if isinstance(cause, ImportError) and str(cause.name or "").partition(".")[0] == "sae_bench":
             from sae_bench._identity import clash_message
 
@@ -81,6 +84,12 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_collection(session: pytest.Session) -> None:
     """A mistake in the options stops the run before anything is collected."""
     config = session.config
+    if _given(config):
+        from sae_bench._identity import clash_message
+
+        # Choosing SAEs has to wait: conftests below the root are still to come.
+        if message := clash_message():
+            raise pytest.UsageError(message)
     if any(option.name.startswith("accept") for option in _given(config)):
         _refuse_narrowed_accept(config)
 
@@ -95,7 +104,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
         session = _session(metafunc.config)
         specs = session.specs if name in session.properties else []
-    except (SAEBenchError, ImportError) as error:
+    except pytest.UsageError as error:
         metafunc.config.stash.setdefault(_error_key, str(error))
         specs = []
     metafunc.parametrize("sae_spec", specs, ids=[spec.id for spec in specs], scope="session")
@@ -128,7 +137,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _spec_of(item: pytest.Item) -> Any:
     """The SAE of one of our items; None where no SAE was chosen."""
-    return item.callspec.params.get("sae_spec") if hasattr(item, "callspec") else None
+    found = item.callspec.params.get("sae_spec") if hasattr(item, "callspec") else None
+    # An empty set of parameters is filled with a placeholder.
+    return found if hasattr(found, "judged_as") else None
 
 
 def _property_of(item: pytest.Item) -> str | None:
@@ -217,6 +228,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     sae_session = session.config.stash.get(_session_key, None)
     if sae_session is None or not sae_session.collected or hasattr(session.config, "workerinput"):
         return
+    if session.config.getoption("collectonly"):
+        return
     failed_otherwise = session.testsfailed > sae_session.failed_items
     session.exitstatus = sae_session.finish(int(exitstatus), failed_otherwise)
 
@@ -233,10 +246,7 @@ def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which folder the run writes to; a mistake in the options stops the run here."""
     config = node.config
     if _concerned(config):
-        try:
-            node.workerinput.update(_session(config).tell_worker())
-        except (SAEBenchError, ImportError) as error:
-            raise pytest.UsageError(str(error)) from None
+        node.workerinput.update(_session(config).tell_worker())
     else:
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         node.workerinput["sae_bench_name"] = config.stash.setdefault(_name_key, f"{moment}-workers")
@@ -271,12 +281,16 @@ def _given(config: pytest.Config) -> list[sae_options.Option]:
 def _session(config: pytest.Config) -> Session:
     """The run's session, made when it is first needed: options resolved, SAEs chosen, registrations frozen."""
     if _session_key not in config.stash:
-        from sae_bench._identity import verify_identity
-        from sae_bench.session import Session
+        from sae_bench._identity import PackageClash, verify_identity
 
-        verify_identity()
-        resolved = sae_options.resolve(config.getoption, config.getini)
-        config.stash[_session_key] = Session(config, resolved)
+        try:
+            verify_identity()
+            from sae_bench.session import Session
+
+            resolved = sae_options.resolve(config.getoption, config.getini)
+            config.stash[_session_key] = Session(config, resolved)
+        except (SAEBenchError, PackageClash) as error:
+            raise pytest.UsageError(str(error)) from None
     return config.stash[_session_key]
 
 

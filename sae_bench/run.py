@@ -133,7 +133,7 @@ class Run:
         return self._judged(spec, declared, found, context, seconds, notes)
 
     def missing(self, sae: str, name: str | None = None, why: str = "nothing in this run measures it") -> Checked:
-        """MISSING, for an accepted SAE that is registered no more, or for an accepted property that nothing measures."""
+        """MISSING, for an accepted SAE that is registered no more, or an accepted property that nothing measures."""
         if name is None:
             verdict = baselines.vanished_verdict(sae, self.options.baselines)
         else:

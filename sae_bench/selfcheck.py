@@ -28,15 +28,15 @@ def measured_noise(declared: Property, bench: Bench, found: Measurement) -> dict
     """Spread of each metric of ``found``, in its unit; left out where it has no value every time."""
     values = {name: [each.value] for name, each in found.estimates.items() if not isinstance(each, Undefined)}
     for repeat in range(1, REPEATS + 1):
-        again = declared.measure(_varied(bench, repeat)).estimates
+        again = declared.measure(varied(bench, repeat)).estimates
         for name, seen in values.items():
             seen.append(again[name].value if name in again else math.nan)
     spreads = {name: max(seen) - min(seen) for name, seen in values.items() if all(map(math.isfinite, seen))}
     return dict(sorted(spreads.items()))
 
 
-def _varied(bench: Bench, repeat: int) -> Bench:
-    """The same SAE, model and corpus, looked at in another way."""
+def varied(bench: Bench, repeat: int) -> Bench:
+    """The same SAE, model and corpus, looked at in another way: no number may depend on it but by noise."""
     settings = bench.settings
     varied = replace(
         settings,

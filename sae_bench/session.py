@@ -63,7 +63,7 @@ class Session:
         self.collected = False
         self.failed_items = 0
         self.records: list[Path] = []
-        self.taken: list[store.Record] = []
+        self.kept: list[store.Record] = []
         self.written: list[str] = []
         self.troubles: list[str] = []
         "What was not written and why; said loudly at the end, and never green."
@@ -98,8 +98,8 @@ class Session:
             self.troubles.append(f"{error}; verdicts stand, results are kept in memory until this run ends")
         if self.resolved["sae_fresh"]:
             for dead in self._earlier:
-                dead.release()
                 store.forget_run(dead.path)
+                dead.release()
             self._earlier = []
         self.run.earlier = store.earlier_records(claim.path for claim in self._earlier)
 
@@ -174,9 +174,11 @@ class Session:
 
     def close(self, ended: bool) -> None:
         """Leave the folders: what a finished run took is gone for others, an interrupted one may be taken up."""
-        if ended and not self.troubles:
-            store.forget_taken(self.taken)
+        keys = {record.key for record in self.kept}
         for earlier in self._earlier:
+            # While it is still locked: another run must not take what this one has used.
+            if ended and not self.troubles:
+                store.forget_records(earlier.path, keys)
             earlier.release()
         if self._claim is not None:
             self._claim.finish() if ended or not self.records else self._claim.release()
@@ -192,7 +194,7 @@ class Session:
                 self.troubles.append(str(error))
                 continue
             found[record.sae, record.result.name] = record.result
-            self.taken.append(record)
+            self.kept.append(record)
         order = [*(spec.id for spec in self.specs), *sorted({sae for sae, _ in found})]
         return {
             sae: {name: found[owner, name] for owner, name in sorted(found) if owner == sae}
@@ -243,7 +245,7 @@ class Session:
 
     def _report(self, results: dict[str, dict[str, PropertyResult]], ended: bool) -> Report:
         saes = {sae: SAEResult(found, tags=self._tags(sae)) for sae, found in results.items()}
-        taken = sum(record.taken_from is not None for record in self.taken)
+        taken = sum(record.taken_from is not None for record in self.kept)
         said = {
             "interrupted": not ended,
             "narrowed_by": narrowed_by(self.config),
@@ -252,7 +254,7 @@ class Session:
         if not ended:
             self.written.append("interrupted: the report holds what was finished; the same command takes it up")
         if taken:
-            self.written.append(f"{taken} of {len(self.taken)} results were taken from a run that did not finish")
+            self.written.append(f"{taken} of {len(self.kept)} results were taken from a run that did not finish")
         run = Provenance.collect(
             Path(self.config.rootpath),
             started=self.started,
@@ -288,6 +290,7 @@ class Session:
                 when=utc(time.time()),
                 new_only=bool(self.resolved["sae_accept_new"]) and not self.resolved["sae_accept"],
                 in_ci=bool(self.resolved["sae_accept_in_ci"]),
+                reanchor=bool(self.resolved["sae_reanchor"]),
             )
         except SAEBenchError as error:
             self.written.append(f"not accepted: {error}")

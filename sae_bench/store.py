@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -152,13 +152,19 @@ def earlier_records(folders: Iterable[Path]) -> dict[str, Record]:
     return found
 
 
-def forget_taken(records: Sequence[Record]) -> None:
-    """Remove what was taken from unfinished runs: no measurement decides twice. A run left without records is over."""
-    for path in (Path(record.taken_from) for record in records if record.taken_from is not None):
-        path.unlink(missing_ok=True)
-        folder = next((parent for parent in path.parents if parent.name == "records"), None)
-        if folder is not None and not any(folder.rglob("*.json")):
-            forget_run(folder.parent)
+def forget_records(folder: Path, keys: Collection[str | None]) -> None:
+    """Remove from an unfinished run what a finished one has: no measurement decides twice. Without any, it is over."""
+    left = 0
+    for path in sorted((folder / "records").rglob("*.json")):
+        try:
+            known = read_record(path).key in keys
+        except StoreError:
+            known = True
+        if known:
+            path.unlink(missing_ok=True)
+        left += not known
+    if not left:
+        forget_run(folder)
 
 
 def forget_run(folder: Path) -> None:

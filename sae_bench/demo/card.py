@@ -64,6 +64,7 @@ def _model_section(scores: Scores, model: Any, recipe: dict[str, Any], documents
         f"{config.n_positions}, {config.vocab_size} tokens, {size:,} parameters. Trained for {recipe['steps']:,} "
         f"steps of {recipe['batch']} documents from seed {recipe['seed']} (`model/recipe.json`).",
         "",
+        *([recipe["note"], ""] if "note" in recipe else []),
         f"Measured on {documents:,} documents that training never saw (seed {HELD_OUT_SEED}):",
         "",
         "| | nats a token |",

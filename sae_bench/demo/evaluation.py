@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,22 +64,23 @@ def _write_questions(path: Path, questions: list[PersonaQuestion]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _distinct(n: int, rng: random.Random, shifted: bool) -> list[PersonaQuestion]:
+def _distinct(n: int, cells: int, draw: Callable[[], list[PersonaQuestion]]) -> list[PersonaQuestion]:
     """n different questions; a repeated one is replaced by another of the same cell, which keeps the balance."""
     found: dict[str, PersonaQuestion] = {}
-    cells: dict[tuple[str, ...], int] = {}
-    size = 4 if shifted else 12
+    counts = Counter[tuple[str, ...]]()
     while len(found) < n:
-        for item in persona_questions(size, rng, shifted=shifted):
-            cell = tuple(item.factors.values())
-            if item.prompt not in found and cells.get(cell, 0) < n // size:
+        for item in draw():
+            cell = (*item.factors.values(), item.pole)
+            if item.prompt not in found and counts[cell] < n // cells:
                 found[item.prompt] = item
-                cells[cell] = cells.get(cell, 0) + 1
+                counts[cell] += 1
     return list(found.values())
 
 
 def write_contrast(folder: DemoPaths) -> None:
     """The contrast set and its shifted variant, neither with a repeated question."""
     rng = random.Random(CONTRAST_SEED)
-    _write_questions(folder.contrast, _distinct(QUESTIONS, rng, shifted=False))
-    _write_questions(folder.contrast_shifted, _distinct(QUESTIONS, rng, shifted=True))
+    for shifted in (False, True):
+        cells = 4 if shifted else 12
+        questions = _distinct(QUESTIONS, cells, partial(persona_questions, cells, rng, shifted=shifted))
+        _write_questions(folder.contrast_shifted if shifted else folder.contrast, questions)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from sae_bench.demo.activations import capture, load_bridge
+from sae_bench.demo.activations import capture
 from sae_bench.demo.paths import DemoPaths
+from sae_bench.model import load_model
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Quality:
 def corpus_activations(folder: DemoPaths, documents: int | None = None) -> torch.Tensor:
     """Activations of the saved model on the (first) documents of the evaluation corpus (positions, d_in)."""
     corpus = load_file(folder.corpus)
-    return capture(load_bridge(folder.model), corpus["tokens"][:documents], corpus["lengths"][:documents])
+    return capture(load_model(str(folder.model)), corpus["tokens"][:documents], corpus["lengths"][:documents])
 
 
 @torch.no_grad()

@@ -28,11 +28,12 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_bench.demo.activations import capture, load_bridge
+from sae_bench.demo.activations import capture
 from sae_bench.demo.batches import pack
 from sae_bench.demo.language.documents import document
 from sae_bench.demo.paths import SAE_NAMES, SITE, DemoPaths
 from sae_bench.demo.tokenizer import CONTEXT
+from sae_bench.model import load_model
 
 log = logging.getLogger(__name__)
 
@@ -142,12 +143,12 @@ BUILDERS: dict[str, Callable[[int, SAERecipe], Any]] = {
 def cached_activations(folder: DemoPaths, recipe: SAERecipe) -> torch.Tensor:
     """Activations of the saved model on fresh texts (tokens, d_in)."""
     rng = random.Random(TEXT_SEED)
-    bridge = load_bridge(folder.model)
+    model = load_model(str(folder.model))
     found = []
     for start in range(0, recipe.documents, 256):
         documents = [document(rng) for _ in range(min(256, recipe.documents - start))]
         lengths = torch.tensor([len(item.words) for item in documents])
-        found.append(capture(bridge, pack(documents).tokens, lengths))
+        found.append(capture(model, pack(documents).tokens, lengths))
     return torch.cat(found)
 
 

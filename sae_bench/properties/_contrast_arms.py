@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from sae_bench.bench import Bench
 
 ARMS = ("feature", "mean_difference", "random_direction")
-CANDIDATES = 16
-"Features that are steered with on the choosing half, to find the best."
-ACTIVE = 0.1
-"Share of the questions on which a candidate must be active at an answer."
+CANDIDATES = 8
+"Features taken by what they tell and by what they do, to be steered with on the choosing half."
 RANDOM = 8
 "Random directions; an arm's numbers are means over them."
 
@@ -42,7 +40,7 @@ class Contrasted:
     signs: tuple[int, ...]
     "1 where a candidate is stronger at the positive answer; its opposite is steered with where it is -1."
     choosing: Floats
-    "Mean slope of each candidate on the choosing half."
+    "Mean slope of each candidate over its spread, on the choosing half."
     chosen: int | None
 
 
@@ -58,35 +56,42 @@ def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None)
     choosing, scored = engine.halves_by_cell(asked.pairs)
     chosen_half, scored_half = ([questions[index] for index in half] for half in (choosing, scored))
     difference = torch.stack([sample.difference.double() for sample in chosen_half]).mean(0)
-    strength = float(difference.norm())
-    if strength == 0:
+    size = float(difference.norm())
+    if size == 0:
         raise MeasurementError(
             f"at {bench.site} the activations of the positive and the negative answers do not differ on average, so "
             f"{asked.path} has no direction to steer along; choose a later site"
         )
     runner = LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
-    features, signs = engine.candidate_features(bench, chosen_half, CANDIDATES, ACTIVE)
+    slopes = engine.gradient(bench, runner, chosen_half, asked.sha256)
+    features, signs = engine.candidate_features(bench, chosen_half, slopes, CANDIDATES)
     own = unit_directions(bench.sae)[features] * signs[:, None].to(bench.settings.device)
-    tried = engine.propensity_slopes(bench, runner, chosen_half, own, strength, "contrast: choosing").mean(1)
+    tried = _reliability(engine.propensity_slopes(bench, runner, chosen_half, own, "contrast: choosing"))
     random = random_directions(RANDOM, len(difference), bench.settings.seed)
-    directions = torch.cat([own, (difference / strength).float()[None].to(own), random.to(own)])
-    slopes = engine.propensity_slopes(bench, runner, scored_half, directions, strength, "contrast: scoring")
+    directions = torch.cat([own, (difference / size).float()[None].to(own), random.to(own)])
+    found = engine.propensity_slopes(bench, runner, scored_half, directions, "contrast: scoring")
     moved = None
     if shifted is not None:
         others = engine.samples(bench, shifted)
-        moved = engine.propensity_slopes(bench, runner, others, directions, strength, "contrast: shifted")
+        moved = engine.propensity_slopes(bench, runner, others, directions, "contrast: shifted")
     best = int(np.argmax(tried)) if len(features) else None
     rows = {"mean_difference": slice(len(features), len(features) + 1), "random_direction": slice(-RANDOM, None)}
     if best is not None:
         rows["feature"] = slice(best, best + 1)
     return Contrasted(
         pairs=tuple(sample.pair for sample in scored_half),
-        slopes={arm: slopes[where] for arm, where in rows.items()},
+        slopes={arm: found[where] for arm, where in rows.items()},
         shifted={arm: moved[where] for arm, where in rows.items()} if moved is not None else {},
-        all_slopes=slopes,
+        all_slopes=found,
         all_shifted=moved,
         candidates=tuple(features),
         signs=tuple(int(sign) for sign in signs.tolist()),
         choosing=tried,
         chosen=features[best] if best is not None else None,
     )
+
+
+def _reliability(slopes: Floats) -> Floats:
+    """(candidates,) mean slope over its standard deviation: what is wanted works in every question."""
+    spread = slopes.std(1)
+    return np.asarray(slopes.mean(1) / np.maximum(spread, 1e-9 + 1e-6 * np.abs(slopes).max(initial=0.0)))

@@ -95,11 +95,9 @@ class Arm:
         A direction drawn from a symmetric distribution is as likely as its opposite, so this changes no expectation and
         takes the luck of the draw out of everything that has a sign.
         """
-        return Arm(
-            *(np.concatenate([table, table[..., ::-1]]) for table in (self.effect, self.kl, self.ce)),
-            grid=Grid(self.grid.cluster_of, np.concatenate([self.grid.feature_of] * 2)),
-            strengths=self.strengths,
-        )
+        effect, kl, ce = (np.concatenate([table, table[..., ::-1]]) for table in (self.effect, self.kl, self.ce))
+        grid = Grid(self.grid.cluster_of, np.concatenate([self.grid.feature_of] * 2))
+        return Arm(effect, kl, ce, grid, self.strengths)
 
     @cached_property
     def slopes(self) -> Floats:

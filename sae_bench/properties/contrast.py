@@ -1,17 +1,18 @@
 """Does steering towards a labelled trait work in every question, or through a spurious factor?
 
-A dataset gives questions with a positive and a negative answer. With v a direction, z its norm,
+A dataset gives questions with a positive and a negative answer. With v a unit direction,
 
-    propensity     log-probability of the positive answer minus that of the negative one, m z v / |v| added from the
-                   prompt's last token on, m in -1.5, -1, -0.5, 0.5, 1, 1.5
+    propensity     log-probability of the positive answer minus that of the negative one, m lambda v added from the
+                   prompt's last token on, m in -1.5, -1, -0.5, 0.5, 1, 1.5, lambda a tenth of the mean norm
     slope          least squares of propensity on m, one for every question
     steerability   mean slope; its spread and the share of slopes that do not rise stand beside it
     variance       omega squared of declared factors: alone, and in their order
 
-Arms, all with the norm of the mean difference: `mean_difference`, the difference of means of the site at the two
-answers; `feature`, the direction of the SAE's feature that steers best, both chosen on one half of the questions and
-scored on the other; `random_direction`. Halves are taken within every combination of factor levels. Tan et al. 2024,
-arXiv 2407.12404; a mean that holds for the population can hide that it works backwards for a third of it.
+Arms: `mean_difference`, the difference of means of the site at the two answers; `feature`, the direction of the SAE's
+feature that steers most reliably, both chosen on one half of the questions and scored on the other;
+`random_direction`. Halves are taken within every combination of factor levels. Tan et al. 2024, arXiv 2407.12404,
+but for the strength: theirs is the mean difference's own norm, which is next to nothing where the site does not tell
+the answers apart. A mean that holds for the population can hide that it works backwards for a third of it.
 
 A property of its own, because it has a headline of its own and speaks of a labelled dataset, which few SAEs come with:
 without one it is UNDEFINED and steering is not.
@@ -39,7 +40,7 @@ NO_DATASET = "no labelled dataset is registered: register_sae(..., contrast='que
 NO_SHIFT = "there is no shifted variant of the dataset (NAME_shifted.jsonl beside NAME.jsonl)"
 
 OF_AN_ARM = {
-    "steerability": ("nats", "mean slope of propensity per multiplier"),
+    "steerability": ("nats", "mean slope of propensity per unit strength"),
     "steerability_sd": ("nats", "standard deviation of slopes over questions"),
     "anti_share": ("share", "questions whose slope does not rise"),
     **{f"variance_explained_{factor}": ("share", f"omega squared of {factor} alone") for factor in FACTORS},
@@ -179,17 +180,17 @@ def _series(found: Contrasted, factors: Mapping[str, Ints], seed: int) -> dict[s
             "histogram",
             {"edges": edges.tolist(), **counts},
             title="Slopes over questions",
-            x="slope, nats per multiplier",
+            x="slope, nats per unit strength",
         ),
         "candidates": Series(
             "table",
             {
                 "feature": list(found.candidates),
                 "sign": list(found.signs),
-                "steerability_choosing_half": found.choosing.tolist(),
+                "reliability_choosing_half": found.choosing.tolist(),
                 "chosen": [feature == found.chosen for feature in found.candidates],
             },
-            title="Candidate features, in the order of how steadily they tell the answers apart",
+            title="Candidates: features whose activation tells the answers apart, then those whose direction does",
         ),
     }
     arm = found.slopes.get("feature")
@@ -220,12 +221,14 @@ def _factor_table(slopes: Floats, found: Contrasted, factors: Mapping[str, Ints]
 
 def _settings(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> dict[str, object]:
     from sae_bench.steering.propensity import MULTIPLIERS
+    from sae_bench.steering.responses import STRENGTH_SHARE
 
     return {
         "dataset": asked.sha256,
         "shifted": shifted.sha256 if shifted is not None else None,
         "multipliers": list(MULTIPLIERS),
         "position": "from the last token of the prompt",
+        "strength_share": STRENGTH_SHARE,
         "seed": bench.settings.seed,
     }
 

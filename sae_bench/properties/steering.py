@@ -8,7 +8,7 @@ prompt of at most 64 tokens, lambda a tenth of the mean norm, k from -2 to 2, an
     slope      least squares of the effect on k, one for every feature and prompt
     anti_share share of slopes that do not rise
     steers     a feature whose mean slope is larger than random directions reach on the same T: t test against their
-               root mean square (their mean is 0 by symmetry), Benjamini-Hochberg at 5% over the features
+               root mean square (their mean is 0 by symmetry), Benjamini-Hochberg at 10% over the features
 
 Targets read off the direction itself would make every direction steer. Random directions count together with their
 opposites, so their anti_share is 1/2 and their mean slope 0 up to ties; what they show is the size of everything else.
@@ -27,7 +27,7 @@ from sae_bench.properties import Property
 from sae_bench.properties._steering_arms import ARMS, NULL_DIRECTIONS, SYMMETRIC, Steered, steer
 from sae_bench.properties._steering_series import steering_series
 from sae_bench.properties._steering_stats import Arm, mean
-from sae_bench.properties._steering_test import FALSE_DISCOVERIES, steers, steers_without
+from sae_bench.properties._steering_test import FALSE_DISCOVERIES, prompt_influence, steers
 
 if TYPE_CHECKING:
     from sae_bench.bench import Bench
@@ -72,7 +72,7 @@ def measure(bench: Bench) -> Measurement:
     gap = feature.backwards - floor.backwards.reshape(2, size, -1).mean(0)
     estimates: dict[str, Estimate] = {
         "anti_share_gap": mean(gap, feature.grid),
-        "steer_share": _steer_share(found),
+        "steer_share": _steer_share(found, bench.settings.seed),
         "saturation": feature.saturation(),
         **_scores(found),
     }
@@ -99,15 +99,11 @@ def _of_an_arm(arm: Arm) -> dict[str, Estimate]:
     }
 
 
-def _steer_share(found: Steered) -> Estimate:
-    """Share of features that steer; their decisions by feature, what a prompt weighs by leaving it out."""
-    from sae_bench.stats import leave_one_out
-
+def _steer_share(found: Steered, seed: int) -> Estimate:
+    """Share of features that steer."""
     steering = steers(found).found.astype(np.float64)
     value = float(steering.mean())
-    without = [float(steers_without(found, index).found.mean()) for index in range(len(found.clusters))]
-    by_feature = (steering - value) / len(steering)
-    return Influence(value, leave_one_out(without, value), by_feature)
+    return Influence(value, prompt_influence(found, seed), (steering - value) / len(steering))
 
 
 def _scores(found: Steered) -> dict[str, Estimate]:
@@ -157,8 +153,8 @@ PROPERTY = Property(
     question="Does adding a feature raise what the feature means, in every prompt and more than noise does?",
     headline="anti_share_gap",
     metrics=METRICS,
-    # A share of features that is no larger than the rate of false discoveries is no finding.
-    limits=("anti_share_gap:max:0", f"steer_share:min:{FALSE_DISCOVERIES}", "steer_share:0.1"),
+    # A share of 0 has no error, so a bound of 0 would let it pass; sound SAEs have far more than one feature in twenty.
+    limits=("anti_share_gap:max:0", "steer_share:min:0.05", "steer_share:0.1"),
     measure=measure,
     marker="steering",
 )

@@ -43,15 +43,12 @@ def families(result: PropertyResult) -> list[Figure]:
         members = {
             name.removeprefix(prefix): metric
             for name, metric in result.metrics.items()
-            if name.startswith(prefix)
-            and name not in _DIFFERENCES
-            and metric.value is not None
-            and metric.unit in ("nats", "share")
+            if name.startswith(prefix) and name not in _DIFFERENCES and metric.value is not None
         }
-        units = {metric.unit for metric in members.values()}
-        if len(members) > 1:
-            unit = sorted(units)[0]
-            figures.append(_family(title, {k: m for k, m in members.items() if m.unit == unit}, unit))
+        units = {metric.unit for metric in members.values()} & {"nats", "share"}
+        for unit in sorted(units):
+            alike = {arm: metric for arm, metric in members.items() if metric.unit == unit}
+            figures += [_family(f"{title}, {unit}", alike, unit)] if len(alike) > 1 else []
     return figures
 
 

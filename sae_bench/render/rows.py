@@ -131,18 +131,22 @@ def _with(head: Row, result: PropertyResult, more: int) -> Row:
 
 
 def undefined(report: Report) -> list[str]:
-    """Metrics without a value that no limit is about, joined by reason: one sentence each."""
-    found: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
+    """Metrics without a value that no limit is about, joined by reason: one sentence each.
+
+    What follows a reason's colon often holds numbers of one SAE; reasons that differ only there are told without it.
+    """
+    found: dict[tuple[str, str], list[Row]] = {}
     for row in all_rows(report):
         if row.verdict is Verdict.UNDEFINED and row.result is not None and not row.result.limit:
-            metrics, saes = found.setdefault((row.property_name, row.result.reason), ({}, {}))
-            metrics[row.metric], saes[row.sae] = None, None
-    return [
-        f"undefined: {property}.{{{', '.join(metrics)}}} of {_of(list(saes), report)}: {reason}"
-        if len(metrics) > 1
-        else f"undefined: {property}.{next(iter(metrics))} of {_of(list(saes), report)}: {reason}"
-        for (property, reason), (metrics, saes) in found.items()
-    ]
+            found.setdefault((row.property_name, row.result.reason.partition(": ")[0]), []).append(row)
+    sentences = []
+    for (name, short), rows in found.items():
+        metrics = list(dict.fromkeys(row.metric for row in rows))
+        reasons = {row.result.reason for row in rows if row.result is not None}
+        named = metrics[0] if len(metrics) == 1 else f"{{{', '.join(metrics)}}}"
+        why = reasons.pop() if len(reasons) == 1 else short
+        sentences.append(f"undefined: {name}.{named} of {_of(list(dict.fromkeys(r.sae for r in rows)), report)}: {why}")
+    return sentences
 
 
 def _of(saes: list[str], report: Report) -> str:

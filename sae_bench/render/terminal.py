@@ -175,7 +175,9 @@ def _footer(report: Report, width: int, report_path: str | None) -> list[_Line]:
     timed = [(result.seconds, name, sae) for sae, name, result in properties(report) if result.seconds is not None]
     if timed:
         seconds, name, sae = max(timed)
-        took = "" if report.run.seconds is None else f" of {report.run.seconds:.0f} s"
+        # Workers measure side by side: one property may take longer than anybody waited for.
+        whole = report.run.seconds
+        took = f" of {whole:.0f} s" if whole is not None and seconds <= whole else ""
         lines.append(_Line(f"slowest: {name} of {sae}, {seconds:.1f} s{took}"))
     lines += [_Line(f"accept the new values:  {command}") for command in accept_commands(report)]
     return lines

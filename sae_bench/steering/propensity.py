@@ -21,12 +21,18 @@ from torch.nn import functional
 from sae_bench.bench import Bench
 from sae_bench.contrast import ContrastSet, Pair
 from sae_bench.errors import MeasurementError
+from sae_bench.sae import unit_directions
 from sae_bench.steering.last_position import LastPosition, Prompt
+from sae_bench.steering.responses import unit_strength
 
 Floats = NDArray[np.float64]
 
 MULTIPLIERS = (-1.5, -1.0, -0.5, 0.5, 1.0, 1.5)
-"Of the mean difference's norm; 0 adds nothing to a slope, because these are symmetric."
+"Of the unit strength; 0 adds nothing to a slope, because these are symmetric."
+SCREENED = 32
+"Questions that rank features by their first-order effect."
+ACTIVE = 0.1
+"Share of the questions on which a feature must be active to be told by its activation."
 _ROWS = 64
 
 
@@ -121,18 +127,24 @@ def halves_by_cell(pairs: Sequence[Pair]) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def propensity_slopes(
-    bench: Bench, runner: LastPosition, questions: Sequence[Sample], directions: Tensor, strength: float, label: str
+    bench: Bench,
+    runner: LastPosition,
+    questions: Sequence[Sample],
+    directions: Tensor,
+    label: str,
+    multipliers: Sequence[float] = MULTIPLIERS,
 ) -> Floats:
-    """(directions, N) least-squares slope of propensity on the multiplier, nats per ``strength`` of a unit direction.
+    """(directions, N) least-squares slope of propensity on the multiplier, for unit directions (directions, d).
 
-    ``directions`` is (directions, d), ``strength`` what multiplier 1 means.
+    In nats per unit strength, which is feature steering's.
     """
-    steps = torch.tensor(MULTIPLIERS, device=directions.device)
+    strength = unit_strength(bench)
+    steps = torch.tensor(multipliers, device=directions.device)
     shifts = (strength * steps[None, :, None] * directions[:, None, :]).flatten(0, 1)
-    weights = np.array(MULTIPLIERS) / np.square(MULTIPLIERS).sum()
+    weights = np.array(multipliers) / np.square(multipliers).sum()
     found = np.zeros((len(directions), len(questions)))
     for at, sample in enumerate(questions):
-        values = _propensities(runner, sample, shifts).reshape(len(directions), len(MULTIPLIERS))
+        values = _propensities(runner, sample, shifts).reshape(len(directions), len(multipliers))
         found[:, at] = values @ weights
         bench.advance(label, at + 1, len(questions))
     return found
@@ -176,20 +188,43 @@ def _answer_log_prob(runner: LastPosition, answered: Prompt, start: int, shifts:
     return torch.cat(parts).double().cpu().numpy()
 
 
-def candidate_features(
-    bench: Bench, questions: Sequence[Sample], count: int, active: float
-) -> tuple[list[int], Tensor]:
-    """Features whose activation differs most steadily between the answers, and the sign of the difference.
+def gradient(bench: Bench, runner: LastPosition, questions: Sequence[Sample], dataset: str) -> Tensor:
+    """float64 (d,) mean slope of propensity along each coordinate of the site, by central differences.
 
-    The mean difference of codes at the answers' last tokens over its own spread, so that rescaling a feature changes
-    nothing; features active on less than ``active`` of the questions are left out. Indices, and (indices,) signs.
+    To first order the mean slope of any direction is its inner product with this, so one pass ranks every feature of
+    every SAE; the first `SCREENED` questions are looked at. The same for all SAEs of a site.
+    """
+
+    def slopes() -> Tensor:
+        axes = torch.eye(bench.site_data.x.shape[-1], device=bench.settings.device)
+        some = questions[:SCREENED]
+        found = propensity_slopes(bench, runner, some, axes, "contrast: screening", multipliers=(-0.5, 0.5))
+        return torch.from_numpy(found.mean(1))
+
+    return bench.site_data.shared(("contrast gradient", dataset, bench.settings.seed), slopes)
+
+
+def candidate_features(
+    bench: Bench, questions: Sequence[Sample], slopes: Tensor, count: int
+) -> tuple[list[int], Tensor]:
+    """Features worth steering with, and the sign with which: (at most 2 * count,) indices and signs.
+
+    Half by what they mean: their activation differs most steadily between the answers (mean over its own spread, so
+    that rescaling a feature changes nothing; active on a tenth of the questions). Half by what they do: largest
+    first-order ``slopes`` (d,) of those that fire on the corpus.
     """
     stacked = torch.stack([torch.stack([each.last for each in sample.answered]) for sample in questions])
     with torch.no_grad():
         codes = bench.sae.encode(stacked.flatten(0, 1)).double().cpu().view(len(questions), 2, -1)
     difference = codes[:, 0] - codes[:, 1]  # (N, n)
     mean, spread = difference.mean(0), difference.std(0)
-    usable = ((codes != 0).any(1).double().mean(0) >= active) & (mean != 0) & (bench.decoder_norms.cpu() > 0)
-    steadiness = torch.where(usable, mean.abs() / (spread + 1e-6 * codes.abs().amax((0, 1))), -1.0)
-    best = [index for index in steadiness.topk(min(count, len(steadiness))).indices.tolist() if usable[index]]
-    return best, mean[best].sign().float()
+    written = bench.decoder_norms.cpu() > 0
+    telling = ((codes != 0).any(1).double().mean(0) >= ACTIVE) & (mean != 0) & written
+    steadiness = torch.where(telling, mean.abs() / (spread + 1e-6 * codes.abs().amax((0, 1))), 0.0)
+    doing = unit_directions(bench.sae).double().cpu() @ slopes * (bench.firing.alive & written)
+    signs: dict[int, float] = {}
+    for score, sign in ((steadiness, mean.sign()), (doing.abs(), doing.sign())):
+        for index in score.topk(min(count, len(score))).indices.tolist():
+            if score[index] > 0:
+                signs.setdefault(index, float(sign[index]))
+    return list(signs), torch.tensor(list(signs.values()))

@@ -134,6 +134,7 @@ def _imported(template: Path) -> None:
     for module in pkgutil.walk_packages(sae_bench.__path__, "sae_bench."):
         if "demo" not in module.name and "__main__" not in module.name:
             importlib.import_module(module.name)
+    importlib.import_module("hypothesis")
     load_model(str(template / "model"))
     load_entry_points()
 
@@ -155,14 +156,19 @@ class Suite:
         self.repository = repository
         self.path = repository.path
 
-    def __call__(self, *arguments: str) -> pytest.RunResult:
+    def __call__(self, *arguments: str, **options: object) -> pytest.RunResult:
         SAES.__init__("SAE")  # type: ignore[misc]
-        return self.repository.runpytest_inprocess(*QUICK, *arguments)
+        return self.repository.runpytest_inprocess(*QUICK, *arguments, **options)
 
     def everything(self, *arguments: str) -> pytest.RunResult:
         """A run that no option narrows."""
         SAES.__init__("SAE")  # type: ignore[misc]
         return self.repository.runpytest_inprocess("--sae-tier", "smoke", "-p", "no:cacheprovider", *arguments)
+
+    def plain(self, *arguments: str) -> pytest.RunResult:
+        """With no option but those given."""
+        SAES.__init__("SAE")  # type: ignore[misc]
+        return self.repository.runpytest_inprocess(*arguments)
 
     def accept(self, *arguments: str) -> pytest.RunResult:
         return self("--sae-accept", "--sae-accept-reason", "measured", *arguments)

@@ -214,3 +214,56 @@ def test_an_unrelated_suite_is_left_alone(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("-p", "no:hypothesispytest", "-p", "no:jaxtyping", "-p", "no:typeguard")
     result.assert_outcomes(passed=1)
     assert not (pytester.path / "reports").exists()
+
+
+def test_selfcheck_records_noise_and_refuses_tighter_limits(suite: Any) -> None:
+    one = ("--sae", "lab/good", "--sae-property", "kl_gap", "-p", "no:cacheprovider", "--sae-tier", "smoke")
+    quick = (*one, "--sae-docs", "16", "--sae-selfcheck")
+    accept = ("--sae-accept", "--sae-accept-reason", "measured")
+    by_noise = ("--sae-limit", "kl_gap.ratio_isotropic:1noise")
+    assert suite.plain(*quick, *accept, *by_noise).ret == 0
+    metrics = suite.report()["saes"]["lab/good"]["properties"]["kl_gap"]["metrics"]
+    # What draws noise moves; what does not, stays within the last bits.
+    assert metrics["ratio_isotropic"]["noise"] > 1e-3 * metrics["ratio_isotropic"]["value"]
+    assert metrics["kl_sae"]["noise"] < 1e-4 * metrics["kl_sae"]["value"]
+    held = json.loads((suite.path / "baselines" / "lab" / "good.json").read_text())
+    noise = held["saes"]["lab/good"]["properties"]["kl_gap"]["metrics"]["ratio_isotropic"]["noise"]
+    assert noise == pytest.approx(metrics["ratio_isotropic"]["noise"], rel=1e-5)
+
+    tight = ("--sae-limit", "kl_gap.ratio_isotropic:0.0001%")
+    result = suite.plain(*one, "--sae-docs", "16", *tight)
+    assert result.ret == 4
+    assert "moves when nothing changes" in result.stdout.str() + result.stderr.str()
+    result = suite.plain(*quick, *tight)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*widen it, as in*+1noise*"])
+    assert suite.plain(*one, "--sae-docs", "16", *by_noise).ret == 0
+
+
+def test_resumed_measurements_of_the_engine_are_the_same_to_the_last_bit(suite: Any, monkeypatch: Any) -> None:
+    """Records of a run that was interrupted, judged anew: not even the series differ."""
+
+    def stop(bench: Any) -> None:
+        raise KeyboardInterrupt
+
+    suite("--sae", "lab/good")
+    whole = suite.report()["saes"]
+    with monkeypatch.context() as patch:
+        patch.setattr("sae_bench.run.load_property", _stopping_at("sparsity", stop))
+        assert suite("--sae", "lab/good", no_reraise_ctrlc=True).ret == 2
+    result = suite("--sae", "lab/good")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["2 of 3 results were taken from a run that did not finish"])
+    resumed = suite.report()["saes"]
+    for saes in (whole, resumed):
+        for found in saes["lab/good"]["properties"].values():
+            found.pop("seconds")
+    assert resumed == whole
+
+
+def _stopping_at(name: str, stop: Any) -> Any:
+    from dataclasses import replace
+
+    from sae_bench.properties import load_property
+
+    return lambda wanted: replace(load_property(wanted), measure=stop) if wanted == name else load_property(wanted)

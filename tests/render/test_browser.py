@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe",
 )  # fmt: skip
+PATIENCE = 120
 BAD = "demo/<script>alert(1)</script>"
 WRONG = ("Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening", "Audits.issueAdded")
 
@@ -61,6 +63,7 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
+            assert select.select([self.inp], [], [], PATIENCE)[0], f"the browser said nothing for {PATIENCE} s"
             more = os.read(self.inp, 1 << 20)
             assert more, "the browser ended"
             self.buffer += more

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,14 +42,13 @@ def _forget() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _imported() -> None:
     """Everything once, before pytester takes its snapshot of modules: numpy cannot be imported twice."""
-    import pandas  # noqa: F401
-    import scipy.special  # noqa: F401
-
-    from sae_bench import plugin, run, session  # noqa: F401
-    from sae_bench.properties import load_property, property_names
-
-    for name in property_names():
-        load_property(name)
+    for needed in ("filelock", "hypothesis", "pandas", "rich.console", "rich.table", "scipy.special"):
+        importlib.import_module(needed)
+    for part in ("plugin", "run", "session", "cli", "demo", "properties", "render"):
+        package = importlib.import_module(f"sae_bench.{part}")
+        for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+            if part != "demo":
+                importlib.import_module(f"{package.__name__}.{module.name}")
     load_entry_points()
 
 
@@ -70,8 +71,12 @@ class Toy:
         (self.path / "toy.json").write_text(json.dumps(names))
 
     def __call__(self, *arguments: str) -> pytest.RunResult:
+        return self.plain("-p", "no:cacheprovider", *arguments)
+
+    def plain(self, *arguments: str) -> pytest.RunResult:
+        """With pytest's cache, which ``--lf`` needs."""
         _forget()
-        return self.pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
+        return self.pytester.runpytest_inprocess(*arguments)
 
     def accept(self, *arguments: str) -> pytest.RunResult:
         return self(*ACCEPT, *arguments)

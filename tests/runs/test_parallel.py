@@ -29,7 +29,7 @@ def test_two_processes_give_the_report_of_one(toy: Any) -> None:
     assert all(len(processes) == 1 for processes in homes.values()), "an SAE was loaded twice"
     assert len(set.union(*homes.values())) == 2
     assert re.search(r"7 passed|2 failed", two.stdout)
-    assert len(toy.folders()) == 2
+    assert len(toy.folders()) == 3
     assert "FAIL" in two.stdout
 
 

@@ -101,6 +101,8 @@ class Planted:
         self.embedding[known] += 3 * self.directions[self.word_class[known]]
         raised = torch.nn.functional.one_hot(self.word_class.clamp(min=0), CLASSES).float() * known[:, None]
         self.unembedding = (raised @ self.directions).T + noise * normal(WIDTH, VOCABULARY)  # (d, V)
+        # Other words fall as these rise, or every direction would lower what it does not raise, against the mean.
+        self.unembedding[:, -EXTRA:] -= PER_CLASS / EXTRA * self.directions.sum(0)[:, None]
         self.model = SolvedModel(
             lambda tokens: self.embedding[tokens],
             lambda x: x @ self.unembedding,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +36,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
 
+    words = {"<s>": 0, "</s>": 1} | {f"w{index}": index for index in range(2, 61)}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="</s>")), bos_token="<s>", eos_token="</s>"
+    )
     found = {}
     for name, options in CONFIGS.items():
         folder = tmp_path_factory.mktemp(name)
@@ -46,6 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
             torch.manual_seed(7)
             class_name = "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
             getattr(transformers, class_name)(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         found[name] = load_model(str(folder))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,12 @@ def test_every_declared_metric_is_measured_and_judged_once(planted: Any) -> None
 
 def test_a_site_that_reaches_nothing_is_an_error(planted: Any, solved: Any, bench_of: Any) -> None:
     deaf = solved(
-        planted.model.embed, lambda x: torch.zeros(*x.shape[:-1], planted.model.d_vocab), planted.model.tokenizer.words, 48
+        planted.model.embed,
+        lambda x: torch.zeros(*x.shape[:-1], planted.model.d_vocab),
+        planted.model.tokenizer.words,
+        48,
     )
-    with pytest.raises(MeasurementError, match="fires no token becomes more likely|changes nothing"):
+    with pytest.raises(MeasurementError, match=r"fires no token becomes more likely|changes nothing"):
         measure(bench_of(deaf, planted.corpus, planted.sae()))
 
 
@@ -193,3 +197,40 @@ def test_a_real_model_orders_the_arms(real_assets: Path) -> None:
     assert value(found, "anti_share_mean_difference") < shares[""]
     assert value(found, "linearity") > 0.9
     assert not judged(found).fails
+
+
+def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae) -> Any:
+    from sae_bench.bench import Bench, site_data
+    from sae_bench.corpus import load_corpus
+    from sae_bench.demo import paths
+    from sae_bench.formats import read_sae
+    from sae_bench.model import load_model
+    from sae_bench.site import parse_site
+
+    if not (paths.SAES[name] / "cfg.json").exists():
+        pytest.skip(f"the demo's SAE {name!r} is not built")
+    model, corpus = load_model(str(paths.MODEL)), load_corpus(paths.CORPUS)
+    settings = Settings(tier=TIERS["standard"])
+    data = site_data(model, parse_site(paths.SITE), corpus, settings)
+    sae = change(read_sae(str(paths.SAES[name])))
+    return Bench(sae, model, corpus, data, settings, contrast=str(paths.CONTRAST))
+
+
+def test_the_demo_has_a_feature_that_steers_its_persona_whatever_the_letter() -> None:
+    from sae_bench.properties.contrast import measure as measure_contrast
+
+    found = measure_contrast(demo_bench("topk"))
+    assert value(found, "anti_share") <= 0.2
+    assert value(found, "worst_level_sign") >= 0.8
+    assert value(found, "steerability_shifted") > 0
+    # The mean difference steers by the letter: nothing at this site tells the answers apart by their meaning.
+    assert value(found, "anti_share_mean_difference") > 0.3
+    assert value(found, "variance_explained_answer_position_mean_difference") > 0.6
+
+
+def test_the_demo_is_green_and_its_permuted_decoder_red() -> None:
+    sound = measure(demo_bench("gated"))
+    assert value(sound, "anti_share") <= 0.2
+    assert not judged(sound).fails
+    damaged = demo_bench("gated", lambda sae: controls.permuted(sae, torch.Generator().manual_seed(3)))
+    assert judged(measure(damaged)).fails

@@ -66,13 +66,13 @@ class PersonaQuestion:
 
     prompt: str
     positive: str
-    """The letter that says the person is at the trait's positive pole."""
+    """The letter that puts the person at the trait's positive pole."""
     negative: str
     """The other letter."""
     factors: Mapping[str, str]
     """`answer_position` (the positive answer's letter), `wording` (yes or no: what it says), `template`."""
     pole: str
-    """The pole that the person's statements establish, or `open` when there are none."""
+    """The pole that statements in the prompt establish, or `open` when there are none."""
 
 
 def indirect_object_prompts(n: int, rng: random.Random) -> list[IndirectObjectPrompt]:

@@ -1,0 +1,184 @@
+"""How often the gate is wrong, on values of real SAEs per document: size, false alarms and power.
+
+The values per document are measured once; documents are then drawn again and again, and every draw is judged exactly as
+a run would judge it, by the limit and the error rate that ``kl_gap.kl_sae`` declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae_bench import controls
+from sae_bench.bench import TIERS, Settings
+from sae_bench.comparison import against_accepted
+from sae_bench.demo.paths import BUNDLED, SITE
+from sae_bench.limits import judged_by_declaration, parse_rule
+from sae_bench.loading import Loader
+from sae_bench.measurement import Accepted, Ratio
+from sae_bench.outcome import Verdict
+from sae_bench.properties import load_property
+from sae_bench.selfcheck import varied
+from sae_bench.spec import SAESpec
+from sae_bench.stats import paired_change
+from sae_bench.verdict import ALPHA
+
+METRIC = "kl_sae"
+DRAWS, COMPARISONS = 2000, 3000
+SIZES = (64, 128, 256)
+RETRAINED = ("topk", "topk-seed1")
+REPEATS = 4
+NOISY = ("kl_isotropic", "kl_covariance", "kl_real_difference", "kl_shuffled_error", "ratio_isotropic")
+
+
+def measure() -> dict[str, Any]:
+    """The three tables."""
+    torch.set_grad_enabled(False)
+    loader = Loader(Settings(TIERS["full"], batch_size=64))
+    retrained = [_kl(loader, name) for name in RETRAINED]
+    scaled = [_kl(loader, RETRAINED[0], factor) for factor in (0.95, 0.9)]
+    rng = np.random.default_rng(20261120)
+    kinds = {
+        "scaled decoder": (retrained[0], _towards(retrained[0], scaled)),
+        "retrained": (retrained[0], _recentred(*retrained)),
+    }
+    return {
+        "limit": str(_rule().limit),
+        "alpha": _alpha(),
+        "documents": len(retrained[0].numerator),
+        "size": [_size(kind, *pair, size, rng) for kind, pair in kinds.items() for size in SIZES],
+        "power": [_power(kind, *pair, size, rng) for kind, pair in kinds.items() for size in SIZES],
+        "false_alarms": _false_alarms(rng),
+        "paired_se_at_128": {kind: _paired_se(*pair, 128, rng) for kind, pair in kinds.items()},
+    }
+
+
+Moved = Callable[[float], Ratio]
+"""The new values when the true change is so many parts of the accepted value."""
+
+
+def _kl(loader: Loader, name: str, factor: float = 1.0) -> Ratio:
+    """KL of one SAE per document of the whole corpus, its decoder scaled."""
+    from sae_bench.formats import read_sae
+
+    sae = read_sae(str(BUNDLED.sae(name)))
+    spec = _spec(f"{name}-{factor}", lambda: controls.scale_decoder(sae, factor))
+    bench = loader.bench(spec)
+    tables = bench.collect(lambda batch: {"kl": bench.outcome(batch, bench.reconstruct(batch)).kl})
+    loader.forget(spec)
+    return Ratio(bench.per_cluster(tables["kl"]), bench.per_cluster(bench.keep))
+
+
+def _spec(name: str, load: Callable[[], Any]) -> SAESpec:
+    return SAESpec(id=name, load=load, model=str(BUNDLED.model), site=SITE, corpus=str(BUNDLED.corpus))
+
+
+def _towards(accepted: Ratio, scaled: Sequence[Ratio]) -> Moved:
+    """Decoder scales between the measured ones: each document's KL on the line through the nearest two."""
+    points = [accepted, *scaled]
+
+    def moved(change: float) -> Ratio:
+        goal = accepted.value * (1 + change)
+        after = next((row for row in range(1, len(points) - 1) if points[row].value >= goal), len(points) - 1)
+        low, high = points[after - 1], points[after]
+        share = (goal - low.value) / (high.value - low.value)
+        return Ratio(low.numerator + share * (high.numerator - low.numerator), accepted.denominator)
+
+    return moved
+
+
+def _recentred(accepted: Ratio, other: Ratio) -> Moved:
+    """Another seed's values, all multiplied by one number so that the true change is the wanted one."""
+    return lambda change: Ratio(other.numerator * (accepted.value * (1 + change) / other.value), other.denominator)
+
+
+def _rule() -> Any:
+    declared = load_property("kl_gap")
+    limit = next(limit for limit in declared.limits if limit.startswith(f"{METRIC}:"))
+    return parse_rule(f"kl_gap.{limit}", "property")
+
+
+def _alpha() -> float:
+    declared = load_property("kl_gap")
+    rules = [parse_rule(f"kl_gap.{limit}", "property") for limit in declared.limits]
+    return ALPHA / judged_by_declaration(rules, "kl_gap", declared.metrics)
+
+
+def _verdict(now: Ratio, accepted: Ratio, rows: Any, metric: str = METRIC) -> Verdict:
+    """What a run over these documents would say; a document drawn twice counts as two."""
+    ids = tuple(range(len(rows)))
+    new = Ratio(now.numerator[rows], now.denominator[rows])
+    old = Ratio(accepted.numerator[rows], accepted.denominator[rows])
+    change = paired_change(new, old, ids, ids)
+    assert change is not None
+    declared = next(each for each in load_property("kl_gap").metrics if each.name == metric)
+    held = Accepted(old.value, old, ids, declared.version)
+    return against_accepted(declared, change, held, _rule(), _alpha(), f"kl_gap.{metric}").verdict
+
+
+def _share_failing(now: Ratio, accepted: Ratio, size: int, rng: np.random.Generator, draws: int = DRAWS) -> float:
+    documents = len(accepted.numerator)
+    fails = [_verdict(now, accepted, rng.integers(documents, size=size)) is Verdict.FAIL for _ in range(draws)]
+    return float(np.mean(fails))
+
+
+def _size(kind: str, accepted: Ratio, moved: Moved, size: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The true change is the limit itself: FAIL may come in alpha of the draws."""
+    share = _share_failing(moved(_rule().limit.relative), accepted, size, rng)
+    return {"kind": kind, "documents": size, "failing": share}
+
+
+def _power(kind: str, accepted: Ratio, moved: Moved, size: int, rng: np.random.Generator) -> dict[str, Any]:
+    """How often a rise of 10% is found, and the smallest rise that is found in 95%, to half a percent."""
+    found = _share_failing(moved(0.1), accepted, size, rng, DRAWS // 4)
+    steps = np.arange(0.025, 0.6, 0.005)
+    low, high = 0, len(steps) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if _share_failing(moved(float(steps[middle])), accepted, size, rng, DRAWS // 4) >= 0.95:
+            high = middle
+        else:
+            low = middle + 1
+    return {"kind": kind, "documents": size, "found_10_percent": found, "found_in_95": round(float(steps[low]), 3)}
+
+
+def _paired_se(accepted: Ratio, moved: Moved, size: int, rng: np.random.Generator) -> float:
+    """Standard error of the unchanged pair's difference, as a share of the value."""
+    now, errors = moved(0.0), []
+    for _ in range(200):
+        rows, ids = rng.integers(len(accepted.numerator), size=size), tuple(range(size))
+        old = Ratio(accepted.numerator[rows], accepted.denominator[rows])
+        change = paired_change(Ratio(now.numerator[rows], now.denominator[rows]), old, ids, ids)
+        assert change is not None
+        assert change.se is not None
+        errors.append(change.se / old.value)
+    return float(np.mean(errors))
+
+
+def _false_alarms(rng: np.random.Generator) -> dict[str, Any]:
+    """The same SAE measured again with other seeds, batch sizes and orders, in the metrics that draw noise."""
+    loader = Loader(Settings(TIERS["smoke"], batch_size=16))
+    bench = loader.bench(_spec("sound", lambda: _sae(RETRAINED[0])))
+    declared = load_property("kl_gap")
+    runs = [declared.measure(varied(bench, repeat)).estimates for repeat in range(1, REPEATS + 1)]
+    pairs = [(one, two) for one in range(REPEATS) for two in range(REPEATS) if one != two]
+    cells = [(metric, pair) for metric in NOISY for pair in pairs]
+    verdicts = []
+    for number in range(COMPARISONS):
+        metric, (one, two) = cells[number % len(cells)]
+        now, accepted = runs[one][metric], runs[two][metric]
+        assert isinstance(now, Ratio)
+        assert isinstance(accepted, Ratio)
+        rows = rng.integers(len(now.numerator), size=len(now.numerator))
+        verdicts.append(_verdict(now, accepted, rows, metric))
+    counts = {verdict.value: verdicts.count(verdict) for verdict in sorted(set(verdicts))}
+    return {"comparisons": COMPARISONS, "metrics": NOISY, "verdicts": counts, "fails": verdicts.count(Verdict.FAIL)}
+
+
+def _sae(name: str) -> Any:
+    from sae_bench.formats import read_sae
+
+    return read_sae(str(BUNDLED.sae(name)))

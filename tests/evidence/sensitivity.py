@@ -1,0 +1,151 @@
+"""Every planted defect against every property: the sound SAE's report is accepted, then each defect is judged by it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_bench import controls
+from sae_bench.accepting import accept
+from sae_bench.corpus import Corpus, from_documents, load_corpus, save_corpus
+from sae_bench.demo.paths import BUNDLED, SITE
+from sae_bench.formats import read_sae
+from sae_bench.loading import Loader
+from sae_bench.properties import property_names
+from sae_bench.provenance import Provenance
+from sae_bench.report import Report
+from sae_bench.run import Run, RunOptions
+from sae_bench.sae import SAE
+from sae_bench.spec import SAESpec
+
+SOUND = "topk"
+SLOW = ("contrast",)
+"Left out: without a limit by default, and half of the time."
+CAUGHT = ("FAIL", "ERROR", "INCOMPARABLE", "MISSING", "INCONCLUSIVE beyond")
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A defect, and the properties meant for it: one of them must catch it."""
+
+    name: str
+    spec: SAESpec
+    meant_for: tuple[str, ...]
+
+
+MEANT_FOR: dict[str, tuple[str, ...]] = {
+    "decoder_scaled": ("shrinkage", "reconstruction", "kl_gap"),
+    "features_scaled": ("reconstruction", "kl_gap"),
+    "decoder_rotated": ("reconstruction", "kl_gap"),
+    "features_zeroed_5": ("reconstruction", "kl_gap"),
+    "features_zeroed_50": ("reconstruction", "kl_gap", "orthogonality"),
+    "features_duplicated": ("orthogonality",),
+    "decoder_permuted": ("reconstruction", "kl_gap"),
+    "encoder_bias_dropped": ("reconstruction", "kl_gap", "sparsity"),
+    "decoder_bias_dropped": ("reconstruction", "kl_gap"),
+    "threshold_lost": ("sparsity",),
+    "nan_weight": ("kl_gap",),
+    "bfloat16": (),
+    "l0_doubled": ("sparsity",),
+    "end_to_end_like": ("reconstruction",),
+    "undertrained": ("reconstruction", "kl_gap"),
+    "site_off_by_one": ("kl_gap",),
+    "wrong_processing": ("kl_gap",),
+    "tokens_shuffled": ("kl_gap",),
+    "half_the_corpus": ("kl_gap",),
+}
+"The properties that exist to catch a defect; none for bfloat16, which should do no harm and is listed for its size."
+
+
+def measure() -> dict[str, Any]:
+    """The matrix: verdict of each property on each defect, with what moved."""
+    torch.set_grad_enabled(False)
+    with tempfile.TemporaryDirectory() as folder:
+        sound = SAESpec(
+            id=SOUND, path=str(BUNDLED.sae(SOUND)), model=str(BUNDLED.model), site=SITE, corpus=str(BUNDLED.corpus)
+        )
+        options = RunOptions(tier="smoke", baselines=Path(folder) / "baselines")
+        run = Run(options)
+        names = [name for name in property_names() if name not in SLOW]
+        results = {name: run.check(sound, name).result for name in names}
+        report = Report.of({SOUND: results}, Provenance.collect(Path.cwd()))
+        accept(report, options.baselines, reason="sound", who="evidence", when="now", in_ci=True)
+        matrix = {}
+        loader = run._load()
+        for planted in _planted(sound, loader, Path(folder)):
+            row = {name: _cell(run.check(planted.spec, name)) for name in names}
+            caught = sorted(name for name, cell in row.items() if cell["verdict"] in CAUGHT)
+            matrix[planted.name] = {"meant_for": planted.meant_for, "caught_by": caught, "verdicts": row}
+            sys.stdout.write(f"{planted.name}: {', '.join(caught) or 'not caught'}\n")
+            loader.forget(planted.spec)
+    missed = [
+        name for name, row in matrix.items() if row["meant_for"] and not set(row["caught_by"]) & {*row["meant_for"]}
+    ]
+    return {"sae": f"demo/{SOUND}", "tier": "smoke", "properties": names, "missed": missed, "matrix": matrix}
+
+
+def _cell(checked: Any) -> dict[str, Any]:
+    verdict = str(checked.verdict.verdict)
+    beyond = verdict == "INCONCLUSIVE" and checked.verdict.beyond
+    return {"verdict": f"{verdict} beyond" if beyond else verdict, "says": checked.verdict.lines[0]}
+
+
+def _planted(sound: SAESpec, loader: Loader, folder: Path) -> Iterator[Planted]:
+    sae = read_sae(str(sound.path))
+    x = loader.bench(sound).site_data.x[:32, 1:].reshape(-1, sae.d_in)
+    for name, defect in controls.DEFECTS.items():
+        yield _with(sound, name, lambda defect=defect: defect(sae, _generator()))
+    for name, on_data in controls.DEFECTS_ON_DATA.items():
+        yield _with(sound, name, lambda on_data=on_data: on_data(sae, x, _generator()))
+    # LayerNorm takes the mean over the width away: an error along the vector of ones does the least harm.
+    ones = torch.ones(1, sae.d_out)
+    yield _with(sound, "end_to_end_like", lambda: controls.end_to_end_like(sae, ones, _generator()))
+    yield _with(sound, "undertrained", lambda: _undertrained(sae))
+    moved = {
+        "site_off_by_one": {"site": SITE.replace("blocks.2", "blocks.1")},
+        "wrong_processing": {"model_kwargs": {"fold_ln": True, "center_writing_weights": True}},
+        "tokens_shuffled": {"corpus": str(_corpus(folder / "shuffled.safetensors", shuffle=True))},
+        "half_the_corpus": {"corpus": str(_corpus(folder / "half.safetensors", shuffle=False))},
+    }
+    for name, change in moved.items():
+        yield _planted_as(name, replace(sound, id=f"{SOUND}/{name}", baseline_id=SOUND, **change))
+
+
+def _with(sound: SAESpec, name: str, load: Callable[[], SAE]) -> Planted:
+    return _planted_as(name, replace(sound, id=f"{SOUND}/{name}", path=None, load=load, baseline_id=SOUND))
+
+
+def _planted_as(name: str, spec: SAESpec) -> Planted:
+    return Planted(name, spec, MEANT_FOR[name])
+
+
+def _undertrained(sae: Any) -> SAE:
+    """Between where training starts and where it ended: three parts trained, one part random directions."""
+    start = controls.random_like(sae, _generator())
+    return replace(sae, W_enc=0.75 * sae.W_enc + 0.25 * start.W_enc, W_dec=0.75 * sae.W_dec + 0.25 * start.W_dec)
+
+
+def _corpus(path: Path, shuffle: bool) -> Path:
+    """The demo's corpus with its tokens shuffled within documents, or its first half."""
+    corpus: Corpus = load_corpus(str(BUNDLED.corpus))
+    documents = [row[:length].tolist() for row, length in zip(corpus.tokens, corpus.lengths, strict=True)]
+    if shuffle:
+        generator = _generator()
+        documents = [
+            [tokens[0], *(tokens[1 + at] for at in torch.randperm(len(tokens) - 1, generator=generator).tolist())]
+            for tokens in documents
+        ]
+    else:
+        documents = documents[: len(documents) // 2]
+    save_corpus(path, from_documents(documents, has_bos=True, source="the demo's, damaged"))
+    return path
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(20261120)

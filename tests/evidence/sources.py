@@ -1,0 +1,51 @@
+"""Which sources a piece of evidence speaks of, and their hash: evidence about other sources is stale."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+JUDGING = ("stats", "limits", "comparison", "verdict")
+SPEAKS_OF: dict[str, tuple[str, ...]] = {
+    "sensitivity": (*(f"sae_bench/{name}.py" for name in (*JUDGING, "controls")), "sae_bench/properties/*.py"),
+    "error_rates": (*(f"sae_bench/{name}.py" for name in JUDGING), "sae_bench/properties/kl_gap.py"),
+    "kills": ("sae_bench/store.py", "sae_bench/run.py", "sae_bench/conversion.py", "tests/runs/toy_engine.py"),
+}
+"Globs below the root, by the name of the evidence."
+
+
+def sources_hash(evidence: str) -> str:
+    """Hash of the code that a piece of evidence speaks of; comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for pattern in SPEAKS_OF[evidence]:
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(path.name.encode() + b"\0" + _code(path).encode())
+    return digest.hexdigest()[:16]
+
+
+def _code(path: Path) -> str:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [each for each in body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def read(evidence: str) -> dict[str, Any]:
+    """What was found, with the hash of the sources that it speaks of."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{evidence}.json").read_text())
+    return found
+
+
+def write(evidence: str, result: Any, seconds: float) -> None:
+    """Keep what was found."""
+    tree = {"sources": sources_hash(evidence), "seconds": round(seconds), "result": result}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{evidence}.json").write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")

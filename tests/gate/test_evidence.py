@@ -1,0 +1,55 @@
+"""The heavy proofs speak of the sources as they are, and say what was promised."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EVIDENCE = Path(__file__).parents[1] / "evidence"
+
+
+@pytest.fixture(scope="module")
+def sources() -> Any:
+    spec = importlib.util.spec_from_file_location("evidence_sources", EVIDENCE / "sources.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["sensitivity", "error_rates", "kills"])
+def test_evidence_is_about_these_sources(sources: Any, name: str) -> None:
+    assert sources.read(name)["sources"] == sources.sources_hash(name), (
+        f"what {name} speaks of has changed: run python -m tests.evidence {name}, and read what it says"
+    )
+
+
+def test_every_defect_is_caught_by_a_property_meant_for_it(sources: Any) -> None:
+    result = sources.read("sensitivity")["result"]
+    assert result["missed"] == []
+    assert len(result["matrix"]) >= 18
+    assert result["matrix"]["bfloat16"]["caught_by"] == []
+
+
+def test_size_false_alarms_and_power(sources: Any) -> None:
+    result = sources.read("error_rates")["result"]
+    for row in result["size"]:
+        # 2,000 draws at alpha .0025 have a standard deviation of 0.11%.
+        assert row["failing"] <= result["alpha"] + 0.0035, row
+    assert result["false_alarms"]["comparisons"] >= 3000
+    assert result["false_alarms"]["fails"] == 0
+    found = {(row["kind"], row["documents"]): row for row in result["power"]}
+    assert found["scaled decoder", 128]["found_10_percent"] >= 0.95
+
+
+def test_killed_runs_report_what_an_undisturbed_run_does(sources: Any) -> None:
+    result = sources.read("kills")["result"]
+    assert len(result["moments"]) == 20
+    assert result["same"] == 20
+    assert all(row["unfinished_left"] == 0 and row["exit_code"] == 0 for row in result["moments"])
