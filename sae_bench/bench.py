@@ -190,10 +190,13 @@ class Bench:
             apart = kl
         else:
             found = []
+            likely = self._once(batch, "likely", clean.exp)
             for logq, (start, stop) in self._runs(batch, value, keep):
-                kl = functional.kl_div(logq, clean[start:stop], reduction="none", log_target=True).sum(-1)
-                away = torch.linalg.vector_norm(logq - clean[start:stop], dim=-1) if distance else kl
-                found.append((kl, surprise(logq, following[start:stop]), away))
+                ce = surprise(logq, following[start:stop])
+                # In place, and with P kept for the batch: this pass over the vocabulary is a tenth of an arm's cost.
+                apart = torch.sub(clean[start:stop], logq, out=logq)
+                away = torch.linalg.vector_norm(apart, dim=-1) if distance else ce
+                found.append((apart.mul_(likely[start:stop]).sum(-1), ce, away))
             kl, ce, apart = (torch.cat(parts) for parts in zip(*found, strict=True))
         self._check(batch, torch.stack([kl, ce], dim=-1), keep, "the model's output")
         return Outcome(

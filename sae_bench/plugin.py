@@ -295,7 +295,7 @@ def _session(config: pytest.Config) -> Session:
 
 
 def _refuse_narrowed_accept(config: pytest.Config) -> None:
-    from sae_bench.session import narrowed_by
+    from sae_bench.choices import narrowed_by
 
     if used := narrowed_by(config):
         raise pytest.UsageError(

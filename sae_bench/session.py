@@ -9,42 +9,24 @@ from typing import Any
 import pytest
 
 from sae_bench import accepting, baselines, store
-from sae_bench.errors import SAEBenchError, StoreError, UsageError, near
-from sae_bench.limits import Rule, parse_rule
-from sae_bench.options import Resolved, given_limits
+from sae_bench.choices import chosen_properties, chosen_saes, narrowed_by, run_options
+from sae_bench.errors import SAEBenchError, StoreError
+from sae_bench.options import Resolved
 from sae_bench.outcome import NOTHING_MEASURED_EXIT
 from sae_bench.preflight import check_accepted_reports, check_words
 from sae_bench.progress import ProgressLine
-from sae_bench.properties import property_names
 from sae_bench.provenance import Provenance, author, utc
-from sae_bench.registration import SAES, TargetDefaults, load_entry_points, select
+from sae_bench.registration import SAES
 from sae_bench.render import terminal
-from sae_bench.report import PropertyResult, Report, SAEResult, load_report, write_report
-from sae_bench.run import Run, RunOptions
+from sae_bench.report import PropertyResult, Report, SAEResult, write_report
+from sae_bench.run import Run
 from sae_bench.spec import SAESpec
 
 TESTS_FAILED = int(pytest.ExitCode.TESTS_FAILED)
 JUDGED = (int(pytest.ExitCode.OK), TESTS_FAILED, int(pytest.ExitCode.NO_TESTS_COLLECTED))
 "pytest's own outcomes that ours may replace; interruptions and internal errors stay."
-NARROWING = {
-    "-k": "keyword",
-    "-m": "markexpr",
-    "-x": "maxfail",
-    "--lf": "lf",
-    "--sw": "stepwise",
-    "--deselect": "deselect",
-    "--ignore": "ignore",
-    "--ignore-glob": "ignore_glob",
-}
-"Options of pytest that leave out items, by their `dest`."
 FOLDER, EARLIER, NAME = "sae_bench_folder", "sae_bench_earlier", "sae_bench_name"
 "What an xdist worker is told: where records go, which unfinished runs it may take from, what the run is called."
-
-
-def narrowed_by(config: pytest.Config) -> list[str]:
-    """Options and node ids that make a run leave out what it would otherwise measure."""
-    used = [flag for flag, dest in NARROWING.items() if config.getoption(dest, None)]
-    return used + [argument for argument in config.args if "::" in argument]
 
 
 class Session:
@@ -54,9 +36,9 @@ class Session:
         self.config = config
         self.resolved = resolved
         self.started = time.time()
-        self.options = _run_options(config, resolved)
-        self.specs = _chosen(resolved)
-        self.properties = _properties(resolved["sae_property"])
+        self.options = run_options(config, resolved)
+        self.specs = chosen_saes(resolved)
+        self.properties = chosen_properties(resolved["sae_property"])
         check_words(self.specs, self.options.rules, list(SAES))
         check_accepted_reports(self.specs, self.properties, self.options)
         self.narrowed = bool(resolved["sae"] or resolved["sae_property"] or resolved["sae_no_compare"])
@@ -302,55 +284,3 @@ def _shown(path: Path) -> Path:
     """Relative to where the user is, if it lies below."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def _run_options(config: pytest.Config, resolved: Resolved) -> RunOptions:
-    root = Path(config.rootpath)
-    reference = Path(config.invocation_params.dir) / resolved["sae_compare"] if resolved["sae_compare"] else None
-    if reference is not None:
-        try:
-            load_report(reference)
-        except StoreError as error:
-            raise UsageError(f"--sae-compare: {error}") from None
-    return RunOptions(
-        tier=resolved["sae_tier"],
-        documents=resolved["sae_docs"],
-        seed=resolved["sae_seed"],
-        device=resolved["sae_device"],
-        dtype=resolved["sae_dtype"],
-        batch_size=max(1, resolved["sae_batch_size"]),
-        baselines=root / resolved["sae_baselines"],
-        reference=reference,
-        compare=not resolved["sae_no_compare"],
-        rules=_rules(config),
-        strict=resolved["sae_strict"],
-        selfcheck=resolved["sae_selfcheck"],
-    )
-
-
-def _rules(config: pytest.Config) -> tuple[Rule, ...]:
-    return tuple(parse_rule(text, source) for text, source in given_limits(config.getoption, config.getini))
-
-
-def _chosen(resolved: Resolved) -> list[SAESpec]:
-    try:
-        load_entry_points()
-    except SAEBenchError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"a package that registers SAEs (entry point 'sae_bench.saes') failed: {type(error).__name__}: {error}"
-        ) from error
-    SAES.freeze("SAEs were chosen")
-    defaults = TargetDefaults(resolved["sae_model"], resolved["sae_site"], resolved["sae_corpus"])
-    return select(resolved["sae"], defaults, SAES)
-
-
-def _properties(patterns: list[str]) -> list[str]:
-    from fnmatch import fnmatchcase
-
-    names = property_names()
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"--sae-property {pattern!r} matches no property{near(pattern, names)}")
-    return [name for name in names if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -29,7 +29,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     5: ("codec", "provenance", "results", "conversion", "report", "baselines", "accepting", "store"),
     6: ("loading", "content", "selfcheck", "preflight", "run", "rescaling", "render", "progress"),
     7: ("testing", "suite", "options"),
-    8: ("plugin", "session", "scheduling", "cli", "__main__", "demo"),
+    8: ("plugin", "session", "choices", "scheduling", "cli", "__main__", "demo"),
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 HEAVY = ("torch", "transformer_lens", "transformers", "sae_lens")

@@ -21,8 +21,8 @@ from sae_bench.demo.tokenizer import CONTEXT, save_tokenizer
 
 log = logging.getLogger(__name__)
 
-FUSED_GELU, GPT2_GELU = "gelu_pytorch_tanh", "gelu_new"
-"""One function under two names: the first is a single kernel, a quarter faster to train, the second is GPT-2's own."""
+FUSED_GELU = "gelu_pytorch_tanh"
+"""GPT-2's own activation function, in one kernel: a quarter faster than the same formula written out."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ def _rate(step: int, recipe: Recipe) -> float:
 
 def _save(model: Any, recipe: Recipe, folder: Path) -> None:
     """Write config.json, model.safetensors and, beside them, the recipe."""
-    model.config.activation_function = GPT2_GELU
     model.save_pretrained(folder)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2, sort_keys=True) + "\n")
 

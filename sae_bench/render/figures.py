@@ -204,7 +204,7 @@ def quantiles(name: str, series: Series) -> Figure | None:
         "yaxis": axis(log=_wide(columns)),
         "showlegend": len(columns) > 1,
     }
-    return Figure(series.title or name, data, layout)
+    return Figure(series.title or name, data, layout, _zeros(columns))
 
 
 def curve(name: str, series: Series) -> Figure | None:
@@ -225,7 +225,7 @@ def curve(name: str, series: Series) -> Figure | None:
         "yaxis": axis(log=_wide(columns)),
         "showlegend": len(columns) > 1,
     }
-    return Figure(series.title or name, data, layout)
+    return Figure(series.title or name, data, layout, _zeros(columns))
 
 
 def _band(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> list[dict[str, Any]]:
@@ -309,6 +309,12 @@ def _lines(series: Series, x: str, length: int) -> dict[str, list[float | None]]
 
 
 def _wide(columns: Mapping[str, Sequence[float | None]]) -> bool:
-    """Whether values are positive and span more than a linear axis can show."""
+    """Whether values span more than a linear axis can show, and hardly any is 0, which a logarithmic one cannot."""
     values = [each for column in columns.values() for each in column if each is not None]
-    return min(values) > 0 and max(values) / min(values) > 30
+    above = [each for each in values if each > 0]
+    return min(values) >= 0 and len(above) > 0.8 * len(values) and max(above) / min(above) > 30
+
+
+def _zeros(columns: Mapping[str, Sequence[float | None]]) -> str:
+    """What a logarithmic axis leaves out, as a caption."""
+    return "Values of 0 are not shown." if _wide(columns) and any(0 in column for column in columns.values()) else ""

@@ -24,7 +24,7 @@ _POLICY = (
 
 
 @dataclass(frozen=True)
-class Accepted:
+class AcceptedAt:
     """An accepted report at a commit, for `history`."""
 
     commit: str
@@ -74,7 +74,7 @@ def report_html(report: Report, *, accepted: Report | None = None, title: str = 
     return _page(title, links, "".join(parts), sections.provenance(report), gallery, sections.table_data(report))
 
 
-def history(entries: Sequence[Accepted], *, title: str = "Accepted reports over time") -> str:
+def history(entries: Sequence[AcceptedAt], *, title: str = "Accepted reports over time") -> str:
     """Each judged metric over the commits at which reports were accepted, oldest first; a line per SAE."""
     gallery = sections.Gallery()
     ordered = sorted(entries, key=lambda entry: (entry.when, entry.commit))

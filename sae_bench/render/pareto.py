@@ -48,13 +48,13 @@ def _pareto(report: Report, property: str, metric: str) -> Figure | None:
     front = _front({name: (x.value or 0.0, y.value or 0.0) for name, (x, y) in points.items()}, better)
     if len(front) > 1:
         data.append({"type": "scatter", "mode": "lines", "x": [shorten(each[0]) for each in front],
-                     "y": [shorten(each[1]) for each in front], "name": "not beaten in both",
+                     "y": [shorten(each[1]) for each in front], "name": "not beaten",
                      "line": {"color": "$ink", "dash": "dot", "width": 1}, "hoverinfo": "skip"})  # fmt: skip
     values = [y.value or 0.0 for _, y in points.values()]
     log = min(values) > 0 and max(values) / min(values) > 10
     layout = {"xaxis": axis("L0, features that fire on a token"), "yaxis": axis(f"{metric} {unit}", log=log)}
     good = "lower" if better == "lower" else "higher"
-    said = f"{good.capitalize()} and further left is better. Bars are the intervals that decide."
+    said = f"{good.capitalize()} and further left is better; what no SAE beats in both is joined. Bars are intervals."
     return Figure(f"{property}.{metric} against L0", data, layout, said, wide=len(points) > 12)
 
 

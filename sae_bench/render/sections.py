@@ -127,7 +127,7 @@ def rows_table(rows: Sequence[Row], sae: bool = True) -> str:
 def _row(row: Row, sae: bool, width: int) -> str:
     metric = row.result
     cells = [f"<td>{mark(row.verdict, row.beyond, f' (+{row.more})' if row.more else '', metric)}</td>"]
-    cells += [f"<td class=name>{escape(row.sae)}</td>"] if sae else []
+    cells += [f"<td class=name>{escape(row.sae).replace('/', '/<wbr>')}</td>"] if sae else []
     name = escape(row.name if sae else row.metric or row.name)
     title = f' title="{escape(metric.meaning)}"' if metric is not None and metric.meaning else ""
     shown = f'<a href="{link(row.sae, row.property_name)}">{name}</a>' if sae and row.metric else name

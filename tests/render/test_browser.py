@@ -73,6 +73,7 @@ class Browser:
 
     def open(self, page: Path, width: int, height: int = 1000) -> None:
         """Load a file at a width, as a phone or a desktop would."""
+        self.events = []
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Page.navigate", url=page.as_uri())
         while not any(each.get("method") == "Page.loadEventFired" for each in self.events):
@@ -183,3 +184,13 @@ def test_nothing_is_cut_off_at_400_pixels(browser: Browser, found: dict[str, Any
 
 def test_a_name_with_a_script_in_it_is_text(found: dict[str, Any]) -> None:
     assert BAD in found["texts"]
+
+
+def test_print_holds_every_plot_and_leaves_the_page_as_it_was(browser: Browser, page: Path) -> None:
+    browser.open(page, 1280)
+    opened = "Promise.resolve(document.querySelectorAll('details[open]').length)"
+    before = browser.run(opened)
+    browser.call("Page.printToPDF", printBackground=True)
+    assert browser.run("Promise.resolve(document.querySelectorAll('.plot:not(:has(.main-svg))').length)") == 0
+    assert browser.run(opened) == before
+    assert browser.run("Promise.resolve(document.documentElement.className)") == ""

@@ -50,6 +50,18 @@ def test_quantiles_and_curves_have_a_line_a_column() -> None:
     assert curve.data[0]["error_y"]["array"] == [0.1, 0.2]
 
 
+def test_wide_ranges_are_logarithmic_also_where_a_value_is_zero() -> None:
+    for column, log in (([1e-6, 1e-3, 1.0, 2.0, 3.0], True), ([1.0, 1.1, 1.2, 1.3, 1.4], False),
+                        ([0.0, 0.0, 0.0, 1.0, 100.0], False), ([-1.0, 1e-3, 1.0, 2.0, 3.0], False)):  # fmt: skip
+        figure = picture("c", Series("curve", {"x": [0, 1, 2, 3, 4], "a": column}))
+        assert figure is not None
+        assert (figure.layout["yaxis"].get("type") == "log") is log
+    figure = picture("c", Series("curve", {"x": list(range(6)), "a": [0.0, 1e-6, 1e-3, 1.0, 2.0, 3.0]}))
+    assert figure is not None
+    assert figure.layout["yaxis"]["type"] == "log"
+    assert figure.caption == "Values of 0 are not shown."
+
+
 def test_many_curves_are_thin_and_have_their_mean() -> None:
     series = Series("curve", {"x": [0, 1], **{f"s{row}": [float(row), 2.0 * row] for row in range(20)}})
     figure = picture("c", series)

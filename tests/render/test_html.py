@@ -20,7 +20,7 @@ from sae_bench.report import load_report
 from sae_bench.results import Acceptance, SAEResult
 
 FIXTURES = Path(__file__).parent / "fixtures"
-VOID = {"meta", "link", "input", "br"}
+VOID = {"meta", "link", "input", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -178,7 +178,7 @@ def test_history_has_a_picture_a_metric_and_says_who_and_why(make: Any) -> None:
         held = make.prop("kl_gap", {"kl_sae": make.metric(0.1 * day), "kl_iso": make.reported(1.0)})
         taken = Acceptance("ann", f"2026-11-0{day}T00:00:00Z", f"why <{day}>")
         report = make.report({"a": {"kl_gap": replace(held, acceptance=taken)}})
-        entries.append(html.Accepted(f"{day}" * 40, f"2026-11-0{day}T00:00:00Z", report))
+        entries.append(html.AcceptedAt(f"{day}" * 40, f"2026-11-0{day}T00:00:00Z", report))
     page = Page(html.history(entries))
     (figure,) = json.loads(page.scripts[0]).values()
     assert figure["data"][0]["y"] == [0.1, 0.2, 0.3]

@@ -57,7 +57,7 @@
   let opened = [];
   addEventListener("beforeprint", () => {
     root.classList.add("printing");
-    opened = all("details:not([open])");
+    opened = all("details.property:not([open])");
     opened.forEach((each) => { each.open = true; });
     all(".plot").forEach(draw);
   });

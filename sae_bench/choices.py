@@ -1,0 +1,88 @@
+"""From options to what a run will do: which SAEs and properties, measured how, judged by what."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from sae_bench.errors import SAEBenchError, StoreError, UsageError, near
+from sae_bench.limits import Rule, parse_rule
+from sae_bench.options import Resolved, given_limits
+from sae_bench.properties import property_names
+from sae_bench.registration import SAES, TargetDefaults, load_entry_points, select
+from sae_bench.report import load_report
+from sae_bench.run import RunOptions
+from sae_bench.spec import SAESpec
+
+NARROWING = {
+    "-k": "keyword",
+    "-m": "markexpr",
+    "-x": "maxfail",
+    "--lf": "lf",
+    "--sw": "stepwise",
+    "--deselect": "deselect",
+    "--ignore": "ignore",
+    "--ignore-glob": "ignore_glob",
+}
+"Options of pytest that leave out items, by their `dest`."
+
+
+def narrowed_by(config: pytest.Config) -> list[str]:
+    """Options and node ids that make a run leave out what it would otherwise measure."""
+    used = [flag for flag, dest in NARROWING.items() if config.getoption(dest, None)]
+    return used + [argument for argument in config.args if "::" in argument]
+
+
+def run_options(config: pytest.Config, resolved: Resolved) -> RunOptions:
+    """What the run measures with and judges against."""
+    root = Path(config.rootpath)
+    reference = Path(config.invocation_params.dir) / resolved["sae_compare"] if resolved["sae_compare"] else None
+    if reference is not None:
+        try:
+            load_report(reference)
+        except StoreError as error:
+            raise UsageError(f"--sae-compare: {error}") from None
+    return RunOptions(
+        tier=resolved["sae_tier"],
+        documents=resolved["sae_docs"],
+        seed=resolved["sae_seed"],
+        device=resolved["sae_device"],
+        dtype=resolved["sae_dtype"],
+        batch_size=max(1, resolved["sae_batch_size"]),
+        baselines=root / resolved["sae_baselines"],
+        reference=reference,
+        compare=not resolved["sae_no_compare"],
+        rules=_rules(config),
+        strict=resolved["sae_strict"],
+        selfcheck=resolved["sae_selfcheck"],
+    )
+
+
+def _rules(config: pytest.Config) -> tuple[Rule, ...]:
+    return tuple(parse_rule(text, source) for text, source in given_limits(config.getoption, config.getini))
+
+
+def chosen_saes(resolved: Resolved) -> list[SAESpec]:
+    """The SAEs that ``--sae`` means; nothing can be registered from here on."""
+    try:
+        load_entry_points()
+    except SAEBenchError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"a package that registers SAEs (entry point 'sae_bench.saes') failed: {type(error).__name__}: {error}"
+        ) from error
+    SAES.freeze("SAEs were chosen")
+    defaults = TargetDefaults(resolved["sae_model"], resolved["sae_site"], resolved["sae_corpus"])
+    return select(resolved["sae"], defaults, SAES)
+
+
+def chosen_properties(patterns: list[str]) -> list[str]:
+    """The properties that ``--sae-property`` means, sorted; a pattern that means none is a `UsageError`."""
+    names = property_names()
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(f"--sae-property {pattern!r} matches no property{near(pattern, names)}")
+    return [name for name in names if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)]
