@@ -173,9 +173,13 @@ class Bench:
             self._progress(label, done, total)
 
     def token_text(self, token: int) -> str:
-        """A token id as text; its number where the model came without a tokenizer."""
+        """A token id as it stands in a text, with its leading space; its number where there is no tokenizer."""
         tokenizer = self.model.tokenizer
-        return str(token) if tokenizer is None else str(tokenizer.decode([token]))
+        if tokenizer is None:
+            return str(token)
+        text = str(tokenizer.decode([token]))
+        # Some tokenizers drop the space that a word begins with when it is decoded alone.
+        return f" {text}" if str(tokenizer.decode([token, token])) == f"{text} {text}" else text
 
     def outcome(self, batch: Batch, value: Tensor | None, *, distance: bool = False) -> Outcome:
         """KL and CE when ``value`` (b, p, d) stands at the site's kept positions; None is the clean run, KL 0.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from sae_bench.preflight import check_accepted_reports, check_words
 from sae_bench.progress import ProgressLine
 from sae_bench.provenance import Provenance, author, utc
 from sae_bench.registration import SAES
-from sae_bench.render import terminal
+from sae_bench.render import github, terminal
+from sae_bench.render.files import accepted_side, write_files
 from sae_bench.report import PropertyResult, Report, SAEResult, write_report
 from sae_bench.run import Run
 from sae_bench.spec import SAESpec
@@ -216,14 +218,30 @@ class Session:
                 self.report,
                 width=reporter._tw.fullwidth,
                 color=reporter._tw.hasmarkup,
-                report_path=str(_shown(self.folder / "report.json")) if self.folder else "not written",
+                report_path=str(_shown(self.folder / "report.html")) if self.folder else "not written",
                 baselines=str(self.resolved["sae_baselines"]),
             ).splitlines():
                 reporter.write_line(line)
+            self._publish(reporter)
         for line in self.written:
             reporter.write_line(line)
         for trouble in self.troubles:
             reporter.write_line(f"ERROR: {trouble}", red=True, bold=True)
+
+    def _publish(self, reporter: Any) -> None:
+        """The job's summary and annotations, where the run is one of GitHub Actions."""
+        assert self.report is not None
+        try:
+            github.publish(
+                self.report,
+                environ=os.environ,
+                write=reporter.write_line,
+                report_path=str(_shown(self.folder / "report.html")) if self.folder else None,
+                baselines=_shown(self.options.baselines),
+                annotate=not self.config.pluginmanager.hasplugin("github-actions-annotate-failures"),
+            )
+        except (SAEBenchError, OSError) as error:
+            self.troubles.append(f"the job's summary was not written: {error}")
 
     def _report(self, results: dict[str, dict[str, PropertyResult]], ended: bool) -> Report:
         saes = {sae: SAEResult(found, tags=self._tags(sae)) for sae, found in results.items()}
@@ -259,6 +277,9 @@ class Session:
         if self.folder is not None:
             write_report(report, self.folder / "report.json")
             write_report(report, self.folder.parent / "latest.json")
+            judged_as = {spec.id: spec.judged_as for spec in self.specs}
+            accepted = accepted_side(report, self.options.reference or self.options.baselines, judged_as)
+            write_files(report, self.folder, accepted)
         if self.resolved["sae_json"]:
             write_report(report, Path(self.config.invocation_params.dir) / self.resolved["sae_json"])
 

@@ -2,8 +2,8 @@
 
 Run by ``make bench-engine``. `ratio` in a benchmark's ``extra_info`` is the time over that of the bare, full, blocked
 ``U @ U.T`` in the same process, with the same blocks; the target is 1.5 at 24,576 x 768 and the symmetry makes less
-possible. `peak_mb` is what the process grew by above the weights, of which the unit directions take as much as the
-weights themselves.
+possible. Only an idle machine tells: the many short steps between products wait for a core that is shared.
+`peak_mb` is what the process grew by above the weights; the unit directions alone are as large as the weights.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _standard(d_in: int, recipe: SAERecipe) -> Any:
     # Strong enough a penalty that activations come out visibly too small, as they do in published L1 SAEs.
     warm = recipe.steps // 10
     return StandardTrainingSAE(
-        StandardTrainingSAEConfig(d_in=d_in, l1_coefficient=1.6, l1_warm_up_steps=warm, **_common(recipe))
+        StandardTrainingSAEConfig(d_in=d_in, l1_coefficient=0.8, l1_warm_up_steps=warm, **_common(recipe))
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +31,7 @@ class Contrasted:
     slopes: Mapping[str, Floats]
     "By arm, (directions of the arm, N); no `feature` where no feature tells the answers apart."
     shifted: Mapping[str, Floats]
-    "By arm, (directions of the arm, shifted questions); empty without a shifted variant."
+    "By arm, (directions of the arm, shifted questions, half of those there are); empty without a shifted variant."
     all_slopes: Floats
     "(D, N) of every direction tried."
     all_shifted: Floats | None
@@ -72,7 +72,8 @@ def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None)
     found = engine.propensity_slopes(bench, runner, scored_half, directions, "contrast: scoring")
     moved = None
     if shifted is not None:
-        others = engine.samples(bench, shifted)
+        half = engine.halves_by_cell(shifted.pairs)[1]
+        others = engine.samples(bench, replace(shifted, pairs=tuple(shifted.pairs[index] for index in half)))
         moved = engine.propensity_slopes(bench, runner, others, directions, "contrast: shifted")
     best = int(np.argmax(tried)) if len(features) else None
     rows = {"mean_difference": slice(len(features), len(features) + 1), "random_direction": slice(-RANDOM, None)}

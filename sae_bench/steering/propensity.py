@@ -22,6 +22,7 @@ from sae_bench.bench import Bench
 from sae_bench.contrast import ContrastSet, Pair
 from sae_bench.errors import MeasurementError
 from sae_bench.sae import unit_directions
+from sae_bench.steering.choice import seeded
 from sae_bench.steering.last_position import LastPosition, Prompt
 from sae_bench.steering.responses import unit_strength
 
@@ -55,7 +56,7 @@ class Sample:
 
 def samples(bench: Bench, contrast: ContrastSet) -> list[Sample]:
     """The pairs of a dataset, tokenised and captured; the same ones for all SAEs of a site."""
-    return bench.site_data.shared(("contrast", contrast.sha256), lambda: _samples(bench, contrast))
+    return bench.site_data.shared(("contrast", contrast.sha256, len(contrast.pairs)), lambda: _samples(bench, contrast))
 
 
 def _samples(bench: Bench, contrast: ContrastSet) -> list[Sample]:
@@ -138,6 +139,8 @@ def propensity_slopes(
 
     In nats per unit strength, which is feature steering's.
     """
+    if not len(directions):
+        return np.zeros((0, len(questions)))
     strength = unit_strength(bench)
     steps = torch.tensor(multipliers, device=directions.device)
     shifts = (strength * steps[None, :, None] * directions[:, None, :]).flatten(0, 1)
@@ -192,12 +195,14 @@ def gradient(bench: Bench, runner: LastPosition, questions: Sequence[Sample], da
     """float64 (d,) mean slope of propensity along each coordinate of the site, by central differences.
 
     To first order the mean slope of any direction is its inner product with this, so one pass ranks every feature of
-    every SAE; the first `SCREENED` questions are looked at. The same for all SAEs of a site.
+    every SAE; `SCREENED` questions are looked at. The same for all SAEs of a site.
     """
 
     def slopes() -> Tensor:
         axes = torch.eye(bench.site_data.x.shape[-1], device=bench.settings.device)
-        some = questions[:SCREENED]
+        # Drawn, because a file may be sorted by a factor or walk through its levels in a fixed step.
+        drawn = torch.randperm(len(questions), generator=seeded(bench.settings.seed, "screening"))[:SCREENED]
+        some = [questions[index] for index in sorted(drawn.tolist())]
         found = propensity_slopes(bench, runner, some, axes, "contrast: screening", multipliers=(-0.5, 0.5))
         return torch.from_numpy(found.mean(1))
 

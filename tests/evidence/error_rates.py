@@ -7,6 +7,7 @@ a run would judge it, by the limit and the error rate that ``kl_gap.kl_sae`` dec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -95,12 +96,14 @@ def _recentred(accepted: Ratio, other: Ratio) -> Moved:
     return lambda change: Ratio(other.numerator * (accepted.value * (1 + change) / other.value), other.denominator)
 
 
+@cache
 def _rule() -> Any:
     declared = load_property("kl_gap")
     limit = next(limit for limit in declared.limits if limit.startswith(f"{METRIC}:"))
     return parse_rule(f"kl_gap.{limit}", "property")
 
 
+@cache
 def _alpha() -> float:
     declared = load_property("kl_gap")
     rules = [parse_rule(f"kl_gap.{limit}", "property") for limit in declared.limits]
@@ -133,12 +136,12 @@ def _size(kind: str, accepted: Ratio, moved: Moved, size: int, rng: np.random.Ge
 
 def _power(kind: str, accepted: Ratio, moved: Moved, size: int, rng: np.random.Generator) -> dict[str, Any]:
     """How often a rise of 10% is found, and the smallest rise that is found in 95%, to half a percent."""
-    found = _share_failing(moved(0.1), accepted, size, rng, DRAWS // 4)
+    found = _share_failing(moved(0.1), accepted, size, rng, DRAWS // 2)
     steps = np.arange(0.025, 0.6, 0.005)
     low, high = 0, len(steps) - 1
     while low < high:
         middle = (low + high) // 2
-        if _share_failing(moved(float(steps[middle])), accepted, size, rng, DRAWS // 4) >= 0.95:
+        if _share_failing(moved(float(steps[middle])), accepted, size, rng, DRAWS // 8) >= 0.95:
             high = middle
         else:
             low = middle + 1

@@ -15,6 +15,7 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
     "sensitivity": (*(f"sae_bench/{name}.py" for name in (*JUDGING, "controls")), "sae_bench/properties/*.py"),
     "error_rates": (*(f"sae_bench/{name}.py" for name in JUDGING), "sae_bench/properties/kl_gap.py"),
     "kills": ("sae_bench/store.py", "sae_bench/run.py", "sae_bench/conversion.py", "tests/runs/toy_engine.py"),
+    "oldest_pytest": tuple(f"sae_bench/{name}.py" for name in ("plugin", "session", "choices", "scheduling")),
 }
 "Globs below the root, by the name of the evidence."
 

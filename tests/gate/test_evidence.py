@@ -23,7 +23,7 @@ def sources() -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["sensitivity", "error_rates", "kills"])
+@pytest.mark.parametrize("name", ["sensitivity", "error_rates", "kills", "oldest_pytest"])
 def test_evidence_is_about_these_sources(sources: Any, name: str) -> None:
     assert sources.read(name)["sources"] == sources.sources_hash(name), (
         f"what {name} speaks of has changed: run python -m tests.evidence {name}, and read what it says"
@@ -53,3 +53,10 @@ def test_killed_runs_report_what_an_undisturbed_run_does(sources: Any) -> None:
     assert len(result["moments"]) == 20
     assert result["same"] == 20
     assert all(row["unfinished_left"] == 0 and row["exit_code"] == 0 for row in result["moments"])
+
+
+def test_the_oldest_supported_pytest_runs_the_suite_with_and_without_xdist(sources: Any) -> None:
+    result = sources.read("oldest_pytest")["result"]
+    assert result["pytest"] == "8.0.0"
+    assert result["exit_code"] == 0
+    assert result["passed"] > 50

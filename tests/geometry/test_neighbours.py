@@ -152,8 +152,10 @@ def test_invariances(seed: int, n: int, d: int, dead: float) -> None:
             torch.testing.assert_close(after.cosine, expected, atol=2e-6, rtol=0, msg=name)
             assert after.coherence == pytest.approx(before.coherence, abs=2e-6)
             assert after.absolute_mean == pytest.approx(before.absolute_mean, abs=2e-6)
-            assert votes(after).max() == pytest.approx(votes(before).max())
-            assert gini(votes(after)) == pytest.approx(gini(votes(before)))
+            # Whether two neighbours tie is for rounding to say where they differ by hardly more than it.
+            if before.cosine.shape[1] > 1 and bool((before.cosine[:, 0] - before.cosine[:, 1] > 1e-5).all()):
+                assert votes(after).max() == pytest.approx(votes(before).max())
+                assert gini(votes(after)) == pytest.approx(gini(votes(before)))
 
 
 @settings(max_examples=10, deadline=None)

@@ -241,7 +241,7 @@ def test_a_report_of_a_narrowed_run_is_not_accepted_later(toy: Any) -> None:
 
 def test_quiet_strict_markers_and_stopping_early(toy: Any) -> None:
     toy.say(lab_a__kl_gap="nan")
-    result = toy("-q", "--strict-markers", "-x", "-m", "fidelity")
+    result = toy("-q", "-p", "no:xdist", "--strict-markers", "-x", "-m", "fidelity")
     assert result.ret == 1
     assert toy.report()["run"]["options"]["narrowed_by"] == ["-m", "-x"]
     assert os.listdir(toy.path / "reports")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from itertools import product
@@ -299,6 +300,16 @@ def test_without_a_dataset_everything_is_undefined_and_nothing_fails(solved: Any
     verdict = judge("contrast", METRICS, PROPERTY.headline, found, None, sae="x", rules=rules, context={})
     assert verdict.verdict is Verdict.UNDEFINED
     assert not verdict.fails
+
+
+def test_an_sae_whose_features_tell_and_do_nothing_has_no_feature_arm(
+    solved: Any, bench_of: Any, write: Callable[..., Path]
+) -> None:
+    asked = Asked(solved, bench_of, False)
+    asked.sae = dataclasses.replace(asked.sae, activation=ReLU(torch.full((4,), -1e3)))
+    found = measure(asked.bench(write(balanced()))).estimates
+    assert isinstance(found["steerability"], Undefined)
+    assert not isinstance(found["steerability_mean_difference"], Undefined)
 
 
 def test_every_declared_metric_is_measured(solved: Any, bench_of: Any, write: Callable[..., Path]) -> None:
