@@ -24,7 +24,7 @@ class Tier:
 TIERS: Mapping[str, Tier] = {
     tier.name: tier
     for tier in (
-        Tier("smoke", documents=64, draws=1, rank_draws=0, features=8, prompts=16),
+        Tier("smoke", documents=64, draws=1, rank_draws=0, features=32, prompts=16),
         Tier("standard", documents=256, draws=4, rank_draws=0, features=32, prompts=32),
         Tier("full", documents=None, draws=16, rank_draws=100, features=128, prompts=None),
     )

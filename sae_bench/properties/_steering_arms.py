@@ -14,6 +14,7 @@ from sae_bench.properties._steering_stats import Arm, Grid, Ints
 
 if TYPE_CHECKING:
     from sae_bench.bench import Bench
+    from sae_bench.steering import Responses
 
 ARMS = (
     "feature",
@@ -141,10 +142,9 @@ def prompt_clusters(bench: Bench, documents: Sequence[int]) -> tuple[tuple[int, 
     return clusters, np.array([clusters.index(each) for each in ids])
 
 
-def _arm(found: object, start: int, size: int, grid: Grid, symmetric: bool) -> Arm:
-    from sae_bench.steering.responses import STRENGTHS, Responses
+def _arm(found: Responses, start: int, size: int, grid: Grid, symmetric: bool) -> Arm:
+    from sae_bench.steering.responses import STRENGTHS
 
-    assert isinstance(found, Responses)
     rows = slice(start, start + size)
     arm = Arm(found.effect[rows], found.kl[rows], found.ce[rows], grid, STRENGTHS)
     return arm.both_ways() if symmetric else arm

@@ -24,7 +24,7 @@ import numpy as np
 
 from sae_bench.measurement import Estimate, Influence, Measurement, Metric, Undefined
 from sae_bench.properties import Property
-from sae_bench.properties._steering_arms import ARMS, NULL_DIRECTIONS, SYMMETRIC, Steered, steer
+from sae_bench.properties._steering_arms import ARMS, NULL_DIRECTIONS, Steered, steer
 from sae_bench.properties._steering_series import steering_series
 from sae_bench.properties._steering_stats import Arm, mean
 from sae_bench.properties._steering_test import FALSE_DISCOVERIES, prompt_influence, steers
@@ -158,5 +158,3 @@ PROPERTY = Property(
     measure=measure,
     marker="steering",
 )
-
-__all__ = ["ARMS", "PROPERTY", "SYMMETRIC"]

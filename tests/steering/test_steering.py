@@ -210,7 +210,7 @@ def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae) -> Any
     if not (paths.SAES[name] / "cfg.json").exists():
         pytest.skip(f"the demo's SAE {name!r} is not built")
     model, corpus = load_model(str(paths.MODEL)), load_corpus(paths.CORPUS)
-    settings = Settings(tier=TIERS["standard"])
+    settings = Settings(tier=dataclasses.replace(TIERS["smoke"], features=32))
     data = site_data(model, parse_site(paths.SITE), corpus, settings)
     sae = change(read_sae(str(paths.SAES[name])))
     return Bench(sae, model, corpus, data, settings, contrast=str(paths.CONTRAST))
