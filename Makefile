@@ -5,14 +5,17 @@ CONSTRAINTS ?= constraints.txt
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 EXTRAS ?= dev,sae-lens
+JOBS ?= 2
+# One thread a process: small products gain little from threads, and waiting threads take time from each other.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: bench test bench-engine evidence lint clean
 
 bench: $(READY)
-	$(BIN)/python -m pytest benchmarks/
+	$(BIN)/python -m pytest benchmarks/ -n $(JOBS)
 
 test: $(READY) lint
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n $(JOBS)
 
 bench-engine: $(READY)
 	$(BIN)/python -m pytest benchmarks/engine -o python_files='bench_*.py'

@@ -1,4 +1,4 @@
-"""What does the model lose when it reads the reconstruction, and is that more than noise of the same size would cost?"""
+"""What does the model lose when it reads the reconstruction, and is that more than noise would cost?"""
 
 from sae_bench.testing import property_test
 

@@ -307,4 +307,3 @@ def _eased(sae: LinearDecoderSAE, delta: float) -> LinearDecoderSAE:
 
 def _l0(sae: LinearDecoderSAE, x: Tensor) -> float:
     return float((sae.encode(x) != 0).sum(-1).double().mean())
-

@@ -24,7 +24,6 @@ def property_test(name: str) -> Callable[..., None]:
     """
 
     def test(sae_spec: SAESpec, sae_run: Run, request: pytest.FixtureRequest) -> None:
-        __tracebackhide__ = True
         checked = sae_run.check(sae_spec, name)
         request.node.user_properties.extend(checked.user_properties)
         if checked.failure is not None:

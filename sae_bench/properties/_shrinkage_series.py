@@ -68,7 +68,7 @@ def _quantiles(values: Floats) -> list[float]:
     return [float(value) for value in np.quantile(values, QUANTILES)]
 
 
-def _bins(values: Floats) -> list[np.ndarray]:  # type: ignore[type-arg]
+def _bins(values: Floats) -> list[np.ndarray]:
     """Indices of up to `BINS` groups of equally many features, by rising value."""
     return [group for group in np.array_split(np.argsort(values, kind="stable"), BINS) if len(group)]
 

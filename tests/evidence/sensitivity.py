@@ -25,8 +25,8 @@ from sae_bench.sae import SAE
 from sae_bench.spec import SAESpec
 
 SOUND = "topk"
-DOCUMENTS, MEASURED = 40, 32
-"Documents of the corpus, and of those measured: all that a minute an SAE allows."
+DOCUMENTS, MEASURED, LENGTH = 40, 32, 48
+"Documents of the corpus, those measured, and their tokens: what a quarter of a minute an SAE allows."
 CAUGHT = ("FAIL", "ERROR", "INCOMPARABLE", "MISSING", "INCONCLUSIVE beyond")
 
 
@@ -117,7 +117,7 @@ def _planted(sound: SAESpec, loader: Loader, folder: Path) -> Iterator[Planted]:
         "site_off_by_one": {"site": SITE.replace("blocks.2", "blocks.1")},
         "wrong_processing": {"model_kwargs": {"fold_ln": True, "center_writing_weights": True}},
         "tokens_shuffled": {"corpus": str(_corpus(folder / "shuffled.safetensors", DOCUMENTS, shuffle=True))},
-        "half_the_corpus": {"corpus": str(_corpus(folder / "half.safetensors", DOCUMENTS // 2 + 12))},
+        "half_the_corpus": {"corpus": str(_corpus(folder / "half.safetensors", DOCUMENTS // 2))},
     }
     for name, change in moved.items():
         yield _planted_as(name, replace(sound, id=f"{SOUND}/{name}", baseline_id=SOUND, **change))
@@ -140,7 +140,10 @@ def _undertrained(sae: Any) -> SAE:
 def _corpus(path: Path, size: int, shuffle: bool = False) -> Path:
     """The first documents of the demo's corpus, their tokens shuffled within each if asked for."""
     corpus: Corpus = load_corpus(str(BUNDLED.corpus))
-    documents = [row[:length].tolist() for row, length in zip(corpus.tokens[:size], corpus.lengths, strict=False)]
+    documents = [
+        row[: min(int(length), LENGTH)].tolist()
+        for row, length in zip(corpus.tokens[:size], corpus.lengths, strict=False)
+    ]
     if shuffle:
         generator = _generator()
         documents = [
