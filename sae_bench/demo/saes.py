@@ -85,7 +85,7 @@ def _standard(d_in: int, recipe: SAERecipe) -> Any:
 def _gated(d_in: int, recipe: SAERecipe) -> Any:
     warm = recipe.steps // 10
     return GatedTrainingSAE(
-        GatedTrainingSAEConfig(d_in=d_in, l1_coefficient=2.5, l1_warm_up_steps=warm, **_common(recipe))
+        GatedTrainingSAEConfig(d_in=d_in, l1_coefficient=1.0, l1_warm_up_steps=warm, **_common(recipe))
     )
 
 

@@ -6,7 +6,7 @@ import importlib
 import sys
 import time
 
-from tests.evidence.sources import SPEAKS_OF, write
+from tests.evidence.sources import SPEAKS_OF, sources_hash, write
 
 
 def main(names: list[str]) -> int:
@@ -15,10 +15,11 @@ def main(names: list[str]) -> int:
         sys.stderr.write(f"no evidence is called {unknown[0]!r}; there are {', '.join(SPEAKS_OF)}\n")
         return 4
     for name in names or list(SPEAKS_OF):
-        started = time.perf_counter()
+        # Of the sources as they were when measuring began.
+        speaks_of, started = sources_hash(name), time.perf_counter()
         result = importlib.import_module(f"tests.evidence.{name}").measure()
         seconds = time.perf_counter() - started
-        write(name, result, seconds)
+        write(name, speaks_of, result, seconds)
         sys.stdout.write(f"{name}: {seconds:.0f} s\n")
     return 0
 

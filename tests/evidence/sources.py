@@ -11,8 +11,25 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 JUDGING = ("stats", "limits", "comparison", "verdict")
+JUDGED = (
+    "kl_gap",
+    "_kl_[!s]*",
+    "orthogonality",
+    "_dictionary",
+    "reconstruction",
+    "shrinkage",
+    "_shrinkage_tokens",
+    "sparsity",
+    "steering",
+    "_steering_[!s]*",
+    "_steering_stats",
+)
+"Properties with limits, and what their numbers are made of; series are for looking at."
 SPEAKS_OF: dict[str, tuple[str, ...]] = {
-    "sensitivity": (*(f"sae_bench/{name}.py" for name in (*JUDGING, "controls")), "sae_bench/properties/*.py"),
+    "sensitivity": (
+        *(f"sae_bench/{name}.py" for name in (*JUDGING, "controls")),
+        *(f"sae_bench/properties/{name}.py" for name in JUDGED),
+    ),
     "error_rates": (*(f"sae_bench/{name}.py" for name in JUDGING), "sae_bench/properties/kl_gap.py"),
     "kills": ("sae_bench/store.py", "sae_bench/run.py", "sae_bench/conversion.py", "tests/runs/toy_engine.py"),
     "oldest_pytest": tuple(f"sae_bench/{name}.py" for name in ("plugin", "session", "choices", "scheduling")),
@@ -45,8 +62,8 @@ def read(evidence: str) -> dict[str, Any]:
     return found
 
 
-def write(evidence: str, result: Any, seconds: float) -> None:
+def write(evidence: str, speaks_of: str, result: Any, seconds: float) -> None:
     """Keep what was found."""
-    tree = {"sources": sources_hash(evidence), "seconds": round(seconds), "result": result}
+    tree = {"sources": speaks_of, "seconds": round(seconds), "result": result}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{evidence}.json").write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
