@@ -76,7 +76,8 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     from sae_bench.render.terminal import listing
 
     session = _session(config)
-    config.get_terminal_writer().write(listing(session.specs, session.properties, session.options.baselines))
+    # pytest's own writer comes with its terminal reporter, which is not there yet.
+    sys.stdout.write(listing(session.specs, session.properties, session.options.baselines))
     return 0
 
 

@@ -143,9 +143,11 @@ def undefined(report: Report) -> list[str]:
     for (name, short), rows in found.items():
         metrics = list(dict.fromkeys(row.metric for row in rows))
         reasons = {row.result.reason for row in rows if row.result is not None}
+        whole = all(len(report.saes[row.sae].properties[name].metrics) == len(metrics) for row in rows)
         named = metrics[0] if len(metrics) == 1 else f"{{{', '.join(metrics)}}}"
+        subject = name if whole else f"{name}.{named}"
         why = reasons.pop() if len(reasons) == 1 else short
-        sentences.append(f"undefined: {name}.{named} of {_of(list(dict.fromkeys(r.sae for r in rows)), report)}: {why}")
+        sentences.append(f"undefined: {subject} of {_of(list(dict.fromkeys(r.sae for r in rows)), report)}: {why}")
     return sentences
 
 

@@ -72,7 +72,7 @@ def test_everything_together_is_small():
 def test_the_model_is_small_and_has_the_languages_vocabulary():
     config = json.loads((MODEL / "config.json").read_text())
     assert config["vocab_size"] == len(vocabulary())
-    assert config["activation_function"] == "gelu_new"
+    assert config["activation_function"] == "gelu_pytorch_tanh"
     weights = load_file(MODEL / "model.safetensors")
     assert sum(tensor.numel() for tensor in weights.values()) < 2e6
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
