@@ -62,7 +62,12 @@ MEANT_FOR: dict[str, tuple[str, ...]] = {
     "tokens_shuffled": ("kl_gap",),
     "half_the_corpus": ("kl_gap",),
 }
-"The properties that exist to catch a defect; none for bfloat16, which should do no harm and is listed for its size."
+"The properties that exist to catch a defect."
+REASONS = {
+    "bfloat16": "rounding the weights to half precision does no harm: KL moves by 0.5%, which is not decided from 0",
+    "encoder_bias_dropped": "a TopK SAE keeps its k largest codes whatever the biases: FVU rises by 2.8%, within 5%",
+}
+"Why a defect need not be caught on this SAE."
 
 
 def measure() -> dict[str, Any]:
@@ -95,13 +100,20 @@ def measure() -> dict[str, Any]:
     missed = [
         name for name, row in matrix.items() if row["meant_for"] and not set(row["caught_by"]) & {*row["meant_for"]}
     ]
-    return {"sae": f"demo/{SOUND}", "tier": "smoke", "properties": names, "missed": missed, "matrix": matrix}
+    return {
+        "sae": f"demo/{SOUND}",
+        "tier": "smoke",
+        "properties": names,
+        "missed": missed,
+        "reasons": REASONS,
+        "matrix": matrix,
+    }
 
 
 def _cell(checked: Any) -> dict[str, Any]:
     verdict = str(checked.verdict.verdict)
     beyond = verdict == "INCONCLUSIVE" and checked.verdict.beyond
-    return {"verdict": f"{verdict} beyond" if beyond else verdict, "says": checked.verdict.lines[0]}
+    return {"verdict": f"{verdict} beyond" if beyond else verdict, "says": checked.verdict.lines[0].replace(f"{Path.cwd()}/", "")}
 
 
 def _planted(sound: SAESpec, loader: Loader, folder: Path) -> Iterator[Planted]:

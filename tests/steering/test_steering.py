@@ -232,5 +232,5 @@ def test_the_demo_is_green_and_its_permuted_decoder_red() -> None:
     sound = measure(demo_bench("gated"))
     assert value(sound, "anti_share") <= 0.2
     assert not judged(sound).fails
-    damaged = demo_bench("gated", lambda sae: controls.permuted(sae, torch.Generator().manual_seed(3)))
+    damaged = demo_bench("topk", lambda sae: controls.permuted(sae, torch.Generator().manual_seed(3)))
     assert judged(measure(damaged)).fails
