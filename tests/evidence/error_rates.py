@@ -123,7 +123,9 @@ def _alpha() -> float:
     return ALPHA / judged_by_declaration(rules, "kl_gap", declared.metrics)
 
 
-def _verdict(now: Ratio, accepted: Ratio, rows: Any, metric: str = METRIC) -> Verdict:
+def _verdict(
+    now: Ratio, accepted: Ratio, rows: Any, metric: str = METRIC, rule: Any = None, noise: float | None = None
+) -> Verdict:
     """What a run over these documents would say; a document drawn twice counts as two."""
     ids = tuple(range(len(rows)))
     new = Ratio(now.numerator[rows], now.denominator[rows])
@@ -131,8 +133,8 @@ def _verdict(now: Ratio, accepted: Ratio, rows: Any, metric: str = METRIC) -> Ve
     change = paired_change(new, old, ids, ids)
     assert change is not None
     declared = next(each for each in load_property("kl_gap").metrics if each.name == metric)
-    held = Accepted(old.value, old, ids, declared.version)
-    return against_accepted(declared, change, held, _rule(), _alpha(), f"kl_gap.{metric}").verdict
+    held = Accepted(old.value, old, ids, declared.version, noise=noise)
+    return against_accepted(declared, change, held, rule or _rule(), _alpha(), f"kl_gap.{metric}").verdict
 
 
 def _share_failing(now: Ratio, accepted: Ratio, size: int, rng: np.random.Generator, draws: int = DRAWS) -> float:
@@ -180,13 +182,15 @@ def _false_alarms(rng: np.random.Generator) -> dict[str, Any]:
     """The same SAE measured again with other seeds, batch sizes and orders, in the metrics that draw noise.
 
     Noise is drawn for each document by itself, so a run may be put together from documents of several: a comparison
-    takes every document from two different ones, drawn at random, and the true change is 0 whichever they are.
+    takes every document from two different ones, drawn at random, and the true change is 0 whichever they are. The
+    limit is the tightest that a run allows for a metric whose noise was measured.
     """
     with tempfile.TemporaryDirectory() as folder:
         corpus = cut_corpus(Path(folder) / "corpus.safetensors", 96)
         bench = Loader(Settings(TIERS["smoke"])).bench(_spec("sound", lambda: _sae(RETRAINED[0]), str(corpus)))
         declared = load_property("kl_gap")
         runs = [declared.measure(varied(bench, repeat)).estimates for repeat in range(1, REPEATS + 1)]
+    spread = {metric: float(np.ptp([run[metric].value for run in runs])) for metric in NOISY}
     verdicts = []
     for comparison in range(COMPARISONS):
         metric = NOISY[comparison % len(NOISY)]
@@ -199,9 +203,10 @@ def _false_alarms(rng: np.random.Generator) -> dict[str, Any]:
         first = rng.integers(REPEATS, size=len(at))
         second = (first + rng.integers(1, REPEATS, size=len(at))) % REPEATS
         now, accepted = (Ratio(numerator[pick, at], denominator[pick, at]) for pick in (first, second))
-        verdicts.append(_verdict(now, accepted, at, metric))
+        verdicts.append(_verdict(now, accepted, at, metric, parse_rule(f"kl_gap.{metric}:1noise"), spread[metric]))
     counts = {verdict.value: verdicts.count(verdict) for verdict in sorted(set(verdicts))}
-    return {"comparisons": COMPARISONS, "metrics": NOISY, "verdicts": counts, "fails": verdicts.count(Verdict.FAIL)}
+    fails = verdicts.count(Verdict.FAIL)
+    return {"comparisons": COMPARISONS, "limit": "1noise", "metrics": NOISY, "verdicts": counts, "fails": fails}
 
 
 def _sae(name: str) -> Any:

@@ -113,7 +113,10 @@ def measure() -> dict[str, Any]:
 def _cell(checked: Any) -> dict[str, Any]:
     verdict = str(checked.verdict.verdict)
     beyond = verdict == "INCONCLUSIVE" and checked.verdict.beyond
-    return {"verdict": f"{verdict} beyond" if beyond else verdict, "says": checked.verdict.lines[0].replace(f"{Path.cwd()}/", "")}
+    return {
+        "verdict": f"{verdict} beyond" if beyond else verdict,
+        "says": checked.verdict.lines[0].replace(f"{Path.cwd()}/", ""),
+    }
 
 
 def _planted(sound: SAESpec, loader: Loader, folder: Path) -> Iterator[Planted]:

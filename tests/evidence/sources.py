@@ -32,7 +32,7 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
     ),
     "error_rates": (*(f"sae_bench/{name}.py" for name in JUDGING), "sae_bench/properties/kl_gap.py"),
     "kills": ("sae_bench/store.py", "sae_bench/run.py", "sae_bench/conversion.py", "tests/runs/toy_engine.py"),
-    "oldest_pytest": tuple(f"sae_bench/{name}.py" for name in ("plugin", "session", "choices", "scheduling")),
+    "oldest_pytest": tuple(f"sae_bench/{name}.py" for name in ("plugin", "scheduling")),
 }
 "Globs below the root, by the name of the evidence."
 

@@ -46,7 +46,7 @@ def test_size_false_alarms_and_power(sources: Any) -> None:
         assert row["failing"] <= (0.06 if row["kind"] in concentrated else result["alpha"] + 0.0035), row
     assert "scaled decoder of standard" not in concentrated
     assert result["false_alarms"]["comparisons"] >= 3000
-    assert result["false_alarms"]["fails"] == 0
+    assert result["false_alarms"]["fails"] <= result["alpha"] * result["false_alarms"]["comparisons"]
     found = {(row["kind"], row["documents"]): row for row in result["power"]}
     assert found["scaled decoder of standard", 128]["found_10_percent"] >= 0.95
 

@@ -17,7 +17,6 @@ import pytest
 
 from sae_bench.registration import SAES, load_entry_points
 
-
 ENGINE = Path(__file__).with_name("toy_engine.py")
 REGISTER = """
 from sae_bench import register_sae
