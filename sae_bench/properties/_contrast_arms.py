@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 ARMS = ("feature", "mean_difference", "random_direction")
 CANDIDATES = 8
 "Features taken by what they tell and by what they do, to be steered with on the choosing half."
+QUESTIONS_A_PROMPT = 4
+"Questions that the smoke tier asks, for every prompt of its feature steering; the other tiers ask all."
 RANDOM = 8
 "Random directions; an arm's numbers are means over them."
 
@@ -52,6 +54,10 @@ def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None)
     from sae_bench.steering import LastPosition, random_directions
     from sae_bench.steering import propensity as engine
 
+    if bench.settings.tier.name == "smoke":
+        most = QUESTIONS_A_PROMPT * (bench.settings.tier.prompts or 0)
+        asked = replace(asked, pairs=engine.first_of_cells(asked.pairs, most))
+        shifted = shifted and replace(shifted, pairs=engine.first_of_cells(shifted.pairs, most))
     questions = engine.samples(bench, asked)
     choosing, scored = engine.halves_by_cell(asked.pairs)
     chosen_half, scored_half = ([questions[index] for index in half] for half in (choosing, scored))

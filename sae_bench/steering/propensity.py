@@ -109,6 +109,15 @@ def _captured(bench: Bench, where: str, tokens: Tensor) -> Prompt:
     return Prompt(where, tokens.to(device), seen.block_input[0].to(device), seen.value[0].to(device))
 
 
+def first_of_cells(pairs: Sequence[Pair], most: int) -> tuple[Pair, ...]:
+    """About ``most`` questions, the first of every combination of factors, as many of each."""
+    cells: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for index, pair in enumerate(pairs):
+        cells.setdefault(tuple(sorted((name, str(level)) for name, level in pair.factors.items())), []).append(index)
+    each = max(2, -(-most // len(cells)))
+    return tuple(pairs[index] for index in sorted(index for cell in cells.values() for index in cell[:each]))
+
+
 def halves_by_cell(pairs: Sequence[Pair]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Indices of the choosing and of the scored half: within every combination of factor levels, by turns.
 
