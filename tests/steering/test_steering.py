@@ -199,7 +199,7 @@ def test_a_real_model_orders_the_arms(real_assets: Path) -> None:
     assert not judged(found).fails
 
 
-def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae) -> Any:
+def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae, tier: str = "smoke") -> Any:
     from sae_bench.bench import Bench, site_data
     from sae_bench.corpus import load_corpus
     from sae_bench.demo import paths
@@ -210,7 +210,7 @@ def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae) -> Any
     if not (paths.SAES[name] / "cfg.json").exists():
         pytest.skip(f"the demo's SAE {name!r} is not built")
     model, corpus = load_model(str(paths.MODEL)), load_corpus(paths.CORPUS)
-    settings = Settings(tier=dataclasses.replace(TIERS["smoke"], features=32))
+    settings = Settings(tier=TIERS[tier])
     data = site_data(model, parse_site(paths.SITE), corpus, settings)
     sae = change(read_sae(str(paths.SAES[name])))
     return Bench(sae, model, corpus, data, settings, contrast=str(paths.CONTRAST))
@@ -219,7 +219,7 @@ def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae) -> Any
 def test_the_demo_has_a_feature_that_steers_its_persona_whatever_the_letter() -> None:
     from sae_bench.properties.contrast import measure as measure_contrast
 
-    found = measure_contrast(demo_bench("topk"))
+    found = measure_contrast(demo_bench("topk", tier="standard"))
     assert value(found, "anti_share") <= 0.2
     assert value(found, "worst_level_sign") >= 0.8
     assert value(found, "steerability_shifted") > 0
