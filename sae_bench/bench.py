@@ -98,8 +98,12 @@ class Bench:
         if self.settings.order_seed is not None:
             generator = torch.Generator().manual_seed(self.settings.order_seed)
             order = torch.randperm(self.documents, generator=generator)
-        for rows in torch.split(order, self._batch_documents()):
-            yield self.batch(tuple(rows.tolist()))
+        for group in torch.split(order, TIERS["smoke"].documents or len(order)):
+            # Documents of similar length share a batch, so that little is computed for padding. Only among the
+            # documents of a smoke run, which thus has the same batches, and the same numbers, in every tier.
+            by_length = group[torch.argsort(self.corpus.lengths[group], stable=True)]
+            for rows in torch.split(by_length, self._batch_documents()):
+                yield self.batch(tuple(rows.tolist()))
 
     def batch(self, documents: tuple[int, ...], stop: int | None = None) -> Batch:
         """A batch of given documents, each cut after ``stop`` tokens."""

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sae_bench.errors import UsageError
+from sae_bench.tiers import TIERS, Settings
 
 if TYPE_CHECKING:
     from sae_bench.limits import Source
-
-TIER_NAMES = ("smoke", "standard", "full")
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,18 @@ OPTIONS = (
     Option("no-compare", "judge hard limits only", "flag", False),
     Option("baselines", "folder of accepted reports, relative to the root folder", default="baselines", metavar="DIR"),
     Option("report-dir", "folder of run reports, relative to the root folder", default="reports", metavar="DIR"),
-    Option("tier", "how much is measured", "choice", "standard", TIER_NAMES),
+    Option("tier", "how much is measured", "choice", "standard", tuple(TIERS)),
     Option("docs", "documents measured, instead of the tier's", "count", metavar="N"),
     Option("seed", "seed of every random draw", "count", 0, metavar="N"),
     Option("device", "torch device of model and SAEs", default="cpu"),
     Option("dtype", "precision of the model", "choice", "float32", ("float32", "bfloat16", "float16")),
-    Option("batch-size", "documents in a model batch; changes speed and memory, not results", "count", 32, metavar="N"),
+    Option(
+        "batch-size",
+        "documents in a model batch; changes speed and memory, not results",
+        "count",
+        Settings.batch_size,
+        metavar="N",
+    ),
     Option(
         "selfcheck",
         "measure again with another batch size, order and seed, and record the spread as noise",

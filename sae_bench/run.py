@@ -24,6 +24,7 @@ from sae_bench.provenance import Provenance
 from sae_bench.report import PropertyResult, Report, property_result
 from sae_bench.selfcheck import check_noise, measured_noise
 from sae_bench.spec import SAESpec
+from sae_bench.tiers import TIERS, Settings
 from sae_bench.verdict import AcceptedProperty, PropertyVerdict, Verdict, judge, sparsity_moved
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class RunOptions:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
-    batch_size: int = 32
+    batch_size: int = Settings.batch_size
     baselines: Path = Path("baselines")
     reference: Path | None = None
     "A report to compare with instead of the accepted ones."
@@ -186,7 +187,6 @@ class Run:
 
     def _load(self) -> Loader:
         if self._loader is None:
-            from sae_bench.bench import TIERS, Settings
             from sae_bench.loading import Loader
 
             settings = Settings(

@@ -22,6 +22,7 @@ from sae_bench.render import github, terminal
 from sae_bench.render.files import accepted_side, write_files
 from sae_bench.report import PropertyResult, Report, SAEResult, write_report
 from sae_bench.run import Run
+from sae_bench.scheduling import share_cores
 from sae_bench.spec import SAESpec
 
 TESTS_FAILED = int(pytest.ExitCode.TESTS_FAILED)
@@ -89,6 +90,7 @@ class Session:
 
     def _follow(self, worker: dict[str, str]) -> None:
         """What the controlling process decided; a name only, where it did not know that SAEs would be measured."""
+        share_cores(int(worker["workercount"]))
         if FOLDER in worker:
             self.run.folder = Path(worker[FOLDER]) if worker[FOLDER] else None
             self.run.earlier = store.earlier_records(map(Path, worker[EARLIER].splitlines()))

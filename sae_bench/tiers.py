@@ -39,7 +39,7 @@ class Settings:
     documents: int | None = None
     "Instead of the tier's."
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int = 16
     "Documents per batch, at most; fewer where the vocabulary or the dictionary is large."
     device: str = "cpu"
     dtype: str = "float32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -24,13 +25,20 @@ def test_two_processes_give_the_report_of_one(toy: Any) -> None:
     assert [*toy.values()] == [*one]
     homes: dict[str, set[str]] = {}
     for line in (toy.path / "processes.log").read_text().splitlines():
-        process, sae = line.split()
+        process, sae, _ = line.split()
         homes.setdefault(sae, set()).add(process)
     assert all(len(processes) == 1 for processes in homes.values()), "an SAE was loaded twice"
     assert len(set.union(*homes.values())) == 2
     assert re.search(r"7 passed|2 failed", two.stdout)
     assert len(toy.folders()) == 3
     assert "FAIL" in two.stdout
+
+
+@pytest.mark.parametrize("said", ["", "3"])
+def test_workers_divide_the_cores_unless_the_user_did(toy: Any, said: str) -> None:
+    assert toy.alone(*TWO, OMP_NUM_THREADS=said).returncode == 0
+    threads = {line.split()[2] for line in (toy.path / "processes.log").read_text().splitlines()}
+    assert threads == {said or str(max(1, len(os.sched_getaffinity(0)) // 2))}
 
 
 def test_two_processes_take_up_a_killed_run_and_mistakes_are_one_sentence(toy: Any) -> None:

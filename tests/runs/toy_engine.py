@@ -69,7 +69,7 @@ def measure(name: str, bench: ToyBench) -> Measurement:
     with Path("measured.log").open("a") as log:
         log.write(f"{bench.sae.id} {name}\n")
     with Path("processes.log").open("a") as log:
-        log.write(f"{os.getpid()} {bench.sae.id}\n")
+        log.write(f"{os.getpid()} {bench.sae.id} {os.environ.get('OMP_NUM_THREADS')}\n")
     time.sleep(float(os.environ.get("TOY_PAUSE", "0")))
     what = said().get(f"{bench.sae.id} {name}", 1.0)
     if what == "raise":
