@@ -19,10 +19,7 @@ from sae_bench.formats import as_sae, read_sae
 from sae_bench.model import Model, load_model
 from sae_bench.sae import SAE, check_contract, check_fit, weights_sha256
 from sae_bench.site import Site, parse_site
-from sae_bench.spec import SAESpec
-
-CONTROL = "control"
-"Tag of SAEs that are wrong on purpose; they may explain less than nothing."
+from sae_bench.spec import CONTROL, SAESpec
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,12 @@ class Loader:
             "include_bos": spec.include_bos,
         }
 
+    def provenance(self, spec: SAESpec) -> dict[str, str]:
+        """What kind of SAE it is, as its own config says: explains, never decides."""
+        info = self.bench(spec).sae.info
+        said = {"architecture": info.architecture, "format": info.format, "neuronpedia_id": info.neuronpedia}
+        return {name: value for name, value in said.items() if value}
+
     def weights(self, spec: SAESpec) -> str:
         """Hash of the SAE's weights."""
         return weights_sha256(self.bench(spec).sae)
@@ -89,6 +92,8 @@ class Loader:
         check_fit(sae, model.width(place.site), str(place.site))
         check_contract(sae)
         data = site_data(model, place.site, corpus, self.settings, spec.include_bos)
+        if spec.control is not None:
+            sae = _control(spec.control, sae, data, self.settings.seed)
         bench = Bench(
             sae,
             model,
@@ -142,6 +147,13 @@ class Loader:
         if path not in self._corpora:
             self._corpora[path] = load_corpus(path)
         return self._corpora[path]
+
+
+def _control(name: str, sae: SAE, data: SiteData, seed: int) -> SAE:
+    from sae_bench.controls import CONTROLS
+
+    x = data.rows[data.kept[:_CONTROL_TOKENS]].to(sae.tensors_device)
+    return CONTROLS[name](sae, x, torch.Generator().manual_seed(seed))
 
 
 def complete(spec: SAESpec, sae: SAE) -> Place:

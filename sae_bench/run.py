@@ -106,6 +106,8 @@ class Run:
         "Records of unfinished runs by what their numbers follow from."
         self.results: dict[tuple[str, str], PropertyResult] = {}
         "Everything found by this process, by SAE and property."
+        self.provenance: dict[str, Mapping[str, str]] = {}
+        "What kinds of SAEs this process has loaded, by id."
         self.unwritten: list[str] = []
         "Why records could not be written."
         self._loader: Loader | None = None
@@ -159,6 +161,7 @@ class Run:
                 loader.forget(self._current)
             self._current = spec
             bench = loader.bench(spec)
+            self.provenance[spec.id] = loader.provenance(spec)
             key = self._key(loader, spec, declared)
             earlier = self.earlier.get(key) if key is not None else None
             if earlier is not None:
@@ -261,13 +264,14 @@ class Run:
         if not isinstance(found, str) and result.verdict is not Verdict.ERROR:
             key, earlier = found.key, found.earlier
         try:
-            return store.write_record(self.folder, sae, result, key, str(earlier.path) if earlier else None)
+            about = self.provenance.get(sae, {})
+            return store.write_record(self.folder, sae, result, key, str(earlier.path) if earlier else None, about)
         except StoreError as error:
             self.unwritten.append(str(error))
             return None
 
     def _accepted(self, spec: SAESpec, name: str) -> AcceptedProperty | None:
-        if not self.options.compare:
+        if not self.options.compare or spec.control is not None:
             return None
         return baselines.accepted_property(self.options.reference or self.options.baselines, spec.judged_as, name)
 

@@ -246,7 +246,8 @@ class Session:
             self.troubles.append(f"the job's summary was not written: {error}")
 
     def _report(self, results: dict[str, dict[str, PropertyResult]], ended: bool) -> Report:
-        saes = {sae: SAEResult(found, tags=self._tags(sae)) for sae, found in results.items()}
+        about = {**{record.sae: record.provenance for record in self.kept}, **self.run.provenance}
+        saes = {sae: SAEResult(found, self._tags(sae), about.get(sae, {})) for sae, found in results.items()}
         taken = sum(record.taken_from is not None for record in self.kept)
         said = {
             "interrupted": not ended,

@@ -45,6 +45,8 @@ class Record:
     "What its numbers follow from, see `content_key`; None when that is not known, and it is never taken up."
     taken_from: str | None = None
     "The record of an unfinished run that it was restored from."
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    "Of the SAE."
 
 
 @dataclass
@@ -120,23 +122,30 @@ def _locked(folder: Path) -> FileLock | None:
 
 
 def write_record(
-    folder: Path, sae: str, result: PropertyResult, key: str | None = None, taken_from: str | None = None
+    folder: Path,
+    sae: str,
+    result: PropertyResult,
+    key: str | None = None,
+    taken_from: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write what was found about one property of one SAE; returns the record's path."""
     path = folder / "records" / sae / f"{result.name}.json"
     about = {name: value for name, value in (("key", key), ("taken_from", taken_from)) if value is not None}
-    write_report(Report(Provenance(None, None, "", options=about), saes={sae: SAEResult({result.name: result})}), path)
+    held = SAEResult({result.name: result}, provenance=provenance or {})
+    write_report(Report(Provenance(None, None, "", options=about), saes={sae: held}), path)
     return path
 
 
 def read_record(path: Path) -> Record:
     """The record at ``path``; an unreadable one is a `StoreError`."""
     report = load_report(path)
-    found = [(sae, result) for sae, held in report.saes.items() for result in held.properties.values()]
+    found = [(sae, held, result) for sae, held in report.saes.items() for result in held.properties.values()]
     if len(found) != 1:
         raise StoreError(f"{path} holds {len(found)} results instead of one; it is no record of a run")
     about = report.run.options
-    return Record(path, *found[0], key=about.get("key"), taken_from=about.get("taken_from"))
+    ((sae, held, result),) = found
+    return Record(path, sae, result, about.get("key"), about.get("taken_from"), held.provenance)
 
 
 def earlier_records(folders: Iterable[Path]) -> dict[str, Record]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from sae_bench.properties import load_property, property_names
 from sae_bench.provenance import author, utc
 from sae_bench.render import terminal
 from sae_bench.report import load_report
-from sae_bench.results import PropertyResult, Report, SAEResult
+from sae_bench.results import PropertyResult, Report
 from sae_bench.verdict import judge
 
 
@@ -67,12 +67,12 @@ def _compare(options: argparse.Namespace) -> int:
     results = [each for sae in now.saes.values() for each in sae.properties.items()]
     check_rules(rules, [f"{name}.{metric}" for name, result in results for metric in result.metrics])
     judged = {
-        sae: SAEResult(
-            {
+        sae: replace(
+            found,
+            properties={
                 name: _judge_again(sae, name, result, options.accepted, rules, options.strict)
                 for name, result in found.properties.items()
             },
-            tags=found.tags,
         )
         for sae, found in now.saes.items()
     }

@@ -23,6 +23,8 @@ def test_two_processes_give_the_report_of_one(toy: Any) -> None:
     assert two.returncode == 1, two.stdout
     assert toy.values() == one
     assert [*toy.values()] == [*one]
+    kinds = {sae: held["provenance"] for sae, held in toy.report()["saes"].items()}
+    assert kinds["lab/b"] == {"architecture": "toy", "neuronpedia_id": "toy/lab/b"}, "what an SAE is, said by a worker"
     homes: dict[str, set[str]] = {}
     for line in (toy.path / "processes.log").read_text().splitlines():
         process, sae, _ = line.split()

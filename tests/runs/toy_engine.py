@@ -55,6 +55,9 @@ class ToyLoader:
 
     def forget(self, spec: Any) -> None: ...
 
+    def provenance(self, spec: Any) -> dict[str, str]:
+        return {"architecture": "toy", "neuronpedia_id": f"toy/{spec.id}"}
+
     def context(self, spec: Any) -> dict[str, Any]:
         return {"corpus": said().get("corpus", "c0ffee"), "site": "blocks.3.hook_resid_pre"}
 
