@@ -17,8 +17,9 @@ bench: $(READY)
 test: $(READY) lint
 	$(BIN)/python -m pytest tests -n $(JOBS)
 
+# With all cores: what one process of a run would have.
 bench-engine: $(READY)
-	$(BIN)/python -m pytest benchmarks/engine -o python_files='bench_*.py'
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest benchmarks/engine -o python_files='bench_*.py'
 
 evidence: $(READY)
 	$(BIN)/python -m tests.evidence

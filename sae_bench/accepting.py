@@ -21,6 +21,7 @@ from sae_bench.limits import parse_limit
 from sae_bench.outcome import Verdict
 from sae_bench.report import write_text
 from sae_bench.results import Acceptance, MetricResult, PropertyResult, Report, SAEResult
+from sae_bench.spec import CONTROL
 from sae_bench.stats import paired_change
 from sae_bench.wording import number
 
@@ -92,7 +93,8 @@ def accept(
     if not in_ci and os.environ.get("CI", "").lower() not in ("", "0", "false"):
         raise UsageError("accepting is refused where CI is set: changes would accept themselves; or --sae-accept-in-ci")
     _refuse_partial(report)
-    chosen = {sae: _chosen(result, sae, folder, only, new_only) for sae, result in report.saes.items()}
+    saes = {sae: result for sae, result in report.saes.items() if CONTROL not in result.tags}
+    chosen = {sae: _chosen(result, sae, folder, only, new_only) for sae, result in saes.items()}
     chosen = {sae: properties for sae, properties in chosen.items() if properties}
     if not chosen and not new_only:
         which = f" among {', '.join(only)}" if only else ""
@@ -173,7 +175,7 @@ def _differs(value: float | None, metric: MetricResult | None) -> bool:
 
 
 def _kept(result: PropertyResult, old: PropertyResult | None) -> PropertyResult:
-    """What an accepted file keeps of a result: no verdicts, no series."""
+    """What an accepted file keeps of a result: no verdicts, and only those series that say so."""
     metrics = {
         name: MetricResult(
             value=each.value,
@@ -202,6 +204,8 @@ def _kept(result: PropertyResult, old: PropertyResult | None) -> PropertyResult:
         metrics=metrics,
         clusters=result.clusters if paired else (),
         headline=result.headline,
+        weights=result.weights,
+        series={name: each for name, each in result.series.items() if each.accepted},
     )
 
 

@@ -16,6 +16,8 @@ from sae_bench.report import load_report
 from sae_bench.run import RunOptions
 from sae_bench.spec import SAESpec
 
+DEMO = "demo/"
+"What ids of bundled SAEs begin with."
 NARROWING = {
     "-k": "keyword",
     "-m": "markexpr",
@@ -74,9 +76,19 @@ def chosen_saes(resolved: Resolved) -> list[SAESpec]:
         raise UsageError(
             f"a package that registers SAEs (entry point 'sae_bench.saes') failed: {type(error).__name__}: {error}"
         ) from error
+    if not any(name.startswith(DEMO) for name in SAES) and any(text.startswith(DEMO) for text in resolved["sae"]):
+        # Who names a bundled SAE has it, in any folder; who does not never measures it by accident.
+        from sae_bench.demo import register_demo
+
+        register_demo()
     SAES.freeze("SAEs were chosen")
     defaults = TargetDefaults(resolved["sae_model"], resolved["sae_site"], resolved["sae_corpus"])
-    return select(resolved["sae"], defaults, SAES)
+    chosen = select(resolved["sae"], defaults, SAES)
+    if not resolved["sae_controls"]:
+        return chosen
+    from sae_bench.controls import CONTROLS
+
+    return [each for spec in chosen for each in (spec, *(spec.as_control(name) for name in CONTROLS))]
 
 
 def chosen_properties(patterns: list[str]) -> list[str]:

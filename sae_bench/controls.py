@@ -233,6 +233,16 @@ def more_l0(sae: SAE, x: Tensor, factor: float = 2.0) -> LinearDecoderSAE:
     raise MeasurementError(f"no threshold gives L0 {target:.3g} within 1% on {x.shape[0]} tokens; give more tokens")
 
 
+CONTROLS: Mapping[str, DataDefect] = MappingProxyType(
+    {
+        "identity": lambda sae, _, __: identity(_one_width(sae), sae.info.site_out),
+        "pca": lambda sae, x, _: pca(x, max(1, min(round(_l0(sae, x)), _one_width(sae))), sae.info.site_out),
+        "random": lambda sae, _, generator: random_like(sae, generator),
+        "permuted": lambda sae, _, generator: permuted(sae, generator),
+    }
+)
+"What a property is read beside, by name; ``--sae-controls`` measures them beside every chosen SAE."
+
 DEFECTS: Mapping[str, Defect] = MappingProxyType(
     {
         "decoder_scaled": lambda sae, _: scale_decoder(sae, 0.9),
@@ -280,6 +290,15 @@ def _signed(name: str, components: Tensor, offset: Tensor, site: str | None) -> 
     )
 
 
+def _one_width(sae: SAE) -> int:
+    if sae.d_in == sae.d_out:
+        return sae.d_in
+    raise MeasurementError(
+        f"an SAE that reads {sae.d_in} numbers and writes {sae.d_out} has no identity or PCA to be read beside; "
+        f"leave out --sae-controls for it"
+    )
+
+
 def _info(name: str, d: int, d_sae: int, site: str | None) -> SAEInfo:
     return SAEInfo(format="control", architecture=name, d_in=d, d_sae=d_sae, site_in=site, site_out=site)
 
@@ -305,5 +324,5 @@ def _eased(sae: LinearDecoderSAE, delta: float) -> LinearDecoderSAE:
     return dataclasses.replace(sae, activation=activation.shift(torch.full_like(sae.W_enc[0], delta)))
 
 
-def _l0(sae: LinearDecoderSAE, x: Tensor) -> float:
+def _l0(sae: SAE, x: Tensor) -> float:
     return float((sae.encode(x) != 0).sum(-1).double().mean())

@@ -90,6 +90,7 @@ def property_result(
         confidence=verdict.confidence,
         seconds=seconds,
         notes=(*found.notes, *notes),
+        weights=found.weights,
         series=dict(found.series),
     )
 
@@ -180,6 +181,7 @@ def accepted_from(result: PropertyResult) -> AcceptedProperty:
         },
         context=result.context,
         version=result.version,
+        weights=result.weights,
     )
 
 
@@ -192,7 +194,7 @@ def measurement_from(result: PropertyResult) -> Measurement | str:
         estimate = estimate_from(metric)
         if estimate is not None and metric.reason != "was not measured":
             estimates[name] = estimate
-    return Measurement(estimates, result.clusters, result.series, notes=result.notes)
+    return Measurement(estimates, result.clusters, result.series, notes=result.notes, weights=result.weights)
 
 
 def metrics_from(result: PropertyResult) -> list[Metric]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sae_bench.bench import Bench, Settings, site_data
+from sae_bench.controls import CONTROLS
 from sae_bench.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
 from sae_bench.errors import LoadError, SAEBenchError
 from sae_bench.formats import as_sae, read_sae
@@ -20,6 +21,9 @@ from sae_bench.model import Model, load_model
 from sae_bench.sae import SAE, check_contract, check_fit, weights_sha256
 from sae_bench.site import Site, parse_site
 from sae_bench.spec import CONTROL, SAESpec
+
+_CONTROL_TOKENS = 16_384
+"Of the site that a control is made from: a principal component needs no more."
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ class Loader:
         check_contract(sae)
         data = site_data(model, place.site, corpus, self.settings, spec.include_bos)
         if spec.control is not None:
-            sae = _control(spec.control, sae, data, self.settings.seed)
+            x = data.rows[data.kept[:_CONTROL_TOKENS]].to(self.settings.device)
+            sae = CONTROLS[spec.control](sae, x, torch.Generator().manual_seed(self.settings.seed))
         bench = Bench(
             sae,
             model,
@@ -147,13 +152,6 @@ class Loader:
         if path not in self._corpora:
             self._corpora[path] = load_corpus(path)
         return self._corpora[path]
-
-
-def _control(name: str, sae: SAE, data: SiteData, seed: int) -> SAE:
-    from sae_bench.controls import CONTROLS
-
-    x = data.rows[data.kept[:_CONTROL_TOKENS]].to(sae.tensors_device)
-    return CONTROLS[name](sae, x, torch.Generator().manual_seed(seed))
 
 
 def complete(spec: SAESpec, sae: SAE) -> Place:

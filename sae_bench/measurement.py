@@ -43,6 +43,8 @@ class Metric:
     "Where ``better='target'`` wants the value, if mathematics fixes it; None: where it was accepted."
     noise_free: bool = False
     "True when neither a random draw nor a sample of noise enters: unchanged SAEs must give the same number."
+    of_weights: bool = False
+    "True when it follows from the SAE's weights alone: as long as they are unchanged it is held to `SAME_WEIGHTS`."
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ class Series:
     x: str = ""
     "Label of the horizontal axis, with its unit."
     log_x: bool = False
+    accepted: bool = False
+    "Whether accepted files keep it."
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ class Measurement:
     "Settings that change the quantity; part of the context, so they must be JSON values."
     notes: tuple[str, ...] = ()
     "Sentences worth reading beside the numbers (what was left out, and how many)."
+    weights: str = ""
+    "Hash of the SAE's weights, where metrics follow from them alone."
 
     def __post_init__(self) -> None:
         for name, estimate in self.estimates.items():

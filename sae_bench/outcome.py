@@ -182,6 +182,8 @@ class AcceptedProperty:
     context: Mapping[str, Any]
     "JSON values, nested or flat; decides whether the results may be compared."
     version: int = 1
+    weights: str = ""
+    "Hash of the SAE's weights, where metrics follow from them alone."
 
 
 @dataclass(frozen=True)

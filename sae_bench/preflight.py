@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def rules_for(spec: SAESpec, declared: Property, given: Sequence[Rule]) -> tuple[Rule, ...]:
-    """All limits that may concern a property of an SAE, weakest source first."""
+    """All limits that may concern a property of an SAE, weakest source first; a control has none."""
+    if spec.control is not None:
+        return ()
     rules = [parse_rule(f"{declared.name}.{limit}", "property") for limit in declared.limits]
     rules += [parse_rule(limit, "registration") for limit in spec.limits]
     if spec.l0 is not None:

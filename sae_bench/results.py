@@ -105,6 +105,8 @@ class PropertyResult:
     "Of the intervals, two-sided."
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+    weights: str = ""
+    "Hash of the SAE's weights, where metrics follow from them alone."
     series: Mapping[str, Series] = field(default_factory=dict)
     acceptance: Acceptance | None = None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import UsageError
 
+CONTROL = "control"
+"Tag of SAEs that are wrong on purpose; they may explain less than nothing, and are never accepted."
 _ID = re.compile(r"[a-z0-9._-]+(/[a-z0-9._-]+)*")
 
 
@@ -51,6 +53,8 @@ class SAESpec:
     "Where it was registered, ``file:line``."
     baseline_id: str | None = None
     "Whose accepted report judges it, when it is measured in another's place (``--sae ID=TARGET``)."
+    control: str | None = None
+    "Which of `controls.CONTROLS` is made of it and measured in its place; reported, never judged."
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -70,6 +74,20 @@ class SAESpec:
     def judged_as(self) -> str:
         """The id whose accepted report and limits apply."""
         return self.baseline_id or self.id
+
+    def as_control(self, name: str) -> SAESpec:
+        """The control ``name`` of this SAE, an SAE of its own without limits or accepted report."""
+        return replace(
+            self,
+            id=f"{self.id}/{name}",
+            tags=(*self.tags, CONTROL),
+            control=name,
+            partner=None,
+            l0=None,
+            limits=(),
+            known_failures={},
+            baseline_id=None,
+        )
 
     def baseline_path(self, folder: Path) -> Path:
         """The accepted report of this SAE under ``folder``."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from sae_bench import comparison, wording
 from sae_bench.errors import UsageError
-from sae_bench.limits import Kind, Rule, effective, judged_by_declaration
+from sae_bench.limits import Kind, Rule, effective, judged_by_declaration, parse_limit
 from sae_bench.measurement import Accepted, Estimate, Exact, Measurement, Metric, Undefined
 from sae_bench.outcome import (
     SEVERITY,
@@ -44,6 +44,8 @@ __all__ = [
 
 ALPHA = 0.01
 "One-sided error rate of a property, fixed before the run and divided by the number of metrics it declares judged."
+SAME_WEIGHTS = "0.00001"
+"The change allowed to a metric that follows from the weights alone, as long as the accepted ones are measured."
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _judge_all(case: _Case, metrics: Sequence[Metric], rules: Sequence[Rule]) ->
     found = case.measurement.estimates
     judged = []
     for metric in metrics:
-        limits = effective(rules, case.property, metric, case.sae)
+        limits = {**_same_weights(case, metric), **effective(rules, case.property, metric, case.sae)}
         estimate = found.get(metric.name)
         if estimate is not None:
             judged.append(_judge_metric(case, metric, estimate, limits))
@@ -240,6 +242,16 @@ def _judge_metric(case: _Case, metric: Metric, estimate: Estimate, limits: Mappi
     worst = max(range(len(hard)), key=lambda row: (SEVERITY[hard[row].verdict], hard[row].beyond, -row))
     verdict = hard[worst].verdict
     return _judgement(case, metric, verdict, texts[worst], limits, estimate, hard, change, hard[worst].beyond)
+
+
+def _same_weights(case: _Case, metric: Metric) -> dict[Kind, Rule]:
+    """A limit on what follows from weights that are the accepted ones: only the measurement itself can change it."""
+    held, accepted = case.held(metric.name), case.accepted
+    if not metric.of_weights or held is None or accepted is None or case.differences or held.version != metric.version:
+        return {}
+    if not accepted.weights or accepted.weights != case.measurement.weights:
+        return {}
+    return {"change": Rule(case.property, metric.name, parse_limit(SAME_WEIGHTS))}
 
 
 def _sound(held: Accepted) -> bool:

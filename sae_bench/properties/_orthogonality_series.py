@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -84,7 +84,8 @@ def alive_mask(neighbours: Neighbours, n: int) -> Series:
     mask = np.zeros(n, dtype=bool)
     mask[neighbours.features.cpu().numpy()] = True
     packed = base64.b64encode(zlib.compress(np.packbits(mask).tobytes(), 9)).decode()
-    return Series("table", {"features": [n], "alive": [neighbours.n], "mask": [packed]}, "Alive features, bit by bit")
+    columns: dict[str, list[Any]] = {"features": [n], "alive": [neighbours.n], "mask": [packed]}
+    return Series("table", columns, "Alive features, bit by bit", accepted=True)
 
 
 def _histogram(edges: Floats, counts: Mapping[str, Floats], x: str) -> Series:

@@ -17,6 +17,7 @@ near their random start and flatter every number: each metric speaks of the feat
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,15 +67,29 @@ _OF_FEATURES = (
     Metric("encoder_decoder_cosine", "cosine", "reported", "mean cosine of a feature's encoder and decoder directions"),
 )
 
-METRICS = tuple(
-    Metric(each.name + suffix, each.unit, each.better if not suffix else "reported", each.meaning + of, noise_free=True)
-    for suffix, of in (("", ""), ("_all", ", dead features included"))
-    for each in _OF_FEATURES
+_SMOOTH = ("nn1", "nn10", "nn100", "coherence", "frame_potential_excess", "c_dec", "encoder_decoder_cosine")
+"Metrics that rounding moves by no more than itself; counts and shares jump where two cosines are nearly equal."
+
+METRICS = (
+    *(replace(each, noise_free=True) for each in _OF_FEATURES),
+    *(
+        replace(
+            each,
+            name=f"{each.name}_all",
+            better="reported",
+            meaning=f"{each.meaning}, dead features included",
+            noise_free=True,
+            of_weights=each.name in _SMOOTH,
+        )
+        for each in _OF_FEATURES
+    ),
 )
 
 
 def measure(bench: Bench) -> Measurement:
     """Neighbours of alive features and of all, beside random directions of the same number."""
+    from sae_bench.sae import weights_sha256
+
     found = dictionary(bench)
     estimates, series = _facts(bench, found.alive)
     every = estimates if found.every is found.alive else _facts(bench, found.every)[0]
@@ -84,6 +99,7 @@ def measure(bench: Bench) -> Measurement:
         bench.clusters,
         series,
         notes=found.notes,
+        weights=weights_sha256(bench.sae),
     )
 
 

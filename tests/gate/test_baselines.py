@@ -19,7 +19,7 @@ from sae_bench.baselines import (
     vanished_verdict,
 )
 from sae_bench.errors import StoreError, UsageError
-from sae_bench.measurement import Exact, Influence, Measurement, Ratio, Undefined
+from sae_bench.measurement import Exact, Influence, Measurement, Ratio, Series, Undefined
 from sae_bench.outcome import Verdict
 from sae_bench.report import write_report
 from sae_bench.results import Report
@@ -215,6 +215,22 @@ def test_undefined_and_fitted_values_survive_acceptance(gate, sound, tmp_path: P
     judged = _compare(gate, now, tmp_path)
     assert judged.by_metric["ev"].verdict is Verdict.UNDEFINED
     assert (judged.by_metric["l0"].verdict, judged.by_metric["l0"].change) == (Verdict.PASS, 0)
+
+
+def test_an_accepted_file_keeps_the_weights_hash_and_the_series_that_say_so(gate, sound, tmp_path: Path) -> None:
+    series = {
+        "alive": Series("table", {"features": [8], "mask": ["eJz7DwABAQEA"]}, accepted=True),
+        "density": Series("table", {"x": [1.0]}),
+    }
+    _take(gate.report(replace(sound, series=series, weights="c0ffee")), tmp_path)
+    file = load_accepted(tmp_path, ID)
+    assert file is not None
+    kept = file.result.properties["kl_gap"]
+    assert kept.weights == "c0ffee"
+    assert dict(kept.series) == {"alive": series["alive"]}
+    held = accepted_property(tmp_path, ID, "kl_gap")
+    assert held is not None
+    assert held.weights == "c0ffee"
 
 
 def test_files_of_another_sae_and_broken_files(gate, sound, tmp_path: Path) -> None:

@@ -315,3 +315,19 @@ def test_judging_does_not_depend_on_the_order_of_documents(gate, sound) -> None:
     one, other = (gate.judge(each, gate.accepted(sound)) for each in (worse, turned))
     assert one.verdict is other.verdict
     assert one.by_metric["kl_sae"].change_interval == pytest.approx(other.by_metric["kl_sae"].change_interval, rel=1e-9)
+
+
+def test_what_follows_from_unchanged_weights_may_not_change_at_all(gate) -> None:
+    """Whatever moves it then is a fault of the measurement; with other weights it is only reported."""
+    metric = Metric("nn1_all", "cosine", "reported", "of all features", noise_free=True, of_weights=True)
+    gate.declared = replace(gate.declared, metrics=(metric,), headline="nn1_all", limits=())
+
+    def judged(value: float, now: str, before: str) -> Verdict | None:
+        held = AcceptedProperty({"nn1_all": Accepted(0.4, Exact(0.4), (), 1)}, gate.context, weights=before)
+        return gate.judge(Measurement({"nn1_all": Exact(value)}, weights=now), held).by_metric["nn1_all"].verdict
+
+    assert judged(0.4 + 9e-6, "same", "same") is Verdict.PASS
+    assert judged(0.4 + 2e-5, "same", "same") is Verdict.FAIL
+    assert judged(0.4 - 2e-5, "same", "same") is Verdict.FAIL
+    assert judged(0.5, "other", "same") is None
+    assert judged(0.5, "", "") is None
