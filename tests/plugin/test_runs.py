@@ -52,6 +52,25 @@ def test_a_better_checkpoint_is_improved(suite: Any) -> None:
     assert suite.report()["saes"]["lab/worse"]["properties"]["kl_gap"]["verdict"] == "IMPROVED"
 
 
+def test_controls_are_measured_beside_the_sae_and_neither_judged_nor_accepted(suite: Any) -> None:
+    suite.accept("--sae", "lab/worse")
+    result = suite("--sae", "lab/worse=./good", "--sae-controls", "--sae-accept", "--sae-accept-reason", "better")
+    result.assert_outcomes(passed=15)
+    assert result.ret == 0
+    names = ("identity", "pca", "random", "permuted")
+    saes = suite.report()["saes"]
+    assert set(saes) == {"lab/worse", *(f"lab/worse/{name}" for name in names)}
+    values = {name: saes[f"lab/worse/{name}"]["properties"] for name in names}
+    results = [result for found in values.values() for result in found.values()]
+    assert not any(metric.get("limit") for result in results for metric in result["metrics"].values())
+    assert values["identity"]["kl_gap"]["metrics"]["kl_sae"]["value"] == 0
+    assert values["identity"]["reconstruction"]["metrics"]["fvu"]["value"] == 0
+    assert values["pca"]["reconstruction"]["metrics"]["fvu"]["value"] < 1
+    for name in ("random", "permuted"):
+        assert values[name]["reconstruction"]["metrics"]["fvu"]["value"] > 1
+    assert [path.name for path in (suite.path / "baselines").rglob("*.json")] == ["worse.json"]
+
+
 def test_sae_may_be_given_as_a_target(suite: Any) -> None:
     result = suite("--sae", "./good", "--sae-model", "model", "--sae-corpus", "corpus.safetensors")
     result.assert_outcomes(passed=3)
