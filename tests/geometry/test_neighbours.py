@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sae_bench.demo.paths import SAES
 from sae_bench.errors import MeasurementError
+from sae_bench.formats import read_sae
 from sae_bench.geometry import Neighbours, frame_potential_excess, gini, neighbours, rms_cosine, votes, welch_bound
 
 Rows = Callable[..., Tensor]
@@ -73,6 +75,25 @@ def test_equal_to_the_naive_computation(n: int, d: int, share: float, rows: Rows
     among_alive, among_all = neighbours(W_dec, alive)
     Naive(W_dec, alive.nonzero().flatten()).check(among_alive)
     Naive(W_dec, torch.arange(n)).check(among_all)
+
+
+@pytest.mark.parametrize("path", SAES.values(), ids=SAES.keys())
+def test_demo_saes_equal_the_naive_computation(path: Path) -> None:
+    check_trained(str(path))
+
+
+@pytest.mark.parametrize("name", [name for name in SAES if "-seed" not in name])
+def test_real_saes_equal_the_naive_computation(name: str, real_assets: Path) -> None:
+    check_trained(str(real_assets / "saes" / f"{name}-l3"))
+
+
+def check_trained(path: str) -> None:
+    W_dec = read_sae(path).W_dec
+    assert W_dec is not None
+    alive = torch.rand(len(W_dec), generator=torch.Generator().manual_seed(1)) < 0.8
+    among_alive, among_all = neighbours(W_dec, alive)
+    Naive(W_dec, alive.nonzero().flatten()).check(among_alive)
+    Naive(W_dec, torch.arange(len(W_dec))).check(among_all)
 
 
 def test_orders_that_fight_the_bars(rows: Rows) -> None:
