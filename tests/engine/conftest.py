@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,11 +101,3 @@ def corpus() -> Corpus:
     lengths = [20, 7, 20, 2, 13, 20, 20, 5, 20, 11, 20, 3, 20, 16]
     documents = [[0, *torch.randint(2, VOCABULARY, (length - 1,), generator=generator).tolist()] for length in lengths]
     return from_documents(documents, cluster=[0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 7, 7, 8, 9], has_bos=True, source="random")
-
-
-@pytest.fixture(scope="session")
-def real_assets() -> Path:
-    folder = os.environ.get("SAE_BENCH_REAL_ASSETS")
-    if not folder:
-        pytest.skip("SAE_BENCH_REAL_ASSETS does not name a folder with the real model and its golden numbers")
-    return Path(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -67,8 +66,5 @@ def saved(make: Callable[..., Any], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def real_saes() -> Path:
-    folder = os.environ.get("SAE_BENCH_REAL_ASSETS")
-    if not folder:
-        pytest.skip("SAE_BENCH_REAL_ASSETS is not set: no real SAEs to read")
-    return Path(folder) / "saes"
+def real_saes(real_assets: Path) -> Path:
+    return real_assets / "saes"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,14 +77,6 @@ def make_sae() -> Callable[..., LinearDecoderSAE]:
         )
 
     return make
-
-
-@pytest.fixture(scope="session")
-def real_assets() -> Path:
-    folder = os.environ.get("SAE_BENCH_REAL_ASSETS")
-    if not folder:
-        pytest.skip("SAE_BENCH_REAL_ASSETS does not name a folder with the real model and its golden numbers")
-    return Path(folder)
 
 
 def random_rows(n: int, d: int, seed: int = 0) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -17,14 +16,6 @@ from sae_bench.corpus import load_corpus
 from sae_bench.formats import read_sae
 from sae_bench.model import load_model
 from sae_bench.site import parse_site
-
-
-@pytest.fixture(scope="session")
-def real_assets() -> Path:
-    folder = os.environ.get("SAE_BENCH_REAL_ASSETS")
-    if not folder:
-        pytest.skip("SAE_BENCH_REAL_ASSETS does not name a folder with the real model and its golden numbers")
-    return Path(folder)
 
 
 @pytest.fixture(scope="session")

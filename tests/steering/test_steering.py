@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,14 +168,6 @@ def test_an_output_that_is_not_finite_names_the_prompt(planted: Any, solved: Any
 def test_too_few_documents_are_an_error(planted: Any) -> None:
     with pytest.raises(MeasurementError, match="measure more documents"):
         measure(planted.bench(settings=Settings(documents=2)))
-
-
-@pytest.fixture(scope="module")
-def real_assets() -> Path:
-    folder = os.environ.get("SAE_BENCH_REAL_ASSETS")
-    if not folder:
-        pytest.skip("SAE_BENCH_REAL_ASSETS does not name a folder with the real model and its golden numbers")
-    return Path(folder)
 
 
 def test_a_real_model_orders_the_arms(real_assets: Path) -> None:
