@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sae_bench.baselines import accepted_path, accepted_text, load_accepted
+from sae_bench.change import paired_change
 from sae_bench.codec import rounded
 from sae_bench.conversion import estimate_from
 from sae_bench.errors import UsageError
@@ -22,7 +23,6 @@ from sae_bench.outcome import Verdict
 from sae_bench.report import write_text
 from sae_bench.results import Acceptance, MetricResult, PropertyResult, Report, SAEResult
 from sae_bench.spec import CONTROL
-from sae_bench.stats import paired_change
 from sae_bench.wording import number
 
 

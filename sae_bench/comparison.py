@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
+from sae_bench.change import Change
 from sae_bench.limits import Limit, Rule, width
 from sae_bench.measurement import Accepted, Estimate, Exact, Influence, Metric, Undefined
 from sae_bench.outcome import Outcome, Verdict
 from sae_bench.stats import (
     NUMERIC_FLOOR,
-    Change,
     degrees_of_freedom,
     detectable_change,
     documents_needed,

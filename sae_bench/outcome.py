@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from sae_bench.change import Change
 from sae_bench.limits import Rule
 from sae_bench.measurement import Accepted
-from sae_bench.stats import Change
 
 
 class Verdict(StrEnum):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sae_bench import comparison, wording
+from sae_bench.change import Change, paired_change
 from sae_bench.errors import UsageError
 from sae_bench.limits import Kind, Rule, effective, judged_by_declaration, parse_limit
 from sae_bench.measurement import Accepted, Estimate, Exact, Measurement, Metric, Undefined
@@ -25,7 +26,7 @@ from sae_bench.outcome import (
     exit_code,
     session_exit,
 )
-from sae_bench.stats import Change, interval, paired_change, standard_error
+from sae_bench.stats import interval, standard_error
 
 __all__ = [
     "ALPHA",

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sae_bench.change import Change
 from sae_bench.limits import Limit
 from sae_bench.measurement import Accepted, Metric, Ratio
 from sae_bench.outcome import Difference, Judgement, Outcome, Verdict
-from sae_bench.stats import Change
 
 _WORDLESS_UNITS = {"", "ratio", "share", "cosine", "slope"}
 _WORTH_A_LINE = (Verdict.PASS, None)
+_WORTH_TELLING = 1.05
+"Inflation of the error of a change: one that would be printed as 1.0 is not told."
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -72,6 +74,8 @@ def paired(metric: Metric, change: Change, outcome: Outcome, alpha: float, accep
     over = ""
     if 0 < len(change.clusters) < accepted_clusters:
         over = f", over the {len(change.clusters)} documents that both have"
+        if change.inflation >= _WORTH_TELLING and change.se:
+            over += f", which vary less than all {accepted_clusters}: errors times {change.inflation:.1f}"
     note = f"; {outcome.note}" if outcome.note else ""
     return f"is {_counted(change.now_value, metric.unit)}, {moved} ({'; '.join(inside)}){over}{note}{_decides(outcome)}"
 

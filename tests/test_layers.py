@@ -10,12 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sae_bench"
 
 LAYERS: dict[int, tuple[str, ...]] = {
-    0: ("__init__", "_identity", "errors", "registry", "spec", "site", "registration"),
-    1: ("tiers", "measurement", "stats", "limits", "outcome", "comparison", "wording", "verdict"),
+    0: ("__init__", "_identity", "errors", "registry", "extensions", "spec", "site", "registration"),
+    1: ("tiers", "measurement", "texts", "stats", "change", "limits", "outcome", "comparison", "wording", "verdict"),
     2: (
         "sae",
         "formats",
         "corpus",
+        "language_model",
         "model",
         "model_files",
         "floors",
@@ -24,10 +25,10 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "sparse_codes",
         "contrast",
     ),
-    3: ("capture", "batch", "bench", "scales", "steering"),
+    3: ("capture", "handed", "batch", "bench", "scales", "steering"),
     4: ("properties",),
     5: ("codec", "provenance", "results", "conversion", "report", "baselines", "accepting", "store"),
-    6: ("loading", "content", "selfcheck", "preflight", "run", "rescaling", "render", "progress"),
+    6: ("loading", "content", "selfcheck", "preflight", "run", "checking", "rescaling", "render", "progress"),
     7: ("testing", "suite", "options"),
     8: ("plugin", "session", "choices", "scheduling", "cli", "__main__", "demo"),
 }

@@ -17,6 +17,7 @@ import torch
 
 from sae_bench import controls
 from sae_bench.bench import TIERS, Settings
+from sae_bench.change import paired_change
 from sae_bench.comparison import against_accepted
 from sae_bench.demo.paths import BUNDLED, SITE
 from sae_bench.limits import judged_by_declaration, parse_rule
@@ -26,7 +27,6 @@ from sae_bench.outcome import Verdict
 from sae_bench.properties import load_property
 from sae_bench.selfcheck import varied
 from sae_bench.spec import SAESpec
-from sae_bench.stats import paired_change
 from sae_bench.verdict import ALPHA
 from tests.evidence.sensitivity import cut_corpus
 

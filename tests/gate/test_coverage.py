@@ -8,11 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from sae_bench.change import paired_change
 from sae_bench.comparison import against_accepted
 from sae_bench.limits import parse_rule
 from sae_bench.measurement import Accepted, Influence, Metric, Ratio
 from sae_bench.outcome import Outcome, Verdict
-from sae_bench.stats import interval, leave_one_out, paired_change
+from sae_bench.stats import interval, leave_one_out
 
 KL = Metric("kl_sae", "nats", "lower", "")
 
@@ -126,6 +127,30 @@ def test_size_at_the_border_is_at_most_the_nominal_rate(limit: str, spread: floa
         now = old * 1.05 * rng.lognormal(-(spread**2) / 2, spread, 64)
         fails += _verdict(Ratio(now * tokens, tokens), Ratio(old * tokens, tokens), limit, alpha) is Verdict.FAIL
     assert fails / runs <= alpha + 3 * math.sqrt(alpha / runs)
+
+
+def test_size_holds_where_one_document_in_fifty_holds_a_fifth_of_the_value() -> None:
+    """Those few move the other way; half of the runs over 32 documents see none of them, and nothing in a run tells."""
+    rng = np.random.default_rng(19)
+    alpha, runs, limit = 0.01, 2000, parse_rule("kl_gap.kl_sae:2%")
+    heavy = np.arange(500) % 50 == 0
+    old = np.where(heavy, 12.0, 1.0) * rng.lognormal(-0.02, 0.2, 500)
+    now = old * np.where(heavy, 0.8, 1.1) * rng.lognormal(-0.005, 0.1, 500)
+    now *= 1.02 * old.sum() / now.sum()
+    accepted = Ratio(old, np.ones(500))
+    held = Accepted(accepted.value, accepted, tuple(range(500)), 1)
+    fails = {"all": 0, "shared": 0}
+    for _ in range(runs):
+        rows = rng.permutation(500)[:32]
+        new, same = Ratio(now[rows], np.ones(32)), Ratio(old[rows], np.ones(32))
+        for known, (estimate, ids) in {"all": (accepted, range(500)), "shared": (same, rows.tolist())}.items():
+            change = paired_change(new, estimate, rows.tolist(), ids)
+            assert change is not None
+            outcome = against_accepted(KL, change, held, limit, alpha, "kl_gap.kl_sae")
+            fails[known] += outcome.verdict is Verdict.FAIL
+    assert fails["all"] / runs <= alpha + 3 * math.sqrt(alpha / runs)
+    # What the accepted values of the documents left out are worth.
+    assert fails["shared"] / runs > 0.2
 
 
 def test_unchanged_saes_with_redrawn_noise_never_fail_where_a_fixed_rule_would() -> None:

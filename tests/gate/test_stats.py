@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats as reference
 
+from sae_bench.change import Change, paired_change, restrict
 from sae_bench.errors import MeasurementError
 from sae_bench.measurement import Exact, Influence, Ratio, Undefined
 from sae_bench.stats import (
@@ -18,8 +19,6 @@ from sae_bench.stats import (
     documents_needed,
     interval,
     leave_one_out,
-    paired_change,
-    restrict,
     standard_error,
     t_quantile,
 )
@@ -178,6 +177,37 @@ def test_changes_pair_by_cluster_id_not_by_place() -> None:
 )
 def test_what_cannot_be_paired_is_none(now: Ratio, accepted: Ratio, ours: list[int], theirs: list[int]) -> None:
     assert paired_change(now, accepted, ours, theirs) is None
+
+
+def test_errors_stand_for_all_accepted_documents_and_are_never_narrowed() -> None:
+    """Over calm documents the error is as much larger as the accepted values vary more over all of them."""
+    rng = np.random.default_rng(2)
+    old = np.concatenate([rng.uniform(0.9, 1.1, 60), rng.uniform(5, 15, 4)])
+    now = old * rng.uniform(0.9, 1.3, 64)
+    calm, wild, every = list(range(32)), list(range(48, 64)), list(range(64))
+
+    def change(rows: list[int], accepted_rows: list[int]) -> Change:
+        ours, theirs = (Ratio(v[r], np.ones(len(r))) for v, r in ((now, rows), (old, accepted_rows)))
+        found = paired_change(ours, theirs, rows, accepted_rows)
+        assert found is not None
+        return found
+
+    alone, among = change(calm, calm), change(calm, every)
+    assert (alone.inflation, change(every, every).inflation, change(wild, every).inflation) == (1, 1, 1)
+    assert among.inflation == pytest.approx(old.std(ddof=1) / old[calm].std(ddof=1))
+    assert among.value == alone.value
+    assert among.se == pytest.approx(among.inflation * alone.se)
+    percent = alone.se_against(0.05, 0.0)
+    assert percent is not None
+    assert among.se_against(0.05, 0.0) == pytest.approx(among.inflation * percent)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1]])
+def test_documents_that_do_not_vary_at_all_are_not_inflated(rows: list[int]) -> None:
+    old = Ratio(np.array([1.0, 1.0, 7.0]), np.ones(3))
+    change = paired_change(Ratio(np.full(len(rows), 1.5), np.ones(len(rows))), old, rows, [0, 1, 2])
+    assert change is not None
+    assert change.inflation == 1
 
 
 def test_exact_values_are_compared_exactly_above_the_floor() -> None:
