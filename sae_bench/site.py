@@ -1,13 +1,15 @@
 """Places in a model where an SAE reads and writes, by TransformerLens hook name.
 
-Module names of Hugging Face models (``layers.10``, ``model.layers.3.mlp``, ``transformer.h.3.attn``) are converted:
-a block's *output* is the residual after it, so ``layers.10`` is ``blocks.10.hook_resid_post``.
+Module names of Hugging Face models (``layers.10``, ``model.layers.3.mlp``, ``transformer.h.3.attn``) are converted by
+one table, `MODULES`: a block's *output* is the residual after it, so ``layers.10`` is ``blocks.10.hook_resid_post``;
+its *input* is ``blocks.10.hook_resid_pre``. One head of ``attn.hook_z`` is ``blocks.3.attn.hook_z[5]``.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from sae_bench.errors import UsageError, near
 
@@ -18,18 +20,43 @@ KINDS = (
     "hook_attn_out",
     "hook_mlp_out",
     "attn.hook_z",
+    "attn.hook_out",
+    "mlp.hook_in",
+    "mlp.hook_post",
+    "mlp.hook_out",
 )
 "Sites the engine can replace without running the blocks before them."
 
-_TRANSFORMER_LENS = re.compile(r"blocks\.(\d+)\.(.+)")
-_HUGGING_FACE = re.compile(r"(?:[a-z_]+\.)*(?:layers|h|blocks)\.(\d+)(?:\.([a-z_]+))?")
-_MODULE_KINDS = {
-    None: "hook_resid_post",
-    "mlp": "hook_mlp_out",
-    "attn": "hook_attn_out",
-    "self_attn": "hook_attn_out",
-    "attention": "hook_attn_out",
+INPUTS = ("ln2.hook_normalized",)
+"Sites that a transcoder may read but nothing can be written to: the model does not read their hook back."
+
+End: TypeAlias = Literal["input", "output"]
+
+MODULES: dict[tuple[str, End], str] = {
+    ("", "input"): "hook_resid_pre",
+    ("", "output"): "hook_resid_post",
+    ("mlp", "input"): "mlp.hook_in",
+    ("mlp", "output"): "mlp.hook_out",
+    ("attn", "output"): "attn.hook_out",
+    ("self_attn", "output"): "attn.hook_out",
+    ("attention", "output"): "attn.hook_out",
+    ("attn.c_proj", "input"): "attn.hook_z",
+    ("self_attn.o_proj", "input"): "attn.hook_z",
+    ("attention.dense", "input"): "attn.hook_z",
+    ("mlp.c_proj", "input"): "mlp.hook_post",
+    ("mlp.down_proj", "input"): "mlp.hook_post",
+    ("mlp.dense_4h_to_h", "input"): "mlp.hook_post",
+    # Gemma 2 and 3 norm what enters and what leaves the MLP; TransformerLens' mlp_out is what is added to the residual.
+    ("pre_feedforward_layernorm", "output"): "mlp.hook_in",
+    ("post_feedforward_layernorm", "output"): "hook_mlp_out",
 }
+"Module of a block and its end, in Hugging Face's names, to the kind of site; the block itself is ''."
+
+_TRANSFORMER_LENS = re.compile(r"blocks\.(\d{1,6})\.([a-z0-9_.]+?)(?:\[(\d{1,6})\])?")
+_MODULE = re.compile(
+    r"(?:[a-z_]+\.)*?(?:layers|h|blocks)\.(\d{1,6})(?:\.(?!(?:in|out)put$)([a-z0-9_.]+?))?(?:\.(input|output))?"
+)
+_HIDDEN_STATES = re.compile(r"hidden_states\[(\d{1,6})\]")
 
 
 @dataclass(frozen=True, order=True)
@@ -38,22 +65,45 @@ class Site:
 
     layer: int
     kind: str
-    "One of `KINDS`."
+    "One of `KINDS`, or of `INPUTS` where something is only read."
+    head: int | None = None
+    "One head of ``attn.hook_z``; None for all of them, side by side."
 
     def __str__(self) -> str:
-        return f"blocks.{self.layer}.{self.kind}"
+        head = "" if self.head is None else f"[{self.head}]"
+        return f"blocks.{self.layer}.{self.kind}{head}"
 
 
-def parse_site(name: str) -> Site:
-    """The site that ``name`` means, in TransformerLens' or Hugging Face's spelling; unknown is a `UsageError`."""
+def parse_site(name: str, end: End = "output") -> Site:
+    """The site that ``name`` means, in TransformerLens' or Hugging Face's spelling; unknown is a `UsageError`.
+
+    ``end`` says which end of a module is meant where the name does not (``layers.3.mlp.input`` does). The entry n of
+    Hugging Face's ``hidden_states[n]`` is what enters block n.
+    """
     if match := _TRANSFORMER_LENS.fullmatch(name):
-        layer, kind = int(match[1]), match[2]
-        if kind in KINDS:
-            return Site(layer, kind)
-        raise UsageError(f"unknown site {name!r}{near(name, [f'blocks.{layer}.{known}' for known in KINDS])}")
-    if (match := _HUGGING_FACE.fullmatch(name)) and match[2] in _MODULE_KINDS:
-        return Site(int(match[1]), _MODULE_KINDS[match[2]])
+        return _hook(name, int(match[1]), match[2], match[3])
+    if match := _HIDDEN_STATES.fullmatch(name):
+        return Site(int(match[1]), "hook_resid_pre")
+    if (match := _MODULE.fullmatch(name)) and (kind := _module_kind(match[2] or "", match[3] or end)):
+        return Site(int(match[1]), kind)
     raise UsageError(
         f"unknown site {name!r}: a site is a hook name such as 'blocks.8.hook_resid_pre' ({', '.join(KINDS)}) "
         f"or a module name such as 'model.layers.8' or 'model.layers.8.mlp'"
     )
+
+
+def _hook(name: str, layer: int, kind: str, head: str | None) -> Site:
+    if kind == "hook_mlp_in":
+        raise UsageError(
+            f"site {name!r} is ambiguous: give 'blocks.{layer}.mlp.hook_in' for what enters the MLP after its norm, "
+            f"or 'blocks.{layer}.hook_resid_mid' for the residual before that norm"
+        )
+    if kind not in KINDS + INPUTS:
+        raise UsageError(f"unknown site {name!r}{near(name, [f'blocks.{layer}.{known}' for known in KINDS])}")
+    if head is not None and kind != "attn.hook_z":
+        raise UsageError(f"site {name!r} names a head, which only attn.hook_z has")
+    return Site(layer, kind, None if head is None else int(head))
+
+
+def _module_kind(module: str, end: str) -> str | None:
+    return next((kind for (known, of), kind in MODULES.items() if known == module and of == end), None)

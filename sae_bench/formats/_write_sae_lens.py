@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from sae_bench.errors import UsageError
 from sae_bench.formats.sae_lens import CONFIG, WEIGHTS
-from sae_bench.sae import SAE, Gated, JumpReLU, LinearDecoderSAE, ReLU, TopK
+from sae_bench.sae import SAE, AbsTopK, Gated, JumpReLU, LinearDecoderSAE, ReLU, TopK
 
-_NAMES = {ReLU: "standard", JumpReLU: "jumprelu", TopK: "topk", Gated: "gated"}
+_NAMES = {ReLU: "standard", JumpReLU: "jumprelu", TopK: "topk", AbsTopK: "abstopk", Gated: "gated"}
 _FORMAT_VERSION = "6.0.0"
 "Without a version of at least 6 SAELens takes the config for an older one and renames its keys."
 
@@ -28,8 +28,10 @@ def write_sae_lens(sae: SAE, folder: Path) -> None:
     if not isinstance(sae, LinearDecoderSAE) or type(sae.activation) not in _NAMES:
         raise UsageError(
             f"a {sae.info.architecture} SAE of format {sae.info.format} cannot be written in SAELens' format; "
-            f"only SAEs read from files with a ReLU, JumpReLU, TopK or gated encoder can"
+            f"only SAEs read from files with a ReLU, JumpReLU, TopK, AbsTopK or gated encoder can"
         )
+    if sae.W_skip is not None or not sae.norm_undone or sae.site_out != sae.site_in or sae.d_out != sae.d_in:
+        raise UsageError(f"a transcoder ({sae.site_in} to {sae.site_out}) cannot be written in SAELens' format")
     sae = _with_known_bias(sae)
     tensors = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, **sae.activation.tensors()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +61,7 @@ def _config(sae: LinearDecoderSAE) -> dict[str, Any]:
         "normalize_activations": sae.token_norm,
         "reshape_activations": extra.pop("reshape_activations", "none"),
     }
-    if isinstance(sae.activation, TopK):
+    if isinstance(sae.activation, TopK | AbsTopK):
         config |= {"k": sae.activation.k, "rescale_acts_by_decoder_norm": False}
     said = {
         "model_name": info.model,

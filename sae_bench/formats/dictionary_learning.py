@@ -13,30 +13,36 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sae_bench.errors import LoadError, UsageError, near
-from sae_bench.formats._files import (
+from sae_bench.errors import LoadError, near
+from sae_bench.formats._assemble import (
+    check_k,
     check_names,
     check_orientation,
     check_shape,
-    peek_json,
-    positive_int,
-    read_json,
-    said,
+    dtype_name,
+    matrices_of,
+    site_named,
 )
+from sae_bench.formats._files import peek_json, positive_int, read_json, said
+from sae_bench.formats._tensors import Tensors, only_tensors, read_pickled
 from sae_bench.sae import Activation, Gated, JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TopK
-from sae_bench.site import parse_site
 
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
 
-Tensors = dict[str, Tensor]
 _LAYERS = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
 _SITE = re.compile(r"(resid_pre|resid_post|mlp_out|attn_out)(?:_layer)?_(\d+)")
+_ENDS: Mapping[str, tuple[Literal["input", "output"], Literal["input", "output"]]] = {
+    "in": ("input", "input"),
+    "out": ("output", "output"),
+    "in_and_out": ("input", "output"),
+}
+"The buffer's word to the module's ends that are read and written."
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ def recognise(folder: Path) -> bool:
 def read(folder: Path) -> LinearDecoderSAE:
     """The SAE in ``folder``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
     config = read_json(folder / CONFIG)
-    return build(config, _state_dict(folder / WEIGHTS), what=str(folder))
+    path = folder / WEIGHTS
+    return build(config, only_tensors(read_pickled(path), path), what=str(folder))
 
 
 def adopt(obj: Any) -> LinearDecoderSAE | None:
@@ -103,28 +110,31 @@ def build(config: Mapping[str, Any], weights: Tensors, *, what: str) -> LinearDe
     name = said(trainer, "dict_class", str, what)
     if name is None or name not in _CLASSES:
         raise LoadError(f"unknown dict_class {name!r} of {what}{near(str(name), _CLASSES)}")
-    _refuse_transcoder(config, what)
     kind = _CLASSES[name]
     k = _k(trainer, weights, what) if kind.has_k else 0
     surplus = _UNUSED | ({"threshold"} if kind.has_k else set())
     stored = {key: tensor for key, tensor in weights.items() if key not in surplus}
     check_names(stored, kind.names, f"{what} ({name})")
-    dtype = str(stored["W_enc" if "W_enc" in stored else "encoder.weight"].dtype).removeprefix("torch.")
+    dtype = dtype_name(stored["W_enc" if "W_enc" in stored else "encoder.weight"])
 
     tensors = {kind.names[key]: tensor.float() for key, tensor in stored.items()}
     if "encoder.weight" in kind.names:
         # Linear layers keep (out, in).
-        tensors |= {each: tensors[each].T.contiguous() for each in ("W_enc", "W_dec")}
+        tensors["W_enc"], tensors["W_dec"] = matrices_of(stored, "encoder.weight", "decoder.weight", what)
+    elif tensors["W_enc"].ndim != 2:
+        raise LoadError(f"W_enc of {what} is no matrix")
     d_in, d_sae = tensors["W_enc"].shape
     _check_said(trainer, {"activation_dim": d_in, "dict_size": d_sae}, what)
     check_shape("the decoder", tensors["W_dec"], (d_sae, d_in), what)
-    check_orientation(tensors["W_enc"], tensors["W_dec"], what)
+    io = _io(config, what)
+    if io != "in_and_out":
+        check_orientation(tensors["W_enc"], tensors["W_dec"], what)
     if "threshold" in tensors:
         tensors["threshold"] = _threshold(tensors["threshold"], d_sae, what)
-    if k > d_sae:
-        raise LoadError(f"k of {what} is {k}, more than its {d_sae} features")
+    if kind.has_k:
+        check_k(k, d_sae, what)
     return LinearDecoderSAE(
-        info=_info(config, trainer, SAEInfo("dictionary_learning", name, d_in, d_sae, dtype), what),
+        info=_info(config, trainer, SAEInfo("dictionary_learning", name, d_in, d_sae, dtype), io, what),
         W_enc=tensors["W_enc"],
         activation=kind.build(tensors, k),
         W_dec=tensors["W_dec"],
@@ -133,25 +143,11 @@ def build(config: Mapping[str, Any], weights: Tensors, *, what: str) -> LinearDe
     )
 
 
-def _state_dict(path: Path) -> Tensors:
-    if not path.is_file():
-        raise LoadError(f"{path.parent} has no {path.name}; copy it from where the SAE was saved")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        # What torch says here advises to switch the protection off.
-        content = None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise LoadError(
-            f"{path} is no plain dict of tensors: it is truncated, a web page saved by mistake, or a pickle of other "
-            f"objects, which is never run; save the SAE's state_dict() alone, or download it again"
-        )
-    return content
-
-
 def _k(trainer: Mapping[str, Any], weights: Tensors, what: str) -> int:
     if "k" not in weights:
         return positive_int(trainer, "k", what)
+    if weights["k"].numel() != 1 or weights["k"].is_complex():
+        raise LoadError(f"k of {what} has shape {tuple(weights['k'].shape)}, it must be one number")
     stored = int(weights["k"])
     _check_said(trainer, {"k": stored}, what)
     return positive_int({"k": stored}, "k", what)
@@ -175,34 +171,34 @@ def _threshold(threshold: Tensor, d_sae: int, what: str) -> Tensor:
     return threshold.expand(d_sae).clone() if threshold.ndim == 0 else threshold
 
 
-def _refuse_transcoder(config: Mapping[str, Any], what: str) -> None:
+def _io(config: Mapping[str, Any], what: str) -> str:
+    """Which ends of the module it was trained on, in the buffer's words."""
     buffer = config.get("buffer")
-    if isinstance(buffer, Mapping) and buffer.get("io") == "in_and_out":
-        raise LoadError(f"{what} is a transcoder (it was trained from input to output); only autoencoders are measured")
+    io = said(buffer, "io", str, what) if isinstance(buffer, Mapping) else None
+    if io not in (None, *_ENDS):
+        raise LoadError(f"io of the buffer of {what} is {io!r}{near(str(io), _ENDS)}")
+    return io or "out"
 
 
-def _info(config: Mapping[str, Any], trainer: Mapping[str, Any], known: SAEInfo, what: str) -> SAEInfo:
+def _info(config: Mapping[str, Any], trainer: Mapping[str, Any], known: SAEInfo, io: str, what: str) -> SAEInfo:
     buffer = config.get("buffer")
     buffer = buffer if isinstance(buffer, Mapping) else {}
-    site = _site(trainer.get("submodule_name"), buffer.get("io", "out"))
     keys = ("submodule_name", "layer", "trainer_class", "steps", "seed", "k")
+    submodule = trainer.get("submodule_name")
+    read, written = _ENDS[io]
     return dataclasses.replace(
         known,
         model=said(trainer, "lm_name", str, what),
-        site_in=site,
-        site_out=site,
+        site_in=_site(submodule, read, io),
+        site_out=_site(submodule, written, io),
         context_size=said(buffer, "ctx_len", int, what),
         extra={key: trainer[key] for key in keys if key in trainer},
     )
 
 
-def _site(submodule: object, io: object) -> str | None:
-    """The hook name of ``resid_post_layer_8`` or of a module's output; None for anything less certain."""
-    if not isinstance(submodule, str) or io != "out":
-        return None
-    if match := _SITE.fullmatch(submodule):
-        return f"blocks.{match[2]}.hook_{match[1]}"
-    try:
-        return str(parse_site(submodule))
-    except UsageError:
-        return None
+def _site(submodule: object, end: Literal["input", "output"], io: str) -> str | None:
+    """The hook name of ``resid_post_layer_8`` or of one end of a module; None for anything less certain."""
+    if isinstance(submodule, str) and (match := _SITE.fullmatch(submodule)):
+        # Such names say what was recorded, which is a module's output.
+        return f"blocks.{match[2]}.hook_{match[1]}" if io == "out" else None
+    return site_named(submodule, end)

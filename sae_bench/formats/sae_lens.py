@@ -1,7 +1,8 @@
 """SAELens' format: ``cfg.json`` and ``sae_weights.safetensors``, from version 3 to 6.
 
-Tensors: W_enc (d_in, d_sae), W_dec (d_sae, d_in), b_dec (d_in,), and by architecture b_enc, threshold, b_gate, r_mag,
-b_mag (d_sae,). BatchTopK and Matryoshka SAEs are saved as jumprelu; their checkpoints hold ``topk_threshold``.
+Tensors: W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_dec (d_out,), and by architecture b_enc, threshold, b_gate, r_mag,
+b_mag (d_sae,), W_skip (d_out, d_in). BatchTopK and Matryoshka SAEs are saved as jumprelu; their checkpoints hold
+``topk_threshold``.
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sae_bench.errors import LoadError, near
-from sae_bench.formats._files import (
-    check_names,
-    check_orientation,
-    check_shape,
-    peek_json,
-    peek_names,
-    positive_int,
-    read_json,
-    read_safetensors,
-    said,
+from sae_bench.formats._assemble import check_k, check_orientation, check_weights, dtype_name
+from sae_bench.formats._files import peek_json, positive_int, read_json, said
+from sae_bench.formats._sae_lens_scale import SCALED, SCALER, TOKEN_NORMS, Scaler, fold_input, fold_norms, read_scaler
+from sae_bench.formats._tensors import Tensors, peek_names, read_safetensors
+from sae_bench.sae import (
+    SAE,
+    AbsTopK,
+    Activation,
+    Gated,
+    JumpReLU,
+    LinearDecoderSAE,
+    PursuitSAE,
+    ReLU,
+    SAEInfo,
+    TopK,
 )
-from sae_bench.sae import Activation, Gated, JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TokenNorm, TopK
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
-SCALER = "activation_scaler.json"
-"Written beside training checkpoints; holds the factor that expected_average_only_in multiplies its input by."
 
-Tensors = dict[str, Tensor]
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
 _METADATA = (
     "model_name",
@@ -55,26 +56,39 @@ _METADATA = (
 @dataclass(frozen=True)
 class _Architecture:
     tensors: tuple[str, ...]
-    "Beyond W_enc, W_dec and b_dec."
+    "Beyond W_enc, W_dec and b_dec, all (d_sae,)."
     build: Callable[[Tensors, Mapping[str, Any]], Activation]
     has_k: bool = False
+    transcodes: bool = False
+    skips: bool = False
 
 
+def _relu(weights: Tensors, _: Mapping[str, Any]) -> Activation:
+    return ReLU(weights["b_enc"])
+
+
+def _jump(weights: Tensors, _: Mapping[str, Any]) -> Activation:
+    return JumpReLU(weights["b_enc"], weights["threshold"])
+
+
+_B, _JUMP = ("b_enc",), ("b_enc", "threshold")
 _ARCHITECTURES = {
-    "standard": _Architecture(("b_enc",), lambda w, _: ReLU(w["b_enc"])),
-    "jumprelu": _Architecture(("b_enc", "threshold"), lambda w, _: JumpReLU(w["b_enc"], w["threshold"])),
-    "topk": _Architecture(("b_enc",), lambda w, cfg: TopK(w["b_enc"], cfg["k"]), has_k=True),
+    "standard": _Architecture(_B, _relu),
+    "jumprelu": _Architecture(_JUMP, _jump),
+    "topk": _Architecture(_B, lambda w, cfg: TopK(w["b_enc"], cfg["k"]), has_k=True),
+    "abstopk": _Architecture(_B, lambda w, cfg: AbsTopK(w["b_enc"], cfg["k"]), has_k=True),
     "gated": _Architecture(("b_gate", "r_mag", "b_mag"), lambda w, _: Gated(w["b_gate"], w["r_mag"], w["b_mag"])),
     # Names that only training checkpoints bear: at inference they are JumpReLU with one threshold for all features.
-    "batchtopk": _Architecture(("b_enc", "threshold"), lambda w, _: JumpReLU(w["b_enc"], w["threshold"])),
-    "matryoshka_batchtopk": _Architecture(("b_enc", "threshold"), lambda w, _: JumpReLU(w["b_enc"], w["threshold"])),
+    "batchtopk": _Architecture(_JUMP, _jump),
+    "matryoshka_batchtopk": _Architecture(_JUMP, _jump),
+    "transcoder": _Architecture(_B, _relu, transcodes=True),
+    "skip_transcoder": _Architecture(_B, _relu, transcodes=True, skips=True),
+    "jumprelu_transcoder": _Architecture(_JUMP, _jump, transcodes=True),
+    "jumprelu_skip_transcoder": _Architecture(_JUMP, _jump, transcodes=True, skips=True),
 }
-_TOKEN_NORMS: dict[str, TokenNorm] = {
-    "none": "none",
-    "expected_average_only_in": "none",
-    "constant_scalar_rescale": "none",
-    "constant_norm_rescale": "constant_norm_rescale",
-    "layer_norm": "layer_norm",
+_PURSUIT = "matching_pursuit"
+_REFUSED = {
+    "temporal": "its codes depend on the tokens before, and every number here takes codes to be a token's own",
 }
 
 
@@ -91,63 +105,94 @@ def recognise(folder: Path) -> bool:
     return {"W_enc", "W_dec"} <= names or ((folder / CONFIG).is_file() and not names)
 
 
-def read(folder: Path) -> LinearDecoderSAE:
+def read(folder: Path) -> SAE:
     """The SAE in ``folder``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
     config = read_json(folder / CONFIG)
-    factor = peek_json(folder / SCALER).get("scaling_factor")
-    return build(config, read_safetensors(folder / WEIGHTS), what=str(folder), scaling_factor=factor)
+    weights = read_safetensors(folder / WEIGHTS)
+    return build(config, weights, what=str(folder), scaler=read_scaler(folder / SCALER))
 
 
-def adopt(obj: Any) -> LinearDecoderSAE | None:
+def adopt(obj: Any) -> SAE | None:
     """A loaded SAELens object as an SAE of ours; None for anything else and for architectures unknown here."""
     cfg: Any = getattr(obj, "cfg", None)
     if not type(obj).__module__.startswith("sae_lens.") or not hasattr(cfg, "to_dict"):
         return None
     config = cfg.to_dict()
-    if config.get("architecture") not in _ARCHITECTURES:
+    if config.get("architecture") not in {*_ARCHITECTURES, *_REFUSED, _PURSUIT}:
         return None
     weights = {name: tensor.detach() for name, tensor in obj.state_dict().items()}
     return build(config, weights, what=f"the {type(obj).__name__} object")
 
 
-def build(
-    config: Mapping[str, Any], weights: Tensors, *, what: str, scaling_factor: float | None = None
-) -> LinearDecoderSAE:
+def build(config: Mapping[str, Any], weights: Tensors, *, what: str, scaler: Scaler | None = None) -> SAE:
     """The SAE that ``config`` and ``weights`` describe, in float32.
 
-    ``what`` names it in errors; ``scaling_factor`` is what expected_average_only_in multiplies the input by, if known.
+    ``what`` names it in errors; ``scaler`` holds what training did to the input, if that was stored.
     """
     config = _modern(config)
-    metadata = config["metadata"]
     architecture = _architecture(config, what)
-    _refuse_other_targets(config, metadata, what)
-    d_in, d_sae = positive_int(config, "d_in", what), positive_int(config, "d_sae", what)
-    if _ARCHITECTURES[architecture].has_k and positive_int(config, "k", what) > d_sae:
-        raise LoadError(f"k of {what} is {config['k']}, more than its {d_sae} features")
+    info = _info(config, architecture, weights, what)
+    weights = _tidy({name: tensor.float() for name, tensor in weights.items()}, config, info.d_sae, what)
+    if architecture == _PURSUIT:
+        return _pursuit(config, weights, info, scaler, what)
+    return _linear(config | {"architecture": architecture}, weights, info, scaler, what)
 
-    dtype = next(iter(weights.values())).dtype if weights else torch.float32
-    weights = _tidy({name: tensor.float() for name, tensor in weights.items()}, config, d_sae, what)
-    features = _ARCHITECTURES[architecture].tensors
-    check_names(weights, ("W_enc", "W_dec", "b_dec", *features), f"{what} ({architecture})")
-    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), **dict.fromkeys(features, (d_sae,))}
-    for name, shape in shapes.items():
-        check_shape(name, weights[name], shape, what)
-    check_orientation(weights["W_enc"], weights["W_dec"], what)
 
+def _linear(
+    config: Mapping[str, Any], weights: Tensors, info: SAEInfo, scaler: Scaler | None, what: str
+) -> LinearDecoderSAE:
+    architecture, d_in, d_sae = config["architecture"], info.d_in, info.d_sae
+    known = _ARCHITECTURES[architecture]
+    d_out = positive_int(config, "d_out", what) if known.transcodes else d_in
+    if known.has_k:
+        check_k(positive_int(config, "k", what), d_sae, what)
+    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
+    shapes |= dict.fromkeys(known.tensors, (d_sae,)) | ({"W_skip": (d_out, d_in)} if known.skips else {})
+    check_weights(weights, shapes, f"{what} ({architecture})")
+    if not known.transcodes:
+        check_orientation(weights["W_enc"], weights["W_dec"], what)
+    subtracts = not known.transcodes and bool(config.get("apply_b_dec_to_input", True))
     # Training configs of BatchTopK rescale unless they say otherwise; other architectures ignore the key.
-    rescaled = "topk" in architecture and bool(config.get("rescale_acts_by_decoder_norm", architecture != "topk"))
-    weights = _fold_input_scale(weights, _input_scale(config, what, scaling_factor), rescaled)
+    rescaled = "topk" in architecture and bool(config.get("rescale_acts_by_decoder_norm", "batch" in architecture))
+    if rescaled and config["normalize_activations"] == "covariance_whitening":
+        # The matrix changes the norms; those that chose the features in training are the ones before.
+        weights, rescaled = fold_norms(weights), False
+    weights = fold_input(weights, config, scaler, rescaled=rescaled, subtracts=subtracts, what=what)
     if rescaled:
-        weights = _fold_norms(weights)
-    subtracts = config.get("apply_b_dec_to_input", True)
+        weights = fold_norms(weights)
     return LinearDecoderSAE(
-        info=_info(config, architecture, str(dtype).removeprefix("torch."), what),
+        info=info,
         W_enc=weights["W_enc"],
-        activation=_ARCHITECTURES[architecture].build(weights, config),
+        activation=known.build(weights, config),
         W_dec=weights["W_dec"],
         b_dec=weights["b_dec"],
-        pre_bias=weights["b_dec"] if subtracts else torch.zeros_like(weights["b_dec"]),
-        token_norm=_TOKEN_NORMS[config["normalize_activations"]],
+        pre_bias=weights["b_dec"] if subtracts else torch.zeros(d_in),
+        token_norm=TOKEN_NORMS[config["normalize_activations"]],
+        norm_undone=not known.transcodes,
+        W_skip=weights["W_skip"].T.contiguous() if known.skips else None,
+    )
+
+
+def _pursuit(
+    config: Mapping[str, Any], weights: Tensors, info: SAEInfo, scaler: Scaler | None, what: str
+) -> PursuitSAE:
+    d_in = info.d_in
+    check_weights(weights, {"W_dec": (info.d_sae, d_in), "b_dec": (d_in,)}, f"{what} ({_PURSUIT})")
+    threshold = said(config, "residual_threshold", float, what)
+    threshold = 0.01 if threshold is None else threshold
+    b_dec = weights["b_dec"] if config.get("apply_b_dec_to_input", True) else torch.zeros(d_in)
+    # Encoder and decoder are one matrix: scaling the input scales codes, bias and threshold, and leaves the rows alone.
+    scaled = fold_input({"b_dec": b_dec}, config, scaler, rescaled=False, subtracts=True, what=what)
+    scale = 1.0 if scaler is None or scaler.factor is None else scaler.factor
+    duplicate = said(config, "stop_on_duplicate_support", bool, what)
+    return PursuitSAE(
+        info=info,
+        W_dec=weights["W_dec"],
+        b_dec=scaled["b_dec"],
+        residual_threshold=threshold / scale if config["normalize_activations"] in SCALED else threshold,
+        max_iterations=said(config, "max_iterations", int, what) or d_in,
+        stop_on_duplicate_support=True if duplicate is None else duplicate,
+        token_norm=TOKEN_NORMS[config["normalize_activations"]],
     )
 
 
@@ -167,28 +212,24 @@ def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _architecture(config: Mapping[str, Any], what: str) -> str:
     name = said(config, "architecture", str, what) or "standard"
-    if name in _ARCHITECTURES:
-        activation = config.get("activation_fn", "relu")
-        if name != "topk" and activation != "relu":
-            raise LoadError(f"activation function {activation!r} of {what} is not known here; known: relu, topk")
-        return name
-    if "transcoder" in name:
-        raise LoadError(f"{what} is a transcoder ({name}): it predicts another site; only autoencoders are measured")
-    raise LoadError(
-        f"unknown architecture {name!r} of {what}{near(name, _ARCHITECTURES)}; "
-        f"to measure it all the same, register it with load=, a function that returns an object with encode and decode"
-    )
-
-
-def _refuse_other_targets(config: Mapping[str, Any], metadata: Mapping[str, Any], what: str) -> None:
-    site, site_out = metadata.get("hook_name"), metadata.get("hook_name_out")
-    if site_out not in (None, site) or config.get("d_out") not in (None, config.get("d_in")):
+    if name in _REFUSED:
+        raise LoadError(f"{what} is a {name} SAE, which is not measured: {_REFUSED[name]}")
+    if name not in _ARCHITECTURES and name != _PURSUIT:
         raise LoadError(
-            f"{what} is a transcoder (it reads {site} and writes {site_out or 'another width'}); "
-            f"only autoencoders are measured"
+            f"unknown architecture {name!r} of {what}{near(name, _ARCHITECTURES)}; to measure it all the same, "
+            f"register it with load=, a function that returns an object with encode and decode"
         )
-    if (head := metadata.get("hook_head_index")) is not None:
-        raise LoadError(f"{what} reads head {head} of {site} only; only SAEs on whole sites are measured")
+    activation = config.get("activation_fn", "relu")
+    if name != "topk" and activation != "relu":
+        raise LoadError(f"activation function {activation!r} of {what} is not known here; known: relu, topk")
+    transcodes = name in _ARCHITECTURES and _ARCHITECTURES[name].transcodes
+    site, site_out = (config["metadata"].get(key) for key in ("hook_name", "hook_name_out"))
+    if not transcodes and (site_out not in (None, site) or config.get("d_out") not in (None, config.get("d_in"))):
+        raise LoadError(
+            f"{what} says it reads {site} and writes {site_out or 'another width'}, but its architecture {name} is an "
+            f"autoencoder's; correct its {CONFIG}"
+        )
+    return name
 
 
 def _tidy(weights: Tensors, config: Mapping[str, Any], d_sae: int, what: str) -> Tensors:
@@ -211,72 +252,28 @@ def _tidy(weights: Tensors, config: Mapping[str, Any], d_sae: int, what: str) ->
     return weights
 
 
-def _input_scale(config: Mapping[str, Any], what: str, scaling_factor: float | None) -> float:
-    """What the input is multiplied by before encoding; the output is divided by it."""
-    norm = config["normalize_activations"]
-    if not isinstance(norm, str) or norm not in _TOKEN_NORMS:
-        raise LoadError(
-            f"normalize_activations {norm!r} of {what} cannot be applied from its files"
-            f"{near(str(norm), _TOKEN_NORMS)}; fold it into the weights before saving"
-        )
-    factor, home = scaling_factor, f'a file {SCALER} with {{"scaling_factor": sqrt(d_in) / mean norm in training}}'
-    if norm == "constant_scalar_rescale":
-        factor, home = config.get("activation_normalization_factor"), f"activation_normalization_factor to {CONFIG}"
-    elif norm != "expected_average_only_in":
-        return 1.0
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e9:
-        raise LoadError(
-            f"{what} wants its input scaled ({norm}) but the factor is not stored with it; add {home}, "
-            f'or set normalize_activations to "none" in {CONFIG} if the weights hold the factor already'
-        )
-    return float(factor)
-
-
-def _fold_input_scale(weights: Tensors, scale: float, rescaled: bool) -> Tensors:
-    """Weights that do for ``x`` what the given ones do for ``scale * x``, with the output divided by ``scale``."""
-    if scale == 1.0:
-        return weights
-    folded = {**weights, "W_enc": weights["W_enc"] * scale}
-    for name in ("W_dec", "b_dec"):
-        folded[name] = weights[name] / scale
-    if rescaled and "threshold" in weights:
-        # Such thresholds are in units of pre-activation times decoder norm, and the norm has just been divided.
-        folded["threshold"] = weights["threshold"] / scale
-    return folded
-
-
-def _fold_norms(weights: Tensors) -> Tensors:
-    """Unit decoder rows, their norms in the encoder: what rescale_acts_by_decoder_norm means, exactly."""
-    norms = weights["W_dec"].norm(dim=1)
-    divisor = torch.where(norms == 0, torch.ones_like(norms), norms)
-    return {
-        **weights,
-        "W_enc": weights["W_enc"] * norms,
-        "b_enc": weights["b_enc"] * norms,
-        "W_dec": weights["W_dec"] / divisor.unsqueeze(1),
-    }
-
-
-def _info(config: Mapping[str, Any], architecture: str, dtype: str, what: str) -> SAEInfo:
+def _info(config: Mapping[str, Any], architecture: str, weights: Tensors, what: str) -> SAEInfo:
     metadata = config["metadata"]
     known = {"model_name", "model_from_pretrained_kwargs", "hook_name", "hook_name_out", "prepend_bos", "context_size"}
-    site = said(metadata, "hook_name", str, what)
     kwargs = metadata.get("model_from_pretrained_kwargs") or {}
     if not isinstance(kwargs, Mapping):
         raise LoadError(f"model_from_pretrained_kwargs of {what} is {kwargs!r}, it must be an object or null")
     extra = {key: value for key, value in metadata.items() if key not in known}
     if (reshape := config.get("reshape_activations", "none")) != "none":
         extra["reshape_activations"] = reshape
+    site, head = said(metadata, "hook_name", str, what), said(metadata, "hook_head_index", int, what)
+    if site is not None and head is not None:
+        site = f"{site}[{head}]"
     return SAEInfo(
         format="sae_lens",
         architecture=said(metadata, "training_architecture", str, what) or architecture,
-        d_in=config["d_in"],
-        d_sae=config["d_sae"],
-        dtype=dtype,
+        d_in=positive_int(config, "d_in", what),
+        d_sae=positive_int(config, "d_sae", what),
+        dtype=dtype_name(next(iter(weights.values()))) if weights else None,
         model=said(metadata, "model_name", str, what),
         model_kwargs=dict(kwargs),
         site_in=site,
-        site_out=site,
+        site_out=said(metadata, "hook_name_out", str, what) or site,
         prepend_bos=said(metadata, "prepend_bos", bool, what),
         context_size=said(metadata, "context_size", int, what),
         l0=said(metadata, "l0", float, what),

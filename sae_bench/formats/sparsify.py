@@ -1,54 +1,27 @@
 """sparsify's format: ``cfg.json`` and ``sae.safetensors`` in a folder named after the hookpoint.
 
 Tensors: ``encoder.weight`` (d_sae, d_in), ``encoder.bias`` (d_sae,), ``W_dec`` (d_sae, d_in), which is not transposed
-against the encoder, and ``b_dec`` (d_in,), subtracted from the input. The hookpoint is a Hugging Face module name.
+against the encoder, ``b_dec`` (d_in,), subtracted from the input unless it is a transcoder, and ``W_skip`` (d_out,
+d_in). The hookpoint is a Hugging Face module name; a transcoder reads the module's input and writes its output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sae_bench.errors import LoadError, UsageError, near
-from sae_bench.formats._files import (
-    check_names,
-    check_orientation,
-    check_shape,
-    peek_json,
-    peek_names,
-    positive_int,
-    read_json,
-    read_safetensors,
-    said,
-)
-from sae_bench.sae import Activation, LinearDecoderSAE, ReLU, SAEInfo, TopK
-from sae_bench.site import parse_site
+from sae_bench.errors import LoadError, near
+from sae_bench.formats._assemble import check_k, check_orientation, check_weights, dtype_name, site_named
+from sae_bench.formats._files import peek_json, positive_int, read_json, said
+from sae_bench.formats._tensors import Tensors, peek_names, read_safetensors
+from sae_bench.sae import Activation, GroupMax, LinearDecoderSAE, SAEInfo, TopK
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae.safetensors"
-
-Tensors = dict[str, Tensor]
-_NAMES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
-
-
-@dataclass(frozen=True, eq=False)
-class GroupMax(ReLU):
-    """The largest pre-activation of each of k equal, contiguous groups of features, negative ones as 0."""
-
-    k: int
-
-    def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
-        pre = torch.relu(projections + self.b_enc)
-        pre = pre.view(*pre.shape[:-1], self.k, -1)
-        values, indices = pre.max(dim=-1, keepdim=True)
-        return torch.zeros_like(pre).scatter_(-1, indices, values).flatten(-2)
-
 
 _ACTIVATIONS = {"topk": TopK, "groupmax": GroupMax}
 
@@ -83,40 +56,36 @@ def build(
     config: Mapping[str, Any], weights: Tensors, *, what: str, hookpoint: str = "", model: str | None = None
 ) -> LinearDecoderSAE:
     """The SAE that ``config`` and ``weights`` describe, in float32; ``what`` names it in errors."""
-    if config.get("transcode"):
-        raise LoadError(f"{what} is a transcoder (transcode is true); only autoencoders are measured")
-    if config.get("skip_connection") or "W_skip" in weights:
-        raise LoadError(f"{what} adds a linear map of its input (skip_connection); only autoencoders are measured")
     if config.get("signed"):
         raise LoadError(f"{what} selects features by magnitude and keeps their sign (signed), which is not known here")
-    check_names(weights, _NAMES, what)
+    transcodes, skips = bool(config.get("transcode")), bool(config.get("skip_connection"))
     d_in, k = positive_int(config, "d_in", what), positive_int(config, "k", what)
     # A stored number of latents of 0 means that the expansion factor decides.
     d_sae = said(config, "num_latents", int, what) or d_in * positive_int(config, "expansion_factor", what)
     shapes = {"encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    for name, shape in shapes.items():
-        check_shape(name, weights[name], shape, what)
-    W_enc, W_dec = weights["encoder.weight"].float().T.contiguous(), weights["W_dec"].float()
-    check_orientation(W_enc, W_dec, what)
-    site = _site(hookpoint)
-    keys = ("activation", "k", "normalize_decoder", "multi_topk")
+    check_weights(weights, shapes | ({"W_skip": (d_in, d_in)} if skips else {}), what)
+    W_enc, W_dec, b_dec = weights["encoder.weight"].float().T.contiguous(), weights["W_dec"].float(), weights["b_dec"]
+    if not transcodes:
+        check_orientation(W_enc, W_dec, what)
+    keys = ("activation", "k", "normalize_decoder", "multi_topk", "transcode")
     return LinearDecoderSAE(
         info=SAEInfo(
             format="sparsify",
             architecture=said(config, "activation", str, what) or "topk",
             d_in=d_in,
             d_sae=d_sae,
-            dtype=str(weights["W_dec"].dtype).removeprefix("torch."),
+            dtype=dtype_name(weights["W_dec"]),
             model=model,
-            site_in=site,
-            site_out=site,
+            site_in=site_named(hookpoint, "input" if transcodes else "output"),
+            site_out=site_named(hookpoint),
             extra={key: config[key] for key in keys if key in config},
         ),
         W_enc=W_enc,
         activation=_activation(config, weights["encoder.bias"].float(), k, d_sae, what),
         W_dec=W_dec,
-        b_dec=weights["b_dec"].float(),
-        pre_bias=weights["b_dec"].float(),
+        b_dec=b_dec.float(),
+        pre_bias=torch.zeros(d_in) if transcodes else b_dec.float(),
+        W_skip=weights["W_skip"].float().T.contiguous() if skips else None,
     )
 
 
@@ -124,15 +93,7 @@ def _activation(config: Mapping[str, Any], bias: Tensor, k: int, d_sae: int, wha
     name = said(config, "activation", str, what) or "topk"
     if name not in _ACTIVATIONS:
         raise LoadError(f"unknown activation {name!r} of {what}{near(name, _ACTIVATIONS)}")
-    if k > d_sae:
-        raise LoadError(f"k of {what} is {k}, more than its {d_sae} features")
+    check_k(k, d_sae, what)
     if name == "groupmax" and d_sae % k:
         raise LoadError(f"k of {what} is {k}, which does not divide its {d_sae} features into equal groups")
     return _ACTIVATIONS[name](bias, k)
-
-
-def _site(hookpoint: str) -> str | None:
-    try:
-        return str(parse_site(hookpoint))
-    except UsageError:
-        return None

@@ -1,7 +1,9 @@
 """SAEs: the protocol everything measures, the generic SAE made of tensors, any object wrapped, and load-time checks."""
 
+from sae_bench.sae.activations import AbsTopK, Activation, Gated, GroupMax, JumpReLU, ReLU, TopK
 from sae_bench.sae.checks import check_contract, check_fit
-from sae_bench.sae.linear import Activation, Gated, JumpReLU, LinearDecoderSAE, ReLU, TokenNorm, TopK
+from sae_bench.sae.linear import LinearDecoderSAE
+from sae_bench.sae.norms import TokenNorm
 from sae_bench.sae.protocol import (
     SAE,
     FoldedSAE,
@@ -13,15 +15,19 @@ from sae_bench.sae.protocol import (
     weights_sha256,
     zero_rows,
 )
+from sae_bench.sae.pursuit import PursuitSAE
 from sae_bench.sae.wrapped import WrappedSAE, wrap
 
 __all__ = [
     "SAE",
+    "AbsTopK",
     "Activation",
     "FoldedSAE",
     "Gated",
+    "GroupMax",
     "JumpReLU",
     "LinearDecoderSAE",
+    "PursuitSAE",
     "ReLU",
     "SAEInfo",
     "TokenNorm",

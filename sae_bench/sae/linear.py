@@ -5,107 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae_bench.errors import LoadError, MeasurementError
+from sae_bench.sae.activations import Activation
+from sae_bench.sae.norms import TokenNorm, moments, normalised
 from sae_bench.sae.protocol import SAEInfo
-
-TokenNorm: TypeAlias = Literal["none", "constant_norm_rescale", "layer_norm"]
-"How every token is normalised before encoding; undone after decoding."
-
-
-@dataclass(frozen=True, eq=False)
-class Activation:
-    """From projections ``x @ W_enc`` (..., d_sae) to codes of the same shape. Every tensor field is (d_sae,)."""
-
-    def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
-        raise NotImplementedError
-
-    def shift(self, delta: Tensor) -> Self:
-        """The activation that gives for ``projections`` what this one gives for ``projections + delta`` (d_sae,)."""
-        raise NotImplementedError
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by field name, each (d_sae,)."""
-        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-
-    def settings(self) -> dict[str, Any]:
-        """Its name and the fields that are no tensors."""
-        tensors = self.tensors()
-        plain = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in tensors}
-        return {"activation": type(self).__name__, **plain}
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same activation with ``change`` applied to each of its tensors."""
-        return dataclasses.replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
-
-
-@dataclass(frozen=True, eq=False)
-class ReLU(Activation):
-    """``max(0, pre)`` with ``pre = projections + b_enc``."""
-
-    b_enc: Tensor
-
-    def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
-        return torch.relu(projections + self.b_enc)
-
-    def shift(self, delta: Tensor) -> Self:
-        """See `Activation.shift`."""
-        return dataclasses.replace(self, b_enc=self.b_enc + delta)
-
-
-@dataclass(frozen=True, eq=False)
-class JumpReLU(ReLU):
-    """``max(0, pre)`` where ``pre`` is strictly above its feature's threshold, else 0."""
-
-    threshold: Tensor
-
-    def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
-        pre = projections + self.b_enc
-        return torch.relu(pre) * (pre > self.threshold)
-
-
-@dataclass(frozen=True, eq=False)
-class TopK(ReLU):
-    """The k largest pre-activations of each token, negative ones as 0."""
-
-    k: int
-
-    def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
-        pre = projections + self.b_enc
-        values, indices = pre.topk(self.k, dim=-1, sorted=False)
-        return torch.zeros_like(pre).scatter_(-1, indices, torch.relu(values))
-
-
-@dataclass(frozen=True, eq=False)
-class Gated(Activation):
-    """``max(0, projections * exp(r_mag) + b_mag)`` where ``projections + b_gate > 0``, else 0."""
-
-    b_gate: Tensor
-    r_mag: Tensor
-    b_mag: Tensor
-
-    def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
-        magnitudes = torch.relu(projections * self.r_mag.exp() + self.b_mag)
-        return magnitudes * (projections + self.b_gate > 0)
-
-    def shift(self, delta: Tensor) -> Self:
-        """See `Activation.shift`."""
-        return dataclasses.replace(self, b_gate=self.b_gate + delta, b_mag=self.b_mag + delta * self.r_mag.exp())
 
 
 @dataclass(frozen=True, eq=False)
 class LinearDecoderSAE:
-    """``codes = activation((norm(x) - pre_bias) @ W_enc)``, ``x_hat = unnorm(codes @ W_dec + b_dec)``; an `SAE`."""
+    """``codes = activation((norm(x) - pre_bias) @ W_enc)``, ``x_hat = unnorm(codes @ W_dec + b_dec)``; an `SAE`.
+
+    A transcoder is one as well, with `d_out` and `site_out` of its own; it may add ``x @ W_skip``.
+    """
 
     info: SAEInfo
     W_enc: Tensor
@@ -118,6 +34,10 @@ class LinearDecoderSAE:
     pre_bias: Tensor
     "(d_in,) subtracted from the input; `b_dec` in many families, zeros in the others."
     token_norm: TokenNorm = "none"
+    norm_undone: bool = True
+    "Whether the reconstruction gets back what the token norm took out; transcoders of SAELens leave it out."
+    W_skip: Tensor | None = None
+    "(d_in, d_out), added to the output after multiplying the raw input; None for most."
 
     def __post_init__(self) -> None:
         if self.W_enc.ndim != 2 or self.W_dec.ndim != 2:
@@ -132,6 +52,8 @@ class LinearDecoderSAE:
             "pre_bias": (d_in,),
             **dict.fromkeys(self.activation.tensors(), (d_sae,)),
         }
+        if self.W_skip is not None:
+            expected["W_skip"] = (d_in, self.W_dec.shape[1])
         for name, shape in expected.items():
             tensor = self.tensors()[name]
             if tuple(tensor.shape) != shape:
@@ -139,8 +61,9 @@ class LinearDecoderSAE:
                     f"{name} has shape {_shape(tensor)} but W_enc {_shape(self.W_enc)} asks for {shape}; "
                     f"the weights do not belong together or are transposed"
                 )
-        if isinstance(self.activation, TopK) and not 1 <= self.activation.k <= d_sae:
-            raise LoadError(f"k is {self.activation.k}, it must lie between 1 and d_sae {d_sae}")
+        k = self.activation.settings().get("k", 1)
+        if not 1 <= k <= d_sae:
+            raise LoadError(f"k is {k}, it must lie between 1 and d_sae {d_sae}")
 
     @property
     def d_in(self) -> int:
@@ -169,33 +92,41 @@ class LinearDecoderSAE:
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
-        x = x.to(self.W_enc.dtype)
-        if self.token_norm != "none":
-            shift, scale = self._token_moments(x)
-            x = (x - shift) / (scale + self._epsilon(scale))
+        x = normalised(x.to(self.W_enc.dtype), self.token_norm)
         return self.activation((x - self.pre_bias) @ self.W_enc)
 
     def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
-        """Reconstruction (..., d_out) of codes (..., d_sae); ``like`` (..., d_in) is needed under a token norm."""
+        """Reconstruction (..., d_out) of codes (..., d_sae).
+
+        ``like`` (..., d_in), the input of the codes, is needed under a token norm and with a skip connection.
+        """
         decoded = codes.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
-        if self.token_norm == "none":
+        restores = self.token_norm != "none" and self.norm_undone
+        if not restores and self.W_skip is None:
             return decoded
         if like is None:
+            reason = f"normalises every token ({self.token_norm})" if restores else "adds a linear map of its input"
             raise MeasurementError(
-                f"this SAE normalises every token ({self.token_norm}), so its codes alone do not say how large the "
-                f"reconstruction is; pass the input they came from, decode(codes, like=x)"
+                f"this SAE {reason}, so its codes alone do not say what it writes; "
+                f"pass the input they came from, decode(codes, like=x)"
             )
-        shift, scale = self._token_moments(like.to(self.W_dec.dtype))
-        return decoded * scale + shift
+        like = like.to(self.W_dec.dtype)
+        if restores:
+            shift, scale = moments(like, self.token_norm)
+            decoded = decoded * scale + shift
+        return decoded if self.W_skip is None else decoded + like @ self.W_skip
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name."""
         own = {name: getattr(self, name) for name in ("W_enc", "W_dec", "b_dec", "pre_bias")}
+        if self.W_skip is not None:
+            own["W_skip"] = self.W_skip
         return {**own, **self.activation.tensors()}
 
     def settings(self) -> dict[str, Any]:
         """The activation's settings and the token norm."""
-        return {**self.activation.settings(), "token_norm": self.token_norm}
+        found = {**self.activation.settings(), "token_norm": self.token_norm}
+        return found if self.norm_undone else {**found, "norm_undone": False}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LinearDecoderSAE:
         """The same SAE elsewhere or in another precision."""
@@ -210,18 +141,8 @@ class LinearDecoderSAE:
             W_dec=change(self.W_dec),
             b_dec=change(self.b_dec),
             pre_bias=change(self.pre_bias),
+            W_skip=None if self.W_skip is None else change(self.W_skip),
         )
-
-    def _token_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and scale (..., 1) of every token, taken out before encoding and put back after decoding."""
-        if self.token_norm == "constant_norm_rescale":
-            scale = x.norm(dim=-1, keepdim=True) / self.d_in**0.5
-            return torch.zeros_like(scale), scale
-        return x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
-
-    def _epsilon(self, scale: Tensor) -> float:
-        # SAELens adds 1e-5 on the way in of a layer norm and nowhere else; the smallest number keeps a zero token zero.
-        return 1e-5 if self.token_norm == "layer_norm" else torch.finfo(scale.dtype).tiny
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

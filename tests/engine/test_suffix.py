@@ -12,7 +12,7 @@ import torch
 
 from sae_bench.errors import LoadError, MeasurementError, UsageError
 from sae_bench.model import Model, load_model, wrap_model
-from sae_bench.site import KINDS, Site, parse_site
+from sae_bench.site import KINDS, MODULES, Site, parse_site
 
 ARCHITECTURES = ("GPT2", "Llama", "GPTNeoX", "Gemma2", "Gemma3", "Qwen2", "Qwen3", "Mistral")
 
@@ -45,6 +45,16 @@ def test_a_suffix_equals_a_full_pass(
         changed = model.resume(tokens, seen.block_input, site, seen.value.flip(-1))
         assert (changed - full).abs().max() > 1e-3, f"{name} is replaced and nothing changes"
     assert set(fired) >= set(KINDS) - {"hook_resid_mid"}
+    head = Site(1, "attn.hook_z", 2)
+    seen = model.capture(tokens, head)
+    assert seen.value.shape == (*tokens.shape, model.width(head))
+    assert torch.equal(model.resume(tokens, seen.block_input, head, seen.value), full)
+    whole = model.capture(tokens, Site(1, "attn.hook_z")).value
+    changed = model.resume(tokens, seen.block_input, head, seen.value.flip(-1))
+    start = 2 * model.width(head)
+    whole[..., start : start + model.width(head)] = seen.value.flip(-1)
+    assert torch.equal(changed, model.resume(tokens, seen.block_input, Site(1, "attn.hook_z"), whole))
+    assert (changed - full).abs().max() > 1e-4
     for site in (Site(0, "hook_resid_pre"), Site(2, "hook_resid_post")):
         seen = model.capture(tokens, site)
         assert torch.equal(model.resume(tokens, seen.block_input, site, seen.value), full), str(site)
@@ -179,7 +189,7 @@ def test_a_hooked_transformer_is_accepted_where_it_exists(tokens: torch.Tensor) 
         warnings.simplefilter("ignore", DeprecationWarning)
         model = wrap_model(hooked(config))
     full = model.logits(tokens)
-    for kind in KINDS:
+    for kind in (parse_site(name).kind for name in model.sites() if name.startswith("blocks.2.")):
         site = Site(2, kind)
         seen = model.capture(tokens, site)
         assert torch.equal(model.resume(tokens, seen.block_input, site, seen.value), full)
@@ -212,8 +222,64 @@ def test_identity_names_weights_and_processing_only(
     assert plain.tokenizer_sha256 == processed.tokenizer_sha256
 
 
+def test_one_place_has_one_name(tiny_model: Callable[..., Model], tokens: torch.Tensor) -> None:
+    for architecture in ("GPT2", "GPTNeoX"):
+        model = tiny_model(architecture)
+        assert model.canonical(parse_site("layers.1.mlp")) == Site(1, "hook_mlp_out")
+        assert model.canonical(parse_site("layers.1.attn")) == Site(1, "hook_attn_out")
+        assert model.canonical(Site(1, "mlp.hook_in")) == Site(1, "mlp.hook_in")
+    # Gemma norms what its MLP writes before adding it: two places, of which Hugging Face's name means the first.
+    gemma = tiny_model("Gemma2")
+    assert gemma.canonical(parse_site("layers.1.mlp")) == Site(1, "mlp.hook_out")
+    raw = gemma.capture(tokens, Site(1, "mlp.hook_out")).value
+    assert not torch.equal(raw, gemma.capture(tokens, Site(1, "hook_mlp_out")).value)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_module_names_mean_what_hugging_face_shows(
+    tiny_model: Callable[..., Model], model_folder: Callable[[str], Path], tokens: torch.Tensor, architecture: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(model_folder(architecture), attn_implementation="eager").eval()
+    blocks = next(name for name, module in hf.named_modules() if isinstance(module, torch.nn.ModuleList))
+    inner = dict(hf.get_submodule(f"{blocks}.1").named_modules())
+    names = {name: (module, end) for (name, end) in MODULES if (module := inner.get(name)) is not None}
+    seen: dict[str, torch.Tensor] = {}
+
+    def note(name: str, end: str) -> Callable[..., None]:
+        def look(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            given = args[0] if args else kwargs["hidden_states"]
+            found = given if end == "input" else output[0] if isinstance(output, tuple) else output
+            seen[f"{blocks}.1{name and '.' + name}.{end}"] = found.detach()
+
+        return look
+
+    for name, end in MODULES:
+        if name in names:
+            inner[name].register_forward_hook(note(name, end), with_kwargs=True)
+    with torch.no_grad():
+        output = hf(tokens, output_hidden_states=True)
+    seen["hidden_states[1]"] = output.hidden_states[1]
+    assert len(seen) >= 6
+    model = tiny_model(architecture)
+    for name, value in seen.items():
+        ours = model.capture(tokens, model.canonical(parse_site(name))).value
+        torch.testing.assert_close(ours, value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_nothing_is_written_to_a_site_that_is_only_read(tiny_model: Callable[..., Model], tokens: torch.Tensor) -> None:
+    model, site = tiny_model("Llama"), parse_site("blocks.1.ln2.hook_normalized")
+    seen = model.capture(tokens, site)
+    assert seen.value.shape == (*tokens.shape, 16)
+    with pytest.raises(MeasurementError, match=r"nothing can be written to blocks\.1\.ln2\.hook_normalized"):
+        model.resume(tokens, seen.block_input, site, seen.value)
+
+
 def test_sites_that_do_not_exist(tiny_model: Callable[..., Model], tokens: torch.Tensor) -> None:
     model = tiny_model("GPT2")
+    with pytest.raises(LoadError, match=r"names head 4, but model .* has heads 0 to 3"):
+        model.width(Site(1, "attn.hook_z", 4))
     with pytest.raises(LoadError, match=r"blocks\.9\.hook_resid_pre is beyond model .* blocks are 0 to 2"):
         model.capture(tokens, Site(9, "hook_resid_pre"))
     with pytest.raises(

@@ -120,7 +120,7 @@ def test_says_what_the_config_says(tmp_path: Path) -> None:
         ("resid_pre_layer_2", "blocks.2.hook_resid_pre"),
         ("mlp_out_layer_2", "blocks.2.hook_mlp_out"),
         ("model.layers.4", "blocks.4.hook_resid_post"),
-        ("gpt_neox.layers.4.mlp", "blocks.4.hook_mlp_out"),
+        ("gpt_neox.layers.4.mlp", "blocks.4.mlp.hook_out"),
         ("something_else", None),
         (None, None),
     ],
@@ -154,12 +154,27 @@ def test_what_does_not_fit_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_a_transcoder_is_refused(tmp_path: Path) -> None:
-    save(tmp_path, "AutoEncoder", CASES["AutoEncoder"][0])
+@pytest.mark.parametrize(
+    ("io", "submodule", "sites"),
+    [
+        ("in_and_out", "gpt_neox.layers.4.mlp", ("blocks.4.mlp.hook_in", "blocks.4.mlp.hook_out")),
+        ("in", "gpt_neox.layers.4", ("blocks.4.hook_resid_pre", "blocks.4.hook_resid_pre")),
+        ("out", "gpt_neox.layers.4", ("blocks.4.hook_resid_post", "blocks.4.hook_resid_post")),
+        ("in", "mlp_out_layer_4", (None, None)),
+    ],
+)
+def test_the_ends_of_a_module_that_are_read_and_written(
+    tmp_path: Path, io: str, submodule: str, sites: tuple[str | None, str | None]
+) -> None:
+    save(tmp_path, "AutoEncoderNew", CASES["AutoEncoderNew"][0], submodule_name=submodule)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["buffer"]["io"] = "in_and_out"
+    config["buffer"]["io"] = io
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(LoadError, match="is a transcoder"):
+    sae = read_sae(str(tmp_path))
+    assert (sae.site_in, sae.site_out) == sites
+    config["buffer"]["io"] = "sideways"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match=r"io of the buffer of .* is 'sideways'"):
         read_sae(str(tmp_path))
 
 

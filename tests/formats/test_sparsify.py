@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_bench.errors import LoadError
+from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.formats import read_sae
 
 D, F, K = 12, 48, 6
@@ -64,7 +64,7 @@ def test_codes_and_reconstructions(folder: Path, activation: str, latents: int) 
 def test_says_what_the_folders_say(folder: Path) -> None:
     info = read_sae(str(folder)).info
     assert (info.format, info.architecture) == ("sparsify", "topk")
-    assert (info.model, info.site_in) == ("EleutherAI/pythia-160m", "blocks.3.hook_mlp_out")
+    assert (info.model, info.site_in) == ("EleutherAI/pythia-160m", "blocks.3.mlp.hook_out")
     renamed = folder.rename(folder.parent / "layers.10")
     assert read_sae(str(renamed)).info.site_in == "blocks.10.hook_resid_post"
     renamed = renamed.rename(folder.parent / "mine")
@@ -74,8 +74,7 @@ def test_says_what_the_folders_say(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"transcode": True}, "is a transcoder"),
-        ({"skip_connection": True}, "adds a linear map of its input"),
+        ({"skip_connection": True}, "lack W_skip"),
         ({"signed": True}, "keeps their sign"),
         ({"k": 0}, "k of .* is 0, it must be a positive integer"),
         ({"k": 49}, "k of .* is 49, more than its 48 features"),
@@ -90,6 +89,23 @@ def test_what_does_not_fit_is_one_sentence(folder: Path, changes: dict[str, Any]
     edit(folder, **changes)
     with pytest.raises(LoadError, match=message):
         read_sae(str(folder))
+
+
+def test_a_transcoder_reads_a_modules_input_and_writes_its_output(folder: Path) -> None:
+    weights = load_file(folder / "sae.safetensors")
+    skip = torch.randn(D, D, generator=torch.Generator().manual_seed(2))
+    save_file({**weights, "W_skip": skip}, folder / "sae.safetensors")
+    edit(folder, transcode=True, skip_connection=True)
+    sae = read_sae(str(folder))
+    assert (sae.site_in, sae.site_out) == ("blocks.3.mlp.hook_in", "blocks.3.mlp.hook_out")
+    x = torch.randn(50, D, generator=torch.Generator().manual_seed(1))
+    positive = torch.relu(x @ weights["encoder.weight"].T + weights["encoder.bias"])
+    codes = positive * (positive >= positive.sort(dim=-1, descending=True).values[..., K - 1 : K])
+    torch.testing.assert_close(sae.encode(x), codes, rtol=1e-5, atol=1e-5)
+    written = codes @ weights["W_dec"] + weights["b_dec"] + x @ skip.T
+    torch.testing.assert_close(sae.decode(codes, like=x), written, rtol=1e-5, atol=1e-5)
+    with pytest.raises(MeasurementError, match="adds a linear map of its input, so its codes alone"):
+        sae.decode(codes)
 
 
 def test_the_orientation_that_another_loader_expects_is_refused(folder: Path) -> None:

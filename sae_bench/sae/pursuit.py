@@ -1,0 +1,116 @@
+"""Matching pursuit: the encoder takes one feature after another from what the others left over."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_bench.errors import LoadError, MeasurementError
+from sae_bench.sae.norms import TokenNorm, moments, normalised
+from sae_bench.sae.protocol import SAEInfo
+
+
+@dataclass(frozen=True, eq=False)
+class PursuitSAE:
+    """An `SAE` whose code of a feature is what the feature takes out of the residual whenever it fits it best.
+
+    Formula: SAELens, ``matching_pursuit_sae.py``. Each step adds ``max(0, <residual, row>)`` to the code of the decoder
+    row with the largest product and removes that part from the residual.
+    """
+
+    info: SAEInfo
+    W_dec: Tensor
+    "(d_sae, d_in)"
+    b_dec: Tensor
+    "(d_in,), subtracted from the input as well; zeros where it is not used."
+    residual_threshold: float
+    "A token is done when its residual is shorter; 0 means never."
+    max_iterations: int
+    stop_on_duplicate_support: bool
+    "Whether a token is done when a step adds no new feature."
+    token_norm: TokenNorm = "none"
+
+    def __post_init__(self) -> None:
+        if self.W_dec.ndim != 2 or self.b_dec.shape != self.W_dec.shape[1:]:
+            raise LoadError(
+                f"W_dec {tuple(self.W_dec.shape)} and b_dec {tuple(self.b_dec.shape)} must be (d_sae, d_in), (d_in,)"
+            )
+
+    @property
+    def d_in(self) -> int:
+        """Width read."""
+        return self.W_dec.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.W_dec.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """Width written."""
+        return self.W_dec.shape[1]
+
+    @property
+    def site_in(self) -> str | None:
+        """Hook name it reads."""
+        return self.info.site_in
+
+    @property
+    def site_out(self) -> str | None:
+        """Hook name it writes."""
+        return self.info.site_out
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
+        x = normalised(x.to(self.W_dec.dtype), self.token_norm)
+        residual = (x - self.b_dec).reshape(-1, self.d_in)  # (tokens, d_in)
+        codes = residual.new_zeros(len(residual), self.d_sae)
+        done = torch.zeros(len(residual), dtype=torch.bool, device=residual.device)
+        support = torch.zeros_like(codes, dtype=torch.bool)
+        for _ in range(self.max_iterations):
+            best = torch.relu(residual @ self.W_dec.T).max(dim=1, keepdim=True).indices
+            rows = self.W_dec[best.squeeze(1)]
+            amounts = torch.relu((residual * rows).sum(dim=-1, keepdim=True)) * ~done.unsqueeze(1)
+            codes.scatter_add_(1, best, amounts)
+            residual = residual - amounts * rows
+            if self.stop_on_duplicate_support:
+                done |= ((codes != 0) == support).all(dim=1)
+                support = codes != 0
+            if self.residual_threshold > 0:
+                done |= residual.norm(dim=-1) < self.residual_threshold
+            if bool(done.all()):
+                break
+        return codes.view(*x.shape[:-1], self.d_sae)
+
+    def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
+        """Reconstruction (..., d_in) of codes (..., d_sae); ``like`` (..., d_in) is needed under a token norm."""
+        decoded = codes.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
+        if self.token_norm == "none":
+            return decoded
+        if like is None:
+            raise MeasurementError(
+                f"this SAE normalises every token ({self.token_norm}), so its codes alone do not say what it writes; "
+                f"pass the input they came from, decode(codes, like=x)"
+            )
+        shift, scale = moments(like.to(self.W_dec.dtype), self.token_norm)
+        return decoded * scale + shift
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights by name."""
+        return {"W_dec": self.W_dec, "b_dec": self.b_dec}
+
+    def settings(self) -> dict[str, Any]:
+        """When a token is done, and the token norm."""
+        names = ("residual_threshold", "max_iterations", "stop_on_duplicate_support", "token_norm")
+        return {"activation": "MatchingPursuit", **{name: getattr(self, name) for name in names}}
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PursuitSAE:
+        """The same SAE elsewhere or in another precision."""
+        return dataclasses.replace(
+            self, W_dec=self.W_dec.to(device=device, dtype=dtype), b_dec=self.b_dec.to(device=device, dtype=dtype)
+        )
