@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sae_bench import baselines
 from sae_bench.cli.parser import Commands
 from sae_bench.errors import StoreError, UsageError, near
+from sae_bench.provenance import Provenance
 from sae_bench.report import from_json
-from sae_bench.results import SAEResult
+from sae_bench.results import Report, SAEResult
 from sae_bench.wording import number
 
 
@@ -23,10 +24,16 @@ class Entry:
     """An accepted file as one commit left it."""
 
     commit: str
-    day: str
+    when: str
+    "Of the commit, ISO 8601."
     subject: str
     result: SAEResult | None
     "None where the commit removed the file, or where it cannot be read."
+
+    @property
+    def day(self) -> str:
+        """The date alone."""
+        return self.when[:10]
 
     def value(self, property: str, metric: str) -> float | None:
         """An accepted value; None where it was not accepted then, or had none."""
@@ -38,17 +45,58 @@ class Entry:
 def add(commands: Commands) -> None:
     """Declare the command."""
     history = commands.add_parser("history", help="accepted values over time, from git's log of the accepted files")
-    history.add_argument("saes", nargs="*", metavar="SAE", help="ids or globs (default: all with an accepted report)")
+    history.add_argument(
+        "saes", nargs="*", metavar="SAE", help="ids or globs (default: all with an accepted report), or the folder"
+    )
     history.add_argument("--baselines", type=Path, default=Path("baselines"), help="folder of accepted reports")
     history.add_argument("--metric", action="append", default=None, metavar="GLOB", help="property.metric, repeatable")
     history.add_argument("--last", type=int, default=8, metavar="N", help="at most so many commits (default 8)")
+    history.add_argument("--html", type=Path, metavar="OUT", help="write a page with a picture of each metric instead")
     history.set_defaults(command=_history)
 
 
 def _history(options: argparse.Namespace) -> int:
-    blocks = [_block(sae, options) for sae in _chosen(options.saes, options.baselines)]
+    folders = [each for each in options.saes if each.endswith("/") or Path(each) == options.baselines]
+    if folders:
+        options.baselines = Path(folders[-1])
+        options.saes = [each for each in options.saes if each not in folders]
+    chosen = {
+        sae: entries_of(baselines.accepted_path(options.baselines, sae), sae)[-max(options.last, 1) :]
+        for sae in _chosen(options.saes, options.baselines)
+    }
+    if options.html is not None:
+        _write_page(chosen, options)
+        return 0
+    blocks = [_block(sae, entries, options) for sae, entries in chosen.items()]
     sys.stdout.write("\n".join("\n".join(block) + "\n" for block in blocks))
     return 0
+
+
+def _write_page(chosen: Mapping[str, Sequence[Entry]], options: argparse.Namespace) -> None:
+    from sae_bench.render.html import AcceptedAt, history
+    from sae_bench.report import write_text
+
+    commits: dict[tuple[str, str], dict[str, SAEResult]] = {}
+    for sae, entries in chosen.items():
+        for entry in entries:
+            if entry.result is not None:
+                held = entry.result if not options.metric else _narrowed(entry.result, options.metric)
+                commits.setdefault((entry.when, entry.commit), {})[sae] = held
+    accepted = [
+        AcceptedAt(commit, when, Report(Provenance(commit, None, when), saes))
+        for (when, commit), saes in commits.items()
+    ]
+    write_text(options.html, history(accepted))
+    sys.stdout.write(f"{options.html}\n")
+
+
+def _narrowed(result: SAEResult, globs: Sequence[str]) -> SAEResult:
+    """Only the metrics that are asked for."""
+    properties = {
+        name: replace(held, metrics={m: each for m, each in held.metrics.items() if _wanted((name, m), globs)})
+        for name, held in result.properties.items()
+    }
+    return replace(result, properties=properties)
 
 
 def _chosen(globs: Sequence[str], folder: Path) -> list[str]:
@@ -61,9 +109,8 @@ def _chosen(globs: Sequence[str], folder: Path) -> list[str]:
     return [sae for sae in known if not globs or any(fnmatchcase(sae, pattern) for pattern in globs)]
 
 
-def _block(sae: str, options: argparse.Namespace) -> list[str]:
+def _block(sae: str, entries: Sequence[Entry], options: argparse.Namespace) -> list[str]:
     """Heading, one row a metric, one column a commit, and what the commits say."""
-    entries = entries_of(baselines.accepted_path(options.baselines, sae), sae)[-max(options.last, 1) :]
     if not entries:
         return [f"{sae}: its accepted report was never committed"]
     names = [name for name in judged(entries) if not options.metric or _wanted(name, options.metric)]
@@ -102,11 +149,11 @@ def judged(entries: Sequence[Entry]) -> list[tuple[str, str]]:
 
 def entries_of(path: Path, sae: str) -> list[Entry]:
     """What each commit made of an accepted file, oldest first."""
-    log = _git(path.parent, "log", "--reverse", "--format=%H%x09%cs%x09%s", "--", path.name)
+    log = _git(path.parent, "log", "--reverse", "--format=%H%x09%cI%x09%s", "--", path.name)
     entries = []
     for line in log.splitlines():
-        commit, day, subject = line.split("\t", 2)
-        entries.append(Entry(commit[:7], day, subject, _at(path, commit, sae)))
+        commit, when, subject = line.split("\t", 2)
+        entries.append(Entry(commit[:7], when, subject, _at(path, commit, sae)))
     return entries
 
 

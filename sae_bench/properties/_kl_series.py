@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_bench import texts
 from sae_bench.measurement import Floats, Series
 from sae_bench.properties._kl_tokens import type_sums
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 SHOWN = ("sae", "isotropic", "covariance", "real_difference", "norm_corrected", "sae_norm")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 SMALLEST, LARGEST = 1e-6, 1e2
-TEXTS = 24
-"Documents kept as text: those that lose most, which are those that a change shows in."
+POSITIONS = 32
+"Groups of neighbouring positions at most: single positions scatter more than they differ."
 
 
 def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
@@ -31,7 +33,6 @@ def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
     kept = {arm: table[keep] for arm, table in arms.items()}
     edges = np.geomspace(SMALLEST, LARGEST, 65)
     counts = {arm: np.histogram(values.clip(SMALLEST, LARGEST), edges)[0].tolist() for arm, values in kept.items()}
-    positions = np.flatnonzero(keep.any(0))
     return {
         "kl_tokens": Series(
             "histogram", {"edges": edges.tolist(), **counts}, "KL of a token, by arm", "nats", log_x=True
@@ -42,15 +43,7 @@ def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
             "Quantiles of a token's KL",
             "share of tokens",
         ),
-        "kl_position": Series(
-            "curve",
-            {
-                "x": positions.tolist(),
-                **{arm: _position_means(table, keep)[positions].tolist() for arm, table in arms.items()},
-            },
-            "Mean KL by position",
-            "position in the document",
-        ),
+        "kl_position": _positions(arms, keep),
         "kl_documents": Series(
             "table",
             {"document": list(range(bench.documents)), "kl_sae": _document_means(arms["sae"], keep).tolist()},
@@ -63,24 +56,30 @@ def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
 
 
 def _texts(bench: Bench, kl: Floats, keep: NDArray[np.bool_]) -> Series:
-    """The documents with the largest mean KL, token by token."""
-    worst = np.sort(np.argsort(-_document_means(kl, keep), kind="stable")[:TEXTS])
-    rows = [(int(document), int(at)) for document in worst for at in np.flatnonzero(keep[document])]
-    tokens = bench.corpus.tokens
-    return Series(
-        "table",
-        {
-            "document": [document for document, _ in rows],
-            "token": [bench.token_text(int(tokens[row])) for row in rows],
-            "kl": [float(f"{kl[row]:.3g}") for row in rows],
-        },
-        "Documents that lose most, as text",
-        "nats",
+    """Every document token by token, with the KL of each."""
+    word = cache(bench.token_text)
+    tokens = bench.corpus.tokens.numpy()
+    return texts.pack(
+        (document, [word(int(token)) for token in tokens[document, row]], kl[document, row].tolist())
+        for document, row in enumerate(keep)
     )
 
 
-def _position_means(table: Floats, keep: NDArray[np.bool_]) -> Floats:
-    return np.asarray((table * keep).sum(0) / np.maximum(keep.sum(0), 1), dtype=np.float64)
+def _positions(arms: Mapping[str, Floats], keep: NDArray[np.bool_]) -> Series:
+    """Mean KL over neighbouring positions; the SAE's with its standard error over documents."""
+    kept = np.flatnonzero(keep.any(0))
+    groups = [group for group in np.array_split(kept, POSITIONS) if len(group)]
+    count = np.stack([keep[:, group].sum(1) for group in groups], 1)  # (documents, groups)
+    columns: dict[str, list[float]] = {"x": [float(group.mean()) for group in groups]}
+    for arm, table in arms.items():
+        total = np.stack([(table * keep)[:, group].sum(1) for group in groups], 1)  # (documents, groups)
+        mean = total.sum(0) / count.sum(0)
+        columns[arm] = mean.tolist()
+        if arm == "sae":
+            scale = len(keep) / max(len(keep) - 1, 1)
+            error = np.sqrt(scale * ((total - count * mean) ** 2).sum(0)) / count.sum(0)
+            columns["sae_se"] = error.tolist()
+    return Series("curve", columns, "Mean KL by position", "position in the document")
 
 
 def _document_means(table: Floats, keep: NDArray[np.bool_]) -> Floats:

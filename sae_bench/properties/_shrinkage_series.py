@@ -11,6 +11,8 @@ from sae_bench.measurement import Floats, Series
 if TYPE_CHECKING:
     from sae_bench.scales import Scales
 
+SHOWN, HISTOGRAM_BINS = (0.005, 0.995), 48
+"Share of the fitted features that the histogram's axis spans; its ends hold those beyond."
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BINS = 10
 "Bins of equally many features."
@@ -33,6 +35,8 @@ def shrinkage_series(scales: Scales) -> dict[str, Series]:
             "share of features",
         )
     }
+    if free.any():
+        series["t_star"] = _histogram(t[free])
     density = scales.firings.numpy() / scales.tokens
     for name, values in {"density": density, "strength": scales.strength.numpy()}.items():
         series[f"suppression_{name}"] = _table(name, values, scales)
@@ -66,6 +70,16 @@ def shrinkage_notes(scales: Scales | None, *, has_bias: bool) -> tuple[str, ...]
 
 def _quantiles(values: Floats) -> list[float]:
     return [float(value) for value in np.quantile(values, QUANTILES)]
+
+
+def _histogram(t: Floats) -> Series:
+    low, high = np.quantile(t, SHOWN)
+    # A dictionary without shrinkage has all its scales within a hair of 1.
+    room = max(0.01 - (high - low), 0.0) / 2
+    edges = np.linspace(low - room, high + room, HISTOGRAM_BINS + 1)
+    counts = np.histogram(t.clip(edges[0], edges[-1]), edges)[0]
+    columns = {"edges": edges.tolist(), "features": counts.tolist()}
+    return Series("histogram", columns, "Best scale t* of the fitted features", "t*")
 
 
 def _bins(values: Floats) -> list[np.ndarray]:

@@ -13,13 +13,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sae_bench.measurement import Measurement, Metric, Ratio
+import numpy as np
+
+from sae_bench.measurement import Measurement, Metric, Ratio, Series
 from sae_bench.properties import Property
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from sae_bench.bench import Batch, Bench
+    from sae_bench.measurement import Floats
+
+SMALLEST, LARGEST = 1e-6, 1e2
+"Ends of logarithmic axes; what lies beyond is counted there."
+GROUPS = 20
+"Groups of equally many tokens, by the norm of the activation."
 
 METRICS = (
     Metric("fvu", "share", "lower", "share of the activations' variance that is lost", noise_free=True),
@@ -46,7 +56,8 @@ def measure(bench: Bench) -> Measurement:
             "norm": norm,
         }
 
-    sums = {name: bench.per_cluster(table) for name, table in bench.collect(tokens, "reconstruction").items()}
+    tables = bench.collect(tokens, "reconstruction")
+    sums = {name: bench.per_cluster(table) for name, table in tables.items()}
     count = bench.per_cluster(bench.keep)
     return Measurement(
         {
@@ -58,7 +69,33 @@ def measure(bench: Bench) -> Measurement:
             "activation_norm": Ratio(sums["norm"], count),
         },
         bench.clusters,
+        _series({name: table.numpy()[bench.keep.cpu().numpy()] for name, table in tables.items()}),
     )
+
+
+def _series(kept: Mapping[str, Floats]) -> dict[str, Series]:
+    """Distributions over kept tokens: ``kept`` holds (tokens,) by name."""
+    edges = np.geomspace(SMALLEST, LARGEST, 65)
+
+    def histogram(values: Floats, title: str, x: str) -> Series:
+        counts = np.histogram(values.clip(SMALLEST, LARGEST), edges)[0]
+        return Series("histogram", {"edges": edges.tolist(), "tokens": counts.tolist()}, title, x, log_x=True)
+
+    lost = kept["error"] / np.maximum(kept["variance"], 1e-30)
+    groups = [rows for rows in np.array_split(np.argsort(kept["norm"], kind="stable"), GROUPS) if len(rows)]
+    quartiles = {
+        f"p{q}": [float(np.quantile(kept["error_norm"][rows], q / 100)) for rows in groups] for q in (25, 50, 75)
+    }
+    return {
+        "fvu": histogram(lost, "Share of its variance that a token loses", "squared error over squared deviation"),
+        "token_cosine": histogram(1 - kept["cosine"], "Direction of a token's reconstruction", "1 - cosine"),
+        "error_by_norm": Series(
+            "curve",
+            {"x": [float(np.median(kept["norm"][rows])) for rows in groups], **quartiles},
+            "Norm of the error, by norm of the activation",
+            "norm of the activation",
+        ),
+    }
 
 
 PROPERTY = Property(

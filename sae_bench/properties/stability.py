@@ -56,7 +56,7 @@ def measure(bench: Bench) -> Measurement:
     return Measurement(
         {**_mmcs(found, int(bench.sae.W_dec.shape[1])), **_matched(bench, partner, ours, theirs, found)},
         bench.clusters,
-        {"best_cosine": _series(found)},
+        {"best_cosine": _series(found, int(bench.sae.W_dec.shape[1]))},
         notes=(f"{len(ours)} features against {len(theirs)} of the second SAE, all of them alive",),
     )
 
@@ -115,13 +115,15 @@ def _matched(bench: Bench, partner: Any, ours: Tensor, theirs: Tensor, found: Ma
     return estimates
 
 
-def _series(found: Matching) -> Series:
-    from sae_bench.geometry import EDGES
+def _series(found: Matching, d: int) -> Series:
+    from sae_bench.geometry import EDGES, isotropic_floor
 
-    counts = {
-        name: np.histogram(values.cpu().numpy().clip(-1, 1), EDGES)[0].tolist()
-        for name, values in (("this SAE", found.best_of_a), ("the second", found.best_of_b))
+    drawn = {
+        "this SAE": found.best_of_a.cpu().numpy(),
+        "the second": found.best_of_b.cpu().numpy(),
+        "isotropic": isotropic_floor(len(found.best_of_b) + 1, d).nth[1],
     }
+    counts = {name: np.histogram(values.clip(-1, 1), EDGES)[0].tolist() for name, values in drawn.items()}
     return Series("histogram", {"edges": EDGES.tolist(), **counts}, "Largest cosine with the other SAE", "cosine")
 
 

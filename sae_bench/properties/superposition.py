@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sae_bench.measurement import Estimate, Exact, Measurement, Metric, Ratio, Series, Undefined
 from sae_bench.properties import Property
 from sae_bench.properties._dictionary import dictionary
@@ -62,7 +64,7 @@ def measure(bench: Bench) -> Measurement:
     return Measurement(
         {**_weights(found.alive), **_crosstalk(sums, found.alive.d), "scale_equivariance": _equivariance(sums, SCALES)},
         bench.clusters,
-        {"scale_equivariance": _curve(sums)},
+        {"scale_equivariance": _curve(sums), "interference_excess": _histogram(tables)},
         notes=notes,
     )
 
@@ -106,6 +108,16 @@ def _curve(sums: dict[str, Floats]) -> Series:
     kept = [(scale, value) for scale, value in zip(SCALES, values, strict=True) if math.isfinite(value)]
     columns = {"x": [scale for scale, _ in kept], "equivariance": [value for _, value in kept]}
     return Series("curve", columns, "Codes of a times x against a times codes of x", "a")
+
+
+def _histogram(tables: dict[str, Tensor]) -> Series:
+    """Crosstalk of every token that was asked for it; what lies beyond an end is counted there."""
+    random = tables["random"].numpy()
+    excess = tables["read"].numpy()[random > 0] / random[random > 0]
+    edges = np.geomspace(1e-2, 1e3, 61)
+    counts = np.histogram(excess.clip(edges[0], edges[-1]), edges)[0]
+    columns = {"edges": edges.tolist(), "tokens": counts.tolist()}
+    return Series("histogram", columns, "Crosstalk of a token over random directions'", "ratio", log_x=True)
 
 
 def _tokens(bench: Bench, batch: Batch, directions: Tensor, stride: int) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def contexts(report: Report) -> dict[str, dict[str, list[str]]]:
     for sae, name, result in properties(report):
         for field, value in flat(result.context).items():
             found.setdefault(field, {}).setdefault(value, []).append(f"{name} of {sae}")
-    return found
+    return dict(sorted(found.items()))
 
 
 def _contexts(report: Report) -> list[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from sae_bench.measurement import Series
 from sae_bench.render import words
@@ -22,9 +22,17 @@ CODED = 200
 "Longest text of a table; longer ones are data for programs (masks)."
 _FIRST = ("x", "q", "edges", "feature", "document", "position", "token", "name", "from", "to")
 _RANKS = {**dict.fromkeys(_FIRST, 0), **dict.fromkeys(("sae", "features", "all"), 2)}
+ROUNDING = 1e-5
 QUARTILES = {"p25", "p50", "p75"}
+MARKED = {"sae", "feature"}
+"Arms that the others are there for."
+FEW = 12
+"Points of a line up to which each is marked."
 MANY = 8
 "Lines beyond which single ones are drawn thin and grey, with their mean above them."
+
+
+Columns: TypeAlias = dict[str, list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -111,26 +119,15 @@ def upright(x: float, name: str, color: str, dash: str = "solid") -> tuple[dict[
     return shape, entry
 
 
-def picture(name: str, series: Series, metric: MetricResult | None = None) -> Figure | None:
-    """The picture of any series by its kind; None when nothing in it can be drawn.
-
-    Args:
-        name: of the series.
-        series: what to draw.
-        metric: the metric of the same name, whose value and limits are drawn into a histogram.
-    """
+def picture(name: str, series: Series) -> Figure | None:
+    """The picture of any series by its kind; None when nothing in it can be drawn."""
     draw = {"histogram": histogram, "quantiles": quantiles, "curve": curve, "table": table}.get(series.kind)
-    if draw is None:
-        return None
-    figure = draw(name, series)
-    if figure is None or metric is None or series.kind != "histogram":
-        return figure
-    return _marked(figure, metric, series.log_x)
+    return draw(name, series) if draw is not None else None
 
 
-def _marked(figure: Figure, metric: MetricResult, log: bool) -> Figure:
-    """The figure with the metric's value, its accepted value and its limits drawn in."""
-    marks = [(metric.value, "now", "$0", "solid"), (metric.accepted, "accepted", "$ink", "dash")]
+def marked(figure: Figure, metric: MetricResult, log: bool, said: str = "now") -> Figure:
+    """A histogram with a metric's value, its accepted value and its limits drawn in; ``log``: its axis is."""
+    marks = [(metric.value, said, "$0", "solid"), (metric.accepted, "accepted", "$ink", "dash")]
     marks += [(end, f"limit: {words.allowed(metric)}", "$bad", "dot") for end in bounds(metric)]
     shapes, entries, named = [], [], set()
     for x, name, color, dash in marks:
@@ -140,7 +137,7 @@ def _marked(figure: Figure, metric: MetricResult, log: bool) -> Figure:
         shapes.append(shape)
         entries += [entry] if name not in named else []
         named.add(name)
-    layout = {**figure.layout, "shapes": shapes}
+    layout = {**figure.layout, "shapes": shapes, "showlegend": True}
     return Figure(figure.title, [*figure.data, *entries], layout, figure.caption, figure.wide)
 
 
@@ -176,7 +173,7 @@ def histogram(name: str, series: Series) -> Figure | None:
                  "shape": "hv"}  # fmt: skip
         steps = line(key, index, [shorten(edge) for edge in edges], [*shares, shares[-1]], **fill)
         data.append(steps | {"line": style})
-    what = next(iter(columns)) if len(columns) == 1 else "distribution"
+    what = next(iter(columns)) if len(columns) == 1 else "each distribution"
     layout = {
         "xaxis": axis(series.x, log=series.log_x),
         "yaxis": axis(f"share of {what}", rangemode="tozero", tickformat=".0%"),
@@ -192,6 +189,7 @@ def quantiles(name: str, series: Series) -> Figure | None:
     columns = _lines(series, "q", len(q))
     if not columns:
         return None
+    columns, log, said = _scaled(columns)
     # Even spacing keeps .95 and .999 apart, which on a linear axis are one point.
     ticks = [f"{100 * each:.4g}%" for each in q]
     data = [
@@ -201,10 +199,10 @@ def quantiles(name: str, series: Series) -> Figure | None:
     ]  # fmt: skip
     layout = {
         "xaxis": axis(series.x or "quantile", tickvals=list(range(len(q))), ticktext=ticks, zeroline=False),
-        "yaxis": axis(log=_wide(columns)),
+        "yaxis": axis(log=log),
         "showlegend": len(columns) > 1,
     }
-    return Figure(series.title or name, data, layout, _zeros(columns))
+    return Figure(series.title or name, data, layout, said)
 
 
 def curve(name: str, series: Series) -> Figure | None:
@@ -214,18 +212,27 @@ def curve(name: str, series: Series) -> Figure | None:
     if not columns:
         return None
     errors = {key: columns.pop(f"{key}_se") for key in list(columns) if f"{key}_se" in columns}
+    given, (columns, log, said) = columns, _scaled(columns)
     xs = numbers(x) if is_numeric(x) else [label(each) for each in x]
-    data = _many(columns, xs) if len(columns) > MANY else _band(columns, xs) if set(columns) == QUARTILES else []
+    data = _many(columns, given, xs) if len(columns) > MANY else _band(columns, xs) if set(columns) == QUARTILES else []
     if not data:
         for index, (key, column) in enumerate(columns.items()):
-            bars = {"error_y": {"type": "data", "array": errors[key], "thickness": 1}} if key in errors else {}
-            data.append(line(key, index, xs, column, **bars))
+            more: dict[str, Any] = {"error_y": _errors(errors[key])} if key in errors else {}
+            if len(xs) <= FEW:
+                more |= {"mode": "lines+markers", "marker": {"symbol": SYMBOLS[index % 8], "size": 7}}
+            data.append(line(key, index, xs, column, **more))
     layout = {
         "xaxis": axis(series.x, log=series.log_x),
-        "yaxis": axis(log=_wide(columns)),
+        "yaxis": axis(log=log),
         "showlegend": len(columns) > 1,
     }
-    return Figure(series.title or name, data, layout, _zeros(columns))
+    bars = f"Bars: ±1.96 standard errors{'' if len(errors) == len(columns) else ' of ' + ', '.join(errors)}."
+    return Figure(series.title or name, data, layout, " ".join(filter(None, [said, bars if errors else ""])))
+
+
+def _errors(column: Sequence[float | None]) -> dict[str, Any]:
+    array = [None if each is None else shorten(1.96 * each) for each in column]
+    return {"type": "data", "array": array, "thickness": 1}
 
 
 def _band(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> list[dict[str, Any]]:
@@ -235,14 +242,15 @@ def _band(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> li
     return [low, line("", 0, x, columns["p75"], fill="tonexty", fillcolor="$fill", **edge), middle]
 
 
-def _many(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> list[dict[str, Any]]:
+def _many(columns: Columns, given: Columns, x: Sequence[Any]) -> list[dict[str, Any]]:
+    """Every line thin; the mean is that of all values, also of those that a logarithmic axis leaves out."""
     thin = {"color": "$faint", "width": 1, "dash": "solid"}
     data = [
         line(key, 0, x, column, showlegend=row == 0, legendgroup="each", opacity=0.6) | {"line": thin}
         for row, (key, column) in enumerate(columns.items())
     ]
     data[0]["name"] = f"each of {len(columns)}"
-    rows = [[each for each in row if each is not None] for row in zip(*columns.values(), strict=True)]
+    rows = [[each for each in row if each is not None] for row in zip(*given.values(), strict=True)]
     mean = [shorten(sum(row) / len(row)) if row else None for row in rows]
     return [*data, line("mean", 0, x, mean)]
 
@@ -290,7 +298,8 @@ def _keys_first(series: Series) -> list[str]:
 
 def is_coded(series: Series) -> bool:
     """Whether a table holds data for programs rather than for readers."""
-    return any(isinstance(cell, str) and len(cell) > CODED for column in series.columns.values() for cell in column)
+    cells = (cell for column in series.columns.values() for cell in column)
+    return "mask" in series.columns or any(isinstance(cell, str) and len(cell) > CODED for cell in cells)
 
 
 def _points(first: Sequence[Any], named: Sequence[str] | None) -> dict[str, Any]:
@@ -301,20 +310,24 @@ def _points(first: Sequence[Any], named: Sequence[str] | None) -> dict[str, Any]
     return trace
 
 
-def _lines(series: Series, x: str, length: int) -> dict[str, list[float | None]]:
+def _lines(series: Series, x: str, length: int) -> Columns:
     """Columns that can be drawn against ``x``."""
     given = ordered(series.columns)
     columns = {key: numbers(column) for key, column in given.items() if key != x and len(column) == length}
     return {key: column for key, column in columns.items() if any(each is not None for each in column)}
 
 
-def _wide(columns: Mapping[str, Sequence[float | None]]) -> bool:
-    """Whether values span more than a linear axis can show, and hardly any is 0, which a logarithmic one cannot."""
+def _scaled(columns: Columns) -> tuple[Columns, bool, str]:
+    """Columns for an axis that fits them, whether it is logarithmic, and what it leaves out.
+
+    Logarithmic where values span more than a linear axis can show, and hardly any is 0. What lies below 0 by less than
+    `ROUNDING` of the largest value counts as 0: a KL in float32 does.
+    """
     values = [each for column in columns.values() for each in column if each is not None]
     above = [each for each in values if each > 0]
-    return min(values) >= 0 and len(above) > 0.8 * len(values) and max(above) / min(above) > 30
-
-
-def _zeros(columns: Mapping[str, Sequence[float | None]]) -> str:
-    """What a logarithmic axis leaves out, as a caption."""
-    return "Values of 0 are not shown." if _wide(columns) and any(0 in column for column in columns.values()) else ""
+    few = len(above) > 0.8 * len(values)
+    if not (few and min(values) >= -ROUNDING * max(above) and max(above) / min(above) > 30):
+        return columns, False, ""
+    said = "Values of 0 are not shown." if len(above) < len(values) else ""
+    shown = {key: [each if each is None or each > 0 else None for each in column] for key, column in columns.items()}
+    return shown, True, said

@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from sae_bench.outcome import SEVERITY, Verdict
-from sae_bench.render import facts, known, sections, words
+from sae_bench.render import facts, over_time, sections, words
 from sae_bench.render.rows import accept_commands, properties, undefined, verdict_line
 from sae_bench.results import MetricResult, Report
 
@@ -86,7 +86,7 @@ def history(entries: Sequence[AcceptedAt], *, title: str = "Accepted reports ove
                 if found.better != "reported" or found.limit or metric == result.headline:
                     column = values.setdefault(f"{name}.{metric}", {}).setdefault(sae, [None] * len(ordered))
                     column[row] = found
-    figures = [known.history(metric, labels, values[metric]) for metric in sorted(values)]
+    figures = [over_time.history(metric, labels, values[metric]) for metric in sorted(values)]
     drawn = [gallery.add(figure) for figure in figures if figure is not None]
     body = f'<h1 id=top>{escape(title)}</h1><div class="figures">{"".join(drawn)}</div>'
     if not drawn:

@@ -1,20 +1,34 @@
-"""Pictures for what is known by name: KL by arm, documents then and now, the funnel of token types, Pareto fronts."""
+"""All pictures of a property, the most telling first: those by arm, those of known series, those of any series."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from sae_bench import texts
 from sae_bench.measurement import Series
-from sae_bench.render.figures import SYMBOLS, Figure, axis, label, numbers, picture, shorten, token
-from sae_bench.render.words import limits_of
+from sae_bench.render import arms, kl_pictures
+from sae_bench.render.figures import Figure, axis, marked, picture, shorten
 from sae_bench.results import MetricResult, PropertyResult
 
-_FAMILIES = {"kl_": "KL by arm", "kappa_": "KL per squared error norm, by arm", "ce_": "Next-token loss, by arm",
-             "variance_explained_": "Variance explained, by factor"}  # fmt: skip
-_DIFFERENCES = ("ce_gap",)
-_TEXTS = {"document", "token", "kl"}
+_SPECIAL: Mapping[str, tuple[Callable[[Series], Figure | None], ...]] = {
+    "kl_tokens": (kl_pictures.tokens,),
+    "kl_types": (kl_pictures.funnel, kl_pictures.by_frequency),
+    "kl_documents": (kl_pictures.ranked,),
+    "nn_quantiles": (arms.near,),
+    "features": (arms.steered,),
+}
+_SCALES = {"t_star": ("uniform_scale", "s*, one scale for all")}
+"Series whose axis is that of a metric with another name: the metric is drawn in."
+_FIRST = (
+    "t_star", "kl_ nats", "kl_tokens", "kl_quantiles", "documents", "kl_position", "kl_types", "kl_documents",
+    "suppression_density_curve", "suppression_strength_curve", "fvu", "nn1", "nn10", "nn100", "nn_quantiles",
+    "steerability", "slopes", "propensity_lines", "effect", "anti_share", "slope_mean", "features",
+    "l0", "density", "interference_excess",
+)  # fmt: skip
+"Names of pictures in their order; the others follow."
+MOVED = 1e-5
+"Relative change of a document from which on it moved: files keep fewer digits, and sums may run in another order."
 
 
 def pictures(result: PropertyResult, before: PropertyResult | None) -> tuple[list[Figure], list[str]]:
@@ -24,50 +38,28 @@ def pictures(result: PropertyResult, before: PropertyResult | None) -> tuple[lis
         result: the property now.
         before: its accepted result with values per cluster; None when there is none.
     """
-    drawn = [documents(result, before), *families(result)]
+    found: dict[str, list[Figure | None]] = {"documents": [documents(result, before)]}
+    found |= {name: [figure] for name, figure in arms.families(result).items()}
     empty = []
     for name, series in result.series.items():
-        if set(series.columns) >= _TEXTS:
+        if texts.is_texts(series):
             continue
-        found = [draw(series) for draw in _SPECIAL.get(name, ())] or [picture(name, series, result.metrics.get(name))]
+        drawn = _drawn(name, series, result)
         rows = series.kind == "table" and any(len(column) for column in series.columns.values())
-        empty += [name] if not any(found) and not rows else []
-        drawn += found
-    return [figure for figure in drawn if figure is not None], empty
+        empty += [name] if not any(drawn) and not rows else []
+        found[name] = drawn
+    order = sorted(found, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    return [figure for name in order for figure in found[name] if figure is not None], empty
 
 
-def families(result: PropertyResult) -> list[Figure]:
-    """Metrics that are one quantity for several arms, side by side with their intervals."""
-    figures = []
-    for prefix, title in _FAMILIES.items():
-        members = {
-            name.removeprefix(prefix): metric
-            for name, metric in result.metrics.items()
-            if name.startswith(prefix) and name not in _DIFFERENCES and metric.value is not None
-        }
-        units = {metric.unit for metric in members.values()} & {"nats", "share"}
-        for unit in sorted(units):
-            alike = {arm: metric for arm, metric in members.items() if metric.unit == unit}
-            figures += [_family(f"{title}, {unit}", alike, unit)] if len(alike) > 1 else []
-    return figures
-
-
-def _family(title: str, members: Mapping[str, MetricResult], unit: str) -> Figure:
-    ordered = sorted(members, key=lambda name: (members[name].value or 0.0, name))
-    values = [members[name].value or 0.0 for name in ordered]
-    spans = [members[name].value_interval or (value, value) for name, value in zip(ordered, values, strict=True)]
-    log = min(values) > 0 and max(values) / min(values) > 30
-    trace = {
-        "type": "scatter", "mode": "markers", "x": [shorten(each) for each in values],
-        "y": [label(name) for name in ordered],
-        "marker": {"size": 9, "color": ["$1" if name == "sae" else "$0" for name in ordered],
-                   "symbol": ["diamond" if name == "sae" else "circle" for name in ordered]},
-        "error_x": {"type": "data", "symmetric": False, "color": "$faint",
-                    "array": [shorten(max(span[1] - v, 0)) for span, v in zip(spans, values, strict=True)],
-                    "arrayminus": [shorten(max(v - span[0], 0)) for span, v in zip(spans, values, strict=True)]},
-    }  # fmt: skip
-    layout = {"xaxis": axis(unit, log=log), "yaxis": axis(automargin=True), "showlegend": False}
-    return Figure(title, [trace], layout, "With the intervals that decide, where a value has one.")
+def _drawn(name: str, series: Series, result: PropertyResult) -> list[Figure | None]:
+    if name in _SPECIAL:
+        return [draw(series) for draw in _SPECIAL[name]]
+    metric, said = _SCALES.get(name, (name, "now"))
+    figure = picture(name, series)
+    if figure is None or series.kind != "histogram" or metric not in result.metrics:
+        return [figure]
+    return [marked(figure, result.metrics[metric], series.log_x, said)]
 
 
 def per_document(result: PropertyResult, metric: str) -> dict[int, float]:
@@ -81,11 +73,15 @@ def per_document(result: PropertyResult, metric: str) -> dict[int, float]:
 
 
 def moved(result: PropertyResult, before: PropertyResult | None) -> list[tuple[int, float]]:
-    """Documents by how far the headline moved on them, farthest first: (cluster, change)."""
+    """Documents on which the headline moved, farthest first: (cluster, change)."""
     if before is None:
         return []
     now, then = per_document(result, result.headline), per_document(before, result.headline)
-    changes = [(cluster, now[cluster] - then[cluster]) for cluster in now if cluster in then]
+    changes = [
+        (cluster, now[cluster] - then[cluster])
+        for cluster in now
+        if cluster in then and abs(now[cluster] - then[cluster]) > MOVED * max(abs(now[cluster]), abs(then[cluster]))
+    ]
     return sorted(changes, key=lambda pair: -abs(pair[1]))
 
 
@@ -100,7 +96,8 @@ def documents(result: PropertyResult, before: PropertyResult | None) -> Figure |
     x, y = [then[cluster] for cluster in both], [now[cluster] for cluster in both]
     low, high = min(*x, *y), max(*x, *y)
     log = low > 0 and high / low > 10
-    far = {cluster for cluster, change in moved(result, before)[:3] if change}
+    changes = moved(result, before)
+    far = {cluster for cluster, _ in changes[:3]}
     trace = {
         "type": "scatter", "mode": "markers+text", "name": "a document",
         "x": [shorten(each) for each in x], "y": [shorten(each) for each in y],
@@ -111,132 +108,18 @@ def documents(result: PropertyResult, before: PropertyResult | None) -> Figure |
     }  # fmt: skip
     diagonal = {"type": "scatter", "mode": "lines", "x": [low, high], "y": [low, high], "name": "unchanged",
                 "line": {"color": "$ink", "dash": "dash", "width": 1}, "hoverinfo": "skip"}  # fmt: skip
-    layout = {"xaxis": axis(f"accepted {metric.unit}", log=log), "yaxis": axis(f"now {metric.unit}", log=log)}
-    worse = {"lower": sum(b > a for a, b in zip(x, y, strict=True)),
-             "higher": sum(b < a for a, b in zip(x, y, strict=True))}.get(metric.better)  # fmt: skip
-    said = f"{worse} of {len(both)} documents are worse." if worse is not None else f"{len(both)} documents."
-    return Figure(f"{result.headline} of each document, accepted and now", [trace, diagonal], layout, said)
+    unit = f", {metric.unit}" if metric.unit else ""
+    layout: dict[str, Any] = {"xaxis": axis(f"accepted{unit}", log=log), "yaxis": axis(f"now{unit}", log=log)}
+    title = f"{result.headline} of each document, accepted and now"
+    return Figure(title, [trace, diagonal], layout, _counted(metric, dict(changes), len(both)))
 
 
-def ranked(series: Series) -> Figure | None:
-    """Documents from the best to the worst."""
-    column = [each for each in numbers(series.columns.get("kl_sae", ())) if each is not None]
-    if not column:
-        return None
-    trace = {"type": "scatter", "mode": "markers", "x": list(range(1, len(column) + 1)), "y": sorted(column),
-             "marker": {"size": 6, "color": "$0"}}  # fmt: skip
-    log = min(column) > 0 and max(column) / min(column) > 10
-    layout = {
-        "xaxis": axis("documents, best first", zeroline=False),
-        "yaxis": axis("nats", log=log),
-        "showlegend": False,
-    }
-    return Figure(series.title or "documents", [trace], layout)
-
-
-def _types(series: Series) -> tuple[list[str], list[float], list[float], list[float]]:
-    columns = [series.columns.get(key, ()) for key in ("token", "n", "gap", "se")]
-    rows = [row for row in zip(*columns, strict=False) if all(isinstance(each, int | float) for each in row[1:])]
-    rows = [row for row in rows if row[1] > 0]
-    return [token(row[0]) for row in rows], *([float(row[c]) for row in rows] for c in (1, 2, 3))  # type: ignore[return-value]
-
-
-def _type_points(series: Series, swapped: bool) -> dict[str, object]:
-    names, n, gap, se = _types(series)
-    bars = {"type": "data", "array": [shorten(1.96 * each) for each in se], "color": "$faint", "thickness": 1}
-    x, y = ([shorten(each) for each in gap], n) if swapped else (n, [shorten(each) for each in gap])
-    return {
-        "type": "scatter", "mode": "markers", "x": x, "y": y, "text": names, "name": "token type, ±1.96 se",
-        "hovertemplate": "%{text}: %{x}, %{y}", "marker": {"size": 6, "color": "$0"},
-        "error_x" if swapped else "error_y": bars,
-    }  # fmt: skip
-
-
-def funnel(series: Series) -> Figure | None:
-    """Mean gap against occurrences: what scatters no more than sampling explains lies between the curves."""
-    _, n, gap, se = _types(series)
-    if len(n) < 2:
-        return None
-    mean = sum(a * b for a, b in zip(n, gap, strict=True)) / sum(n)
-    # A type's standard deviation per occurrence; the middle one stands for all.
-    deviation = sorted(error * math.sqrt(count) for error, count in zip(se, n, strict=True))[len(n) // 2]
-    low, high = min(n), max(n)
-    counts = [low * (high / low) ** (step / 40) for step in range(41)] if high > low else [low, low]
-    data = [_type_points(series, swapped=True)]
-    for sign in (-1, 1):
-        x = [shorten(mean + sign * 1.96 * deviation / math.sqrt(count)) for count in counts]
-        data.append({"type": "scatter", "mode": "lines", "x": x, "y": [shorten(count) for count in counts],
-                     "line": {"color": "$ink", "dash": "dash", "width": 1}, "name": "sampling alone",
-                     "showlegend": sign > 0, "hoverinfo": "skip"})  # fmt: skip
-    layout = {"xaxis": axis("mean gap, nats", zeroline=True), "yaxis": axis("occurrences", log=True)}
-    return Figure("Funnel of token types", data, layout, f"Mean over all types {mean:.3g} nats.")
-
-
-def by_frequency(series: Series) -> Figure | None:
-    """Gap against how often a token type occurs."""
-    if not _types(series)[0]:
-        return None
-    layout = {"xaxis": axis("occurrences", log=True), "yaxis": axis("mean gap, nats"), "showlegend": False}
-    return Figure("Frequency against gap", [_type_points(series, swapped=False)], layout, series.title)
-
-
-def steered(series: Series) -> Figure | None:
-    """Each feature's mean slope, with its spread over prompts, against the share of prompts it moves backwards."""
-    keys = ("feature", "slope_mean", "slope_sd", "anti_share")
-    if not all(key in series.columns for key in keys) or not series.columns["feature"]:
-        return None
-    feature, mean, deviation, anti = (series.columns[key] for key in keys)
-    targets = series.columns.get("targets", [""] * len(feature))
-    trace = {
-        "type": "scatter", "mode": "markers", "x": numbers(mean), "y": numbers(anti),
-        "text": [f"feature {a}: {label(b)}" for a, b in zip(feature, targets, strict=False)],
-        "hovertemplate": "%{text}<br>slope %{x}, backwards %{y}", "marker": {"size": 7, "color": "$0"},
-        "error_x": {"type": "data", "array": numbers(deviation), "color": "$faint", "thickness": 1},
-    }  # fmt: skip
-    layout = {"xaxis": axis("mean slope, ± sd over prompts"), "yaxis": axis("share of prompts moved backwards"),
-              "showlegend": False}  # fmt: skip
-    return Figure("Steered features", [trace], layout, series.title)
-
-
-_SPECIAL = {"kl_types": (funnel, by_frequency), "kl_documents": (ranked,), "features": (steered,)}
-
-
-def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[MetricResult | None]]) -> Figure | None:
-    """One metric over accepted reports, a line per SAE, with intervals; a hard limit is drawn across.
-
-    Args:
-        metric: ``property.metric``.
-        dates: a label per report, oldest first.
-        values: by SAE, one entry per label.
-    """
-    data: list[dict[str, object]] = []
-    limits: set[float] = set()
-    for index, (sae, column) in enumerate(sorted(values.items())):
-        if not any(each is not None and each.value is not None for each in column):
-            continue
-        spans = [each.value_interval if each is not None else None for each in column]
-        ys = [each.value if each is not None else None for each in column]
-        pairs = list(zip(spans, ys, strict=True))
-        up = [0.0 if span is None or y is None else max(span[1] - y, 0.0) for span, y in pairs]
-        down = [0.0 if span is None or y is None else max(y - span[0], 0.0) for span, y in pairs]
-        limits |= {limit.bound for each in column if each is not None for limit in limits_of(each) if limit.hard}
-        data.append({"type": "scatter", "mode": "lines+markers", "name": label(sae), "x": [label(d) for d in dates],
-                     "y": [None if y is None else shorten(y) for y in ys], "connectgaps": True,
-                     "error_y": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1},
-                     "line": {"color": f"${index % 8}"},
-                     "marker": {"symbol": SYMBOLS[index % 8], "size": 8}})  # fmt: skip
-    if not data:
-        return None
-    shapes = [{"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": y, "y1": y,
-               "line": {"color": "$bad", "dash": "dot", "width": 2}} for y in sorted(limits)]  # fmt: skip
-    # Labels must differ, or reports of one day would be one point; what is written below the axis may be shorter.
-    every = max(1, math.ceil(len(dates) / 6))
-    shown = [label(date) for date in dates[::every]]
-    ticks: dict[str, Any] = {
-        "tickvals": shown,
-        "ticktext": [date[:10] for date in shown],
-        "tickangle": -30,
-        "tickfont": {"size": 10},
-    }
-    layout = {"xaxis": axis(type="category", **ticks), "yaxis": axis(), "shapes": shapes, "showlegend": len(data) > 1}
-    return Figure(metric, data, layout, f"{len(dates)} accepted reports" + ("; dotted: limits" if shapes else ""))
+def _counted(metric: MetricResult, changes: Mapping[int, float], total: int) -> str:
+    """How many documents got worse, better, or moved at all."""
+    if not changes:
+        return f"None of {total} documents moved."
+    sign = {"lower": 1, "higher": -1}.get(metric.better)
+    if sign is None:
+        return f"{len(changes)} of {total} documents moved."
+    worse = sum(sign * change > 0 for change in changes.values())
+    return f"{worse} of {total} documents are worse, {len(changes) - worse} better."

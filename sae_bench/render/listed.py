@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
+from sae_bench import texts
 from sae_bench.measurement import Series
 from sae_bench.render import known
 from sae_bench.render.figures import is_coded, is_number, ordered, picture
@@ -28,10 +29,10 @@ def series_table(name: str, series: Series, sae: SAEResult) -> str:
     columns = ordered(series.columns)
     keys = list(columns)
     rows = list(zip(*columns.values(), strict=False))
-    if series.kind != "table" or not rows or {"document", "token", "kl"} <= set(keys):
+    if series.kind != "table" or not rows or texts.is_texts(series):
         return ""
-    texts = any(isinstance(each, str) for row in rows for each in row)
-    if is_coded(series) or not (texts or "feature" in keys or picture(name, series) is None):
+    wordy = any(isinstance(each, str) for row in rows for each in row)
+    if is_coded(series) or not (wordy or "feature" in keys or picture(name, series) is None):
         return ""
     dashboard = sae.provenance.get("neuronpedia_id")
     body = "".join(f"<tr>{''.join(_cell(key, each, dashboard) for key, each in zip(keys, row, strict=True))}</tr>"
@@ -53,19 +54,18 @@ def _cell(key: str, value: Any, dashboard: Any) -> str:
 
 def documents_as_text(series: Series, result: PropertyResult, before: PropertyResult | None) -> str:
     """The three documents that moved most, as text: each token shaded by its KL."""
-    columns = series.columns
-    if not {"document", "token", "kl"} <= set(columns):
+    if not texts.is_texts(series):
         return ""
-    documents: dict[int, list[tuple[str, float]]] = {}
-    for document, token, kl in zip(columns["document"], columns["token"], columns["kl"], strict=False):
-        documents.setdefault(int(document), []).append((str(token), float(kl or 0.0)))
+    documents = texts.unpack(series)
+    if not documents:
+        return "<p class=quiet>The text of the documents cannot be read.</p>"
     far = known.moved(result, before)
     held = [(document, change) for document, change in far if document in documents]
     chosen = [(document, f"#{document} moved by {change:+.3g}") for document, change in held[:3]]
     title = "Documents that moved most"
     if not chosen:
         title = "Documents that lose most"
-        mean = {document: sum(kl for _, kl in tokens) / len(tokens) for document, tokens in documents.items()}
+        mean = {key: sum(kl for _, kl in tokens) / len(tokens) for key, tokens in documents.items() if tokens}
         most = sorted(mean, key=lambda document: -mean[document])[:3]
         chosen = [(document, f"#{document}, mean {mean[document]:.3g}") for document in most]
     parts = [f"<h3>{title}</h3><p class=quiet>Darker: larger KL, in steps of a factor 3 from 0.01 nats.</p>"]

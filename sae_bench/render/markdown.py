@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from sae_bench.outcome import Verdict
 from sae_bench.render import facts, words
-from sae_bench.render.rows import Row, accept_commands, all_rows, properties, undefined, verdict_line, worth_showing
+from sae_bench.render.rows import Row, accept_commands, all_rows, changed, properties, undefined, verdict_line
 from sae_bench.results import Report
 
 _HEAD = ("SAE", "metric", "accepted", "now", "change", "interval", "allowed", "verdict")
@@ -22,8 +21,7 @@ def summary(report: Report, *, report_path: str | None = None, details: bool = T
         report_path: the file to name as the full report.
         details: whether every metric and the provenance follow, folded.
     """
-    shown = [row for row in worth_showing(report) if row.verdict not in (None, Verdict.PASS)]
-    shown.sort(key=lambda row: (*(-each for each in row.rank), row.sae, row.name))
+    shown = changed(report)
     parts = [f"## SAE quality: {verdict_line(report)}", text(facts.context_line(report))]
     if shown:
         parts += ["\n".join(_table(shown)), "\n".join(_notes(shown))]

@@ -44,7 +44,10 @@ def _pareto(report: Report, property: str, metric: str) -> Figure | None:
     kinds: dict[str, list[str]] = {}
     for name in points:
         kinds.setdefault(architecture(report.saes[name]), []).append(name)
-    data = [_kind(kind, index, names, points, len(points) <= 12) for index, (kind, names) in enumerate(kinds.items())]
+    # Neighbours on the axis are named above and below their points in turn.
+    along = sorted(points, key=lambda name: points[name][0].value or 0.0)
+    sides = {name: ("top center", "bottom center")[row % 2] for row, name in enumerate(along)}
+    data = [_kind(kind, index, names, points, sides) for index, (kind, names) in enumerate(kinds.items())]
     front = _front({name: (x.value or 0.0, y.value or 0.0) for name, (x, y) in points.items()}, better)
     if len(front) > 1:
         data.append({"type": "scatter", "mode": "lines", "x": [shorten(each[0]) for each in front],
@@ -52,14 +55,21 @@ def _pareto(report: Report, property: str, metric: str) -> Figure | None:
                      "line": {"color": "$ink", "dash": "dot", "width": 1}, "hoverinfo": "skip"})  # fmt: skip
     values = [y.value or 0.0 for _, y in points.values()]
     log = min(values) > 0 and max(values) / min(values) > 10
-    layout = {"xaxis": axis("L0, features that fire on a token"), "yaxis": axis(f"{metric} {unit}", log=log)}
+    layout = {
+        "xaxis": axis("L0, features that fire on a token"),
+        "yaxis": axis(f"{metric}, {unit}" if unit else metric, log=log),
+    }
     good = "lower" if better == "lower" else "higher"
     said = f"{good.capitalize()} and further left is better; what no SAE beats in both is joined. Bars are intervals."
     return Figure(f"{property}.{metric} against L0", data, layout, said, wide=len(points) > 12)
 
 
 def _kind(
-    kind: str, index: int, names: Sequence[str], points: Mapping[str, tuple[MetricResult, MetricResult]], named: bool
+    kind: str,
+    index: int,
+    names: Sequence[str],
+    points: Mapping[str, tuple[MetricResult, MetricResult]],
+    sides: Mapping[str, str],
 ) -> dict[str, object]:
     def bars(which: int) -> dict[str, object]:
         metrics = [points[name][which] for name in names]
@@ -71,10 +81,10 @@ def _kind(
                 }  # fmt: skip
 
     return {
-        "type": "scatter", "mode": "markers+text" if named else "markers", "name": label(kind),
+        "type": "scatter", "mode": "markers+text" if len(points) <= 12 else "markers", "name": label(kind),
         "x": [shorten(points[name][0].value or 0.0) for name in names],
         "y": [shorten(points[name][1].value or 0.0) for name in names],
-        "text": [label(name.rpartition("/")[2]) for name in names], "textposition": "top center",
+        "text": [label(name.rpartition("/")[2]) for name in names], "textposition": [sides[name] for name in names],
         "customdata": [label(name) for name in names], "hovertemplate": "%{customdata}: L0 %{x}, %{y}",
         "marker": {"size": 10, "symbol": SYMBOLS[index % 8], "color": f"${index % 8}"},
         "error_x": bars(0), "error_y": bars(1), "cliponaxis": False,

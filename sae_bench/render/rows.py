@@ -98,6 +98,17 @@ def worth_showing(report: Report) -> list[Row]:
     return list(_merged(shown))
 
 
+def changed(report: Report) -> list[Row]:
+    """What is not as it was accepted, worst first; what `undefined` tells is left to it."""
+    found = [
+        row
+        for row in worth_showing(report)
+        if row.verdict not in (None, Verdict.PASS)
+        and not (row.verdict is Verdict.UNDEFINED and row.result is not None and not row.result.limit)
+    ]
+    return sorted(found, key=lambda row: (*(-each for each in row.rank), row.sae, row.name))
+
+
 def _merged(shown: list[Row]) -> Iterator[Row]:
     """Rows, with those of one SAE that could not be measured for one reason made one row."""
     reasons: dict[tuple[str, str], list[Row]] = {}
@@ -203,7 +214,10 @@ def _quoted(sae: str) -> str:
 
 
 def verdict_line(report: Report) -> str:
-    """``FAIL: 1 fail · 2 inconclusive · 11 pass``: the worst verdict, and how often each was given."""
+    """``FAIL: 1 fail · 2 inconclusive · 11 pass``: the worst verdict, and how often each was given.
+
+    What is better, known or undefined passes.
+    """
     found = counts(report)
     if not found:
         nothing = not any(True for _ in properties(report))
@@ -211,6 +225,8 @@ def verdict_line(report: Report) -> str:
     ordered = sorted(found, key=lambda each: -SEVERITY[each])
     worst = max(properties(report), key=lambda each: _rank(each[2]))[2]
     word = words.verdict_word(worst.verdict, worst.beyond) or "not judged"
+    if worst.verdict in (Verdict.IMPROVED, Verdict.KNOWN, Verdict.UNDEFINED):
+        word = words.verdict_word(Verdict.PASS)
     return f"{word}: " + count_line(report, ordered)
 
 

@@ -13,9 +13,8 @@ from sae_bench.render import facts, known, pareto, words
 from sae_bench.render.bullets import bullet
 from sae_bench.render.figures import Figure
 from sae_bench.render.listed import documents_as_text, scroll, series_table
-from sae_bench.render.rows import Row, all_rows, properties, property_rows, worth_showing
+from sae_bench.render.rows import Row, all_rows, changed, properties, property_rows
 from sae_bench.results import MetricResult, PropertyResult, Report, SAEResult
-from sae_bench.wording import number
 
 GLYPHS = {
     Verdict.PASS: "✓", Verdict.IMPROVED: "▲", Verdict.KNOWN: "◆", Verdict.UNDEFINED: "∅", Verdict.NEW: "+",
@@ -89,8 +88,7 @@ def grid(report: Report) -> str:
 
 def changes(report: Report) -> str:
     """What is not as it was accepted, worst first; then what moved within its limits."""
-    shown = [row for row in worth_showing(report) if row.verdict not in (None, Verdict.PASS)]
-    shown.sort(key=lambda row: (*(-each for each in row.rank), row.sae, row.name))
+    shown = changed(report)
     parts = [rows_table(shown[:CHANGES])] if shown else ["<p>Everything that was judged passes.</p>"]
     if len(shown) > CHANGES:
         parts.append(f"<p class=quiet>and {len(shown) - CHANGES} more, in the sections below</p>")
@@ -140,7 +138,7 @@ def _row(row: Row, sae: bool, width: int) -> str:
             f'<td class="n">{escape(text)}</td>'
             for text in (words.accepted(metric), f"{words.value(metric)} {unit}".strip(), words.change(metric))
         ]
-        span = words.interval(metric) or _value_interval(metric)
+        span = words.interval(metric) or words.value_interval(metric)
         cells += [f"<td>{escape(text)}</td>" for text in (span, words.allowed(metric))]
         cells.append(f"<td>{bullet(metric)}</td>")
     text = f"<tr>{''.join(cells)}</tr>"
@@ -148,11 +146,6 @@ def _row(row: Row, sae: bool, width: int) -> str:
         why = "<br>".join(map(escape, row.notes))
         text += f'<tr class="note"><td></td><td class="why" colspan="{width - 1}">{why}</td></tr>'
     return text
-
-
-def _value_interval(metric: MetricResult) -> str:
-    span = metric.value_interval
-    return f"{number(span[0])} to {number(span[1])}" if span is not None and span[0] != span[1] else ""
 
 
 def sae_section(report: Report, sae: str, accepted: Report | None, gallery: Gallery, opened: bool) -> str:
@@ -256,8 +249,9 @@ def table_data(report: Report) -> dict[str, Any]:
                 [metric.value, f"{words.value(metric)} {unit}".strip() if metric.value is not None else "-"],
                 [metric.accepted, words.accepted(metric)] if metric.accepted is not None else None,
                 [metric.change, words.change(metric)] if metric.change is not None else None,
-                words.interval(metric),
+                words.interval(metric) or words.value_interval(metric),
                 words.allowed(metric),
             ]
-        rows.append([row.sae, row.name, *numbers, word, anchor(row.sae, row.property_name)])
+        judged = row.verdict is not None and (row.verdict is not Verdict.UNDEFINED or bool(metric and metric.limit))
+        rows.append([row.sae, row.name, *numbers, word, anchor(row.sae, row.property_name), judged])
     return {"columns": columns, "rows": rows}

@@ -96,23 +96,25 @@ def change(metric: MetricResult) -> str:
     return ("~" if unsure else "") + _signed(metric.change * (scale or 1.0), scale is not None)
 
 
-def _ends(interval: Sequence[float], scale: float | None, signed: bool) -> str:
+def _of_change(interval: Sequence[float], scale: float | None) -> str:
     low, high = sorted(end * (scale or 1.0) for end in interval)
     if scale is not None:
         return f"[{low:+.1f}, {high:+.1f}]"
-    texts = [("+" if signed and end > 0 else "") + number(end) for end in (low, high)]
-    return f"[{', '.join(texts)}]"
+    return f"[{', '.join(('+' if end > 0 else '') + number(end) for end in (low, high))}]"
 
 
 def interval(metric: MetricResult) -> str:
-    """Of the change, signed; else of a value that has a hard limit. Empty for exact values."""
+    """Of the change, ``[-0.1, +0.3]``; else of a value with a hard limit, ``0.1 to 0.3``. Empty for exact values."""
     if metric.interval is not None and metric.interval[0] != metric.interval[1]:
-        return _ends(metric.interval, _relative(metric), signed=True)
-    span = metric.value_interval
+        return _of_change(metric.interval, _relative(metric))
     hard = any(limit.hard for limit in limits_of(metric))
-    if metric.interval is None and hard and span is not None and span[0] != span[1]:
-        return _ends(span, None, signed=False)
-    return ""
+    return value_interval(metric) if metric.interval is None and hard else ""
+
+
+def value_interval(metric: MetricResult) -> str:
+    """Of the value, whatever its limits are."""
+    span = metric.value_interval
+    return f"{number(span[0])} to {number(span[1])}" if span is not None and span[0] != span[1] else ""
 
 
 def allowed(metric: MetricResult) -> str:

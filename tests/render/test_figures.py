@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sae_bench.measurement import Series
 from sae_bench.outcome import Verdict
-from sae_bench.render import known, pareto
+from sae_bench.render import kl_pictures, known, pareto
 from sae_bench.render.bullets import bullet
-from sae_bench.render.figures import bounds, picture, token
+from sae_bench.render.figures import bounds, marked, picture, token
 
 NUMBER = st.one_of(st.none(), st.floats(), st.integers(-5, 5))
 CELL = st.one_of(NUMBER, st.text(max_size=4))
@@ -34,8 +34,7 @@ def test_a_histogram_shows_shares_of_each_distribution_and_no_empty_ends() -> No
 
 def test_a_histogram_of_a_metric_has_its_value_and_its_limits(make: Any) -> None:
     metric = make.metric(3.0, accepted=2.0, limit="10%; max:4.5", better="lower")
-    figure = picture("h", histogram(sae=[1, 1, 1, 1, 1]), metric)
-    assert figure is not None
+    figure = marked(picture("h", histogram(sae=[1, 1, 1, 1, 1])), metric, log=False)
     assert sorted(shape["x0"] for shape in figure.layout["shapes"]) == pytest.approx([2.0, 2.2, 3.0, 4.5])
 
 
@@ -47,7 +46,7 @@ def test_quantiles_and_curves_have_a_line_a_column() -> None:
     assert quantiles.layout["xaxis"]["ticktext"] == ["50%", "99%"]
     assert [trace["name"] for trace in quantiles.data] == ["a", "b"]
     assert [trace["name"] for trace in curve.data] == ["a"]
-    assert curve.data[0]["error_y"]["array"] == [0.1, 0.2]
+    assert curve.data[0]["error_y"]["array"] == [0.196, 0.392]
 
 
 def test_wide_ranges_are_logarithmic_also_where_a_value_is_zero() -> None:
@@ -143,8 +142,8 @@ def test_documents_then_and_now_are_paired_by_their_ids(make: Any) -> None:
     assert figure is not None
     points = sorted(zip(figure.data[0]["x"], figure.data[0]["y"], strict=True))
     assert points == [(0.2, 0.1), (0.2, 0.2), (0.3, 0.9)]
-    assert "1 of 3 documents are worse" in figure.caption
-    assert [document for document, _ in known.moved(now, before)] == [3, 1, 2]
+    assert "1 of 3 documents are worse, 1 better" in figure.caption
+    assert [document for document, _ in known.moved(now, before)] == [3, 1]
     assert known.documents(now, None) is None
 
 
@@ -178,7 +177,7 @@ def test_sae_kinds_are_told_apart_by_colour_and_shape(make: Any) -> None:
 
 def test_the_funnel_is_narrow_where_types_are_frequent(make: Any) -> None:
     series = make.full(1).saes["demo/l1-0"].properties["kl_gap"].series["kl_types"]
-    figure = known.funnel(series)
+    figure = kl_pictures.funnel(series)
     assert figure is not None
     low, high = figure.data[1], figure.data[2]
     width = [b - a for a, b in zip(low["x"], high["x"], strict=True)]

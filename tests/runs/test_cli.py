@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,43 @@ def test_compare_accept_and_history(accepted: Any, capsys: pytest.CaptureFixture
     assert [line.split(None, 1)[1] for line in lines[3:]] == ["first release", "smaller dictionary"]
 
 
+def test_history_draws_each_metric_over_commits(accepted: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["accept", "reports/latest.json", "--only", "kl_gap", "--reason", "a smaller dictionary"]) == 0
+    _git(accepted, "commit", "--quiet", "-am", "smaller dictionary")
+    for named in (["lab/a"], ["baselines/"], ["lab/a", "--metric", "kl_gap.*"]):
+        assert main(["history", *named, "--html", "history.html"]) == 0
+        page = (accepted.path / "history.html").read_text()
+        titles = re.findall(r"<h4>(.*?)</h4>", page)
+        assert "kl_gap.kl_sae" in titles
+        assert ("sparsity.l0" in titles) == ("--metric" not in named)
+        assert ("lab/b" in page) == (named == ["baselines/"])
+        found = re.search(r"<script type=application/json id=figures>(.*?)</script>", page, re.DOTALL)
+        assert found
+        line = json.loads(found[1])[f"f{titles.index('kl_gap.kl_sae')}"]["data"][0]
+        assert line["name"] == "lab/a"
+        assert line["y"][1] == pytest.approx(1.2 * line["y"][0], rel=1e-2)
+        assert "a smaller dictionary" in page
+
+
+def test_render_writes_what_is_asked_for(accepted: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    wanted = ["--html", "out/page.html", "--markdown", "out/page.md", "--csv", "out/rows.csv"]
+    assert main(["render", "reports/latest.json", *wanted]) == 0
+    assert capsys.readouterr().out.split() == wanted[1::2]
+    page, text = ((accepted.path / "out" / name).read_text() for name in ("page.html", "page.md"))
+    assert "of each document, accepted and now" in page
+    assert text.startswith("## SAE quality: FAIL")
+    assert "out/page.html" in text
+    rows = list(csv.DictReader((accepted.path / "out" / "rows.csv").open()))
+    held = accepted.report()["saes"]
+    assert len(rows) == sum(len(each["metrics"]) for sae in held.values() for each in sae["properties"].values())
+
+    assert main(["render", "reports/latest.json", "--html", "alone.html", "--baselines", "nowhere"]) == 0
+    assert "of each document, accepted and now" not in (accepted.path / "alone.html").read_text()
+    assert main(["render", "baselines/lab/a.json", "--markdown", "accepted.md"]) == 0
+    assert "lab/a" in (accepted.path / "accepted.md").read_text()
+
+
 def test_prune_lists_first(accepted: Any, capsys: pytest.CaptureFixture[str]) -> None:
     path = accepted.path / "baselines" / "lab" / "b.json"
     register = (accepted.path / "conftest.py").read_text().splitlines()
@@ -88,6 +127,9 @@ def test_prune_lists_first(accepted: Any, capsys: pytest.CaptureFixture[str]) ->
         (["compare", "nowhere.json", "nowhere.json"], "no report at nowhere.json"),
         (["accept", "nowhere.json", "--reason", "x"], "no report at nowhere.json"),
         (["history", "--baselines", "nowhere"], "no accepted report under nowhere"),
+        (["history", "nowhere/"], "no accepted report under nowhere"),
+        (["render", "nowhere.json", "--html", "x.html"], "no report at nowhere.json"),
+        (["render", "nowhere.json"], "say what to write: --html OUT, --markdown OUT or --csv OUT"),
         (["prune", "--conftest", "nowhere.py"], "no nowhere.py that registers SAEs"),
     ],
 )
@@ -106,6 +148,8 @@ def test_mistakes_are_one_sentence_and_exit_four(
         ["--help"],
         ["compare", "baselines", "reports/latest.json"],
         ["show", "reports/latest.json"],
+        ["render", "reports/latest.json", "--markdown", "x.md"],
+        ["history", "--html", "x.html"],
         ["accept", "reports/latest.json", "--reason", "x"],
         ["history"],
         ["prune", "--keep", "lab/a"],

@@ -117,7 +117,7 @@
       const at = table.columns.indexOf("verdict");
       let rows = table.rows.filter((row) => {
         const text = `${row[0]} ${row[1]} ${row[at]}`.toLowerCase();
-        const judged = row[at] !== "";
+        const judged = row[table.columns.length + 1];
         return wanted.every((word) => text.includes(word))
           && (only === "" || (only === "judged" ? judged : String(row[at]).toLowerCase() === only));
       });
