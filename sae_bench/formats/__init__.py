@@ -1,8 +1,10 @@
 """Reading SAEs from wherever they are: folders, the Hugging Face hub, SAELens' releases, Python objects.
 
-One family of files is one module of this package, found by itself, with ``recognise(folder) -> bool`` (cheap, never
-fails) and ``read(folder) -> SAE`` (a `LoadError` in one sentence when the files are there but wrong); optionally
-``adopt(obj)``, which turns a loaded object of that family's library into an `SAE`, or returns None.
+One family of files is one module of this package, found by itself. A family of folders has ``recognise(folder) ->
+bool`` (cheap, never fails) and ``read(folder) -> SAE`` (a `LoadError` in one sentence when the files are there but
+wrong); a family of single files has ``recognise_file(path, names) -> bool``, given the names of the tensors in the
+file, and ``read_file(path)``. Either may have ``adopt(obj)``, which turns a loaded object of that family's library into
+an `SAE`, or returns None.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import torch
 
 from sae_bench.errors import LoadError
 from sae_bench.formats import _targets
+from sae_bench.formats._tensors import PICKLES, peek_names
 from sae_bench.formats._write_sae_lens import write_sae_lens
 from sae_bench.sae import SAE, check_contract, wrap
 
 __all__ = ["as_sae", "read_folder", "read_sae", "readers", "write_sae_lens"]
 
-_PICKLES = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
+_WEIGHTS = (".safetensors", ".npz", *PICKLES)
+_NEVER_READ = (".pkl", ".bin", ".ckpt", ".pickle", ".npy")
 
 
 def read_sae(target: str, *, device: str = "cpu", dtype: str = "float32", base: Path | None = None) -> SAE:
@@ -61,19 +65,23 @@ def as_sae(obj: Any) -> SAE:
 
 
 def read_folder(path: Path) -> SAE:
-    """The SAE in a folder, or in the folder of a file, in float32 on the CPU."""
-    named = path.name if path.is_file() else None
-    path = path.parent if named else path
-    found = [reader for reader in readers() if reader.recognise(path)]
-    if len(found) == 1:
-        sae: SAE = found[0].read(path)
-        return sae
+    """The SAE in a folder, or in the folder of a file, or in a file that is an SAE alone; float32, on the CPU."""
+    folder = path.parent if path.is_file() else path
+    found = [reader for reader in readers() if _recognises(reader, folder)]
+    files = [path] if path.is_file() else sorted(each for each in folder.iterdir() if each.suffix in _WEIGHTS)
     if found:
-        names = ", ".join(_name(reader) for reader in found)
-        raise LoadError(f"{path} looks like more than one format ({names}); keep the files of one of them in it")
-    if named and Path(named).suffix in _PICKLES:
-        raise _pickled(path, [named])
-    raise _unrecognised(path)
+        _only(found, folder)
+        sae: SAE = found[0].read(folder)
+        return sae
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:3])
+        raise LoadError(f"{folder} holds {len(files)} weight files ({names} ...); name the one that is meant")
+    for file in files:
+        if alone := _readers_of(file):
+            _only(alone, file)
+            lone: SAE = alone[0].read_file(file)
+            return lone
+    raise _unrecognised(folder, [file.name for file in files])
 
 
 @cache
@@ -83,13 +91,32 @@ def readers() -> tuple[ModuleType, ...]:
     return tuple(importlib.import_module(f"{__name__}.{name}") for name in names)
 
 
-def _unrecognised(folder: Path) -> LoadError:
+def _readers_of(file: Path) -> list[ModuleType]:
+    names = peek_names(file)
+    return [reader for reader in readers() if hasattr(reader, "recognise_file") and reader.recognise_file(file, names)]
+
+
+def _only(found: list[ModuleType], where: Path) -> None:
+    if len(found) > 1:
+        names = ", ".join(_name(reader) for reader in found)
+        raise LoadError(f"{where} looks like more than one format ({names}); keep the files of one of them in it")
+
+
+def _unrecognised(folder: Path, named: list[str]) -> LoadError:
     files = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    pickles = [name for name in files if Path(name).suffix in _PICKLES]
-    if pickles and not any(name.endswith(".safetensors") for name in files):
-        return _pickled(folder, pickles)
+    pickles = [name for name in named or files if Path(name).suffix in _NEVER_READ]
+    if pickles:
+        return LoadError(
+            f"{folder} holds its weights as {', '.join(pickles[:3])}, which is not read because unpickling runs code; "
+            f"convert it to safetensors, or register load=, a function that returns an object with encode and decode"
+        )
+    if broken := [name for name in named if not peek_names(folder / name)]:
+        return LoadError(
+            f"{folder / broken[0]} holds no tensors by name: it is truncated, a web page saved by mistake, or a pickle "
+            f"of other objects, which is never run; save the SAE's state_dict() alone, or download it again"
+        )
     below = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
-    inside = [str(entry) for entry in below if any(reader.recognise(entry) for reader in readers())]
+    inside = [str(entry) for entry in below if any(_recognises(reader, entry) for reader in readers())]
     if inside:
         more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
         return LoadError(f"{folder} is not one SAE but holds some; name one of them: {', '.join(inside[:3])}{more}")
@@ -101,11 +128,8 @@ def _unrecognised(folder: Path) -> LoadError:
     )
 
 
-def _pickled(folder: Path, names: list[str]) -> LoadError:
-    return LoadError(
-        f"{folder} holds its weights as {', '.join(names[:3])}, which is not read because unpickling runs code; "
-        f"convert it to safetensors, or register load=, a function that returns an object with encode and decode"
-    )
+def _recognises(reader: ModuleType, folder: Path) -> bool:
+    return bool(getattr(reader, "recognise", lambda _: False)(folder))
 
 
 def _name(reader: ModuleType) -> str:

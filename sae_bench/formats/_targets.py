@@ -10,6 +10,7 @@ from typing import Any
 
 from sae_bench.errors import LoadError, near
 
+_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 _ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<folder>.+?))?/?")
 _RELEASE = re.compile(r"sae_lens:(?P<release>[^/]+)/(?P<sae_id>.+)")
@@ -57,25 +58,36 @@ def download(target: str) -> Path:
     from huggingface_hub import snapshot_download
 
     folder = match["folder"] or ""
-    prefix = f"{folder}/" if folder else ""
-    patterns = [f"{prefix}*.json", f"{prefix}*.safetensors", f"{prefix}*.pt"]
+    patterns, ignored = _wanted(folder)
     try:
         root = snapshot_download(
-            match["repo"],
-            revision=match["revision"],
-            allow_patterns=patterns,
-            # A pattern's star also matches slashes: files of SAEs further down would come along.
-            ignore_patterns=[f"{prefix}*/*"],
+            match["repo"], revision=match["revision"], allow_patterns=patterns, ignore_patterns=ignored
         )
+        if (Path(root) / folder / "hyperparams.json").is_file():
+            below = f"{folder}/checkpoints/final.safetensors".lstrip("/")
+            snapshot_download(match["repo"], revision=match["revision"], allow_patterns=[below])
     except Exception as error:
         raise LoadError(
             f"cannot fetch {match['repo']} from the Hugging Face hub ({type(error).__name__}: {_first_line(error)}); "
             f"check the name and the network, or download it and give its folder"
         ) from error
     local = Path(root) / folder
-    if not local.is_dir():
-        raise LoadError(f"{match['repo']} on the Hugging Face hub has no folder {folder!r} with an SAE's files")
+    if not local.exists():
+        raise LoadError(f"{match['repo']} on the Hugging Face hub has no file or folder {folder!r} with an SAE's files")
     return local
+
+
+def _wanted(folder: str) -> tuple[list[str], list[str]]:
+    """Patterns of the files to fetch, and of those not to, for an SAE's file or folder in a repository."""
+    place, _, name = folder.rpartition("/")
+    above = f"{place}/" if place else ""
+    if name.endswith(_SUFFIXES):
+        stem = name.rpartition(".")[0]
+        return [folder, f"{above}{stem}_cfg.json", f"{above}cfg.json", f"{above}config.json"], []
+    prefix = f"{folder}/" if folder else ""
+    # sparsify names its model one folder up. A star also matches slashes: what lies further down would come along.
+    wanted = [f"{prefix}*{suffix}" for suffix in (".json", *_SUFFIXES)]
+    return [*wanted, *([f"{above}config.json"] if folder else [])], [f"{prefix}*/*"]
 
 
 def sae_lens_release(target: str) -> Any:

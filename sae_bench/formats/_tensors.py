@@ -38,7 +38,7 @@ def peek_names(path: Path) -> set[str]:
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
                 return {name.removesuffix(".npy") for name in archive.namelist()}
-        return set(read_pickled(path)) if path.suffix in PICKLES else set()
+        return set(read_pickled(path, mapped=True)) if path.suffix in PICKLES else set()
     except (OSError, SafetensorError, zipfile.BadZipFile, LoadError, NotImplementedError):
         return set()
 
@@ -67,17 +67,18 @@ def read_npz(path: Path) -> Tensors:
         raise LoadError(f"{path} is truncated or no archive of plain arrays ({error}); download it again") from None
 
 
-def read_pickled(path: Path) -> dict[str, Any]:
+def read_pickled(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """What ``torch.save`` wrote to ``path``: a dict of tensors and plain values; nothing in it is run.
 
-    Read with ``weights_only=True``, which refuses everything but tensors and plain containers. A `LoadError` when it is
-    missing, truncated, larger than `MOST_BYTES`, compressed, or no dict.
+    ``mapped`` leaves the values in the file until they are used. Read with ``weights_only=True``, which refuses
+    everything but tensors and plain containers. A `LoadError` when it is missing, truncated, larger than `MOST_BYTES`,
+    compressed, or no dict.
     """
     _check_there(path)
     try:
         with zipfile.ZipFile(path) as archive:
             _check_claims(path, archive, compressed=False)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except LoadError:
         raise
     except Exception:

@@ -82,15 +82,16 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
         read_sae(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["sae.pt", "sae.pkl", "weights.pth", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["sae.pt", "sae.pkl", "weights.pth", "pytorch_model.bin", "last.ckpt"])
 def test_nothing_is_unpickled(tmp_path: Path, name: str) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"W": Evil()}, tmp_path / name)
+    reason = "pickle of other objects, which is never run" if name.endswith((".pt", ".pth")) else "unpickling runs code"
     for target in (tmp_path, tmp_path / name):
-        with pytest.raises(LoadError, match=f"{name}, which is not read because unpickling runs code"):
+        with pytest.raises(LoadError, match=f"{name}.*{reason}"):
             read_sae(str(target))
     assert not (tmp_path / "ran").exists()
 
@@ -99,7 +100,9 @@ def test_a_new_format_is_a_new_file() -> None:
     names = [reader.__name__.rsplit(".", 1)[1] for reader in readers()]
     folder = Path(_targets.__file__).parent
     assert names == sorted(path.stem for path in folder.glob("[a-z]*.py"))
-    assert all(callable(reader.recognise) and callable(reader.read) for reader in readers())
+    kinds = (("recognise", "read"), ("recognise_file", "read_file"))
+    for reader in readers():
+        assert [all(callable(getattr(reader, name, None)) for name in kind) for kind in kinds].count(True) == 1
 
 
 def test_two_formats_in_one_folder_are_not_guessed(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,11 +176,30 @@ def test_hub_targets_fetch_one_folder(saved: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
     sae = read_sae("hf:lab/saes@v2/jump")
     assert (asked["repo"], asked["revision"]) == ("lab/saes", "v2")
-    assert asked["allow_patterns"] == ["jump/*.json", "jump/*.safetensors", "jump/*.pt"]
+    assert asked["allow_patterns"] == [
+        "jump/*.json", "jump/*.safetensors", "jump/*.npz", "jump/*.pt", "jump/*.pth", "config.json",
+    ]  # fmt: skip
     assert asked["ignore_patterns"] == ["jump/*/*"]
     assert sae.info.format == "sae_lens"
-    with pytest.raises(LoadError, match="lab/saes on the Hugging Face hub has no folder 'other'"):
+    with pytest.raises(LoadError, match="lab/saes on the Hugging Face hub has no file or folder 'other'"):
         read_sae("hf:lab/saes/other/")
+
+
+def test_a_hub_target_may_be_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    weights = {"W_enc": torch.ones(6, 4), "W_dec": torch.ones(4, 6), "b_enc": torch.ones(6), "b_dec": torch.ones(4)}
+    snapshot = tmp_path / "models--Qwen--SAE-Res-Qwen3-1.7B-Base-W32K-L0_2" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    torch.save(weights, snapshot / "layer3.sae.pt")
+
+    def fake(repo: str, **options: Any) -> str:
+        asked.append(options["allow_patterns"])
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
+    sae = read_sae("hf:Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_2/layer3.sae.pt")
+    assert (sae.info.format, sae.info.l0, sae.site_in) == ("qwen_scope", 2.0, "blocks.3.hook_resid_post")
+    assert asked == [["layer3.sae.pt", "layer3.sae_cfg.json", "cfg.json", "config.json"]]
 
 
 def test_hub_targets_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Gemma Scope 2's format: ``config.json`` and ``params.safetensors``.
+
+Tensors: w_enc (d_in, d_sae), w_dec (d_sae, d_out), b_enc, b_dec, threshold, and for a transcoder with a linear path
+affine_skip_connection (d_in, d_out). The decoder's bias is not taken from the input.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sae_bench.errors import LoadError
+from sae_bench.formats._assemble import check_orientation, check_weights, dtype_name, site_named
+from sae_bench.formats._files import peek_json, read_json, said
+from sae_bench.formats._tensors import read_safetensors
+from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
+
+CONFIG = "config.json"
+WEIGHTS = "params.safetensors"
+
+
+def recognise(folder: Path) -> bool:
+    """Whether ``folder`` is of this family, also when its weights are missing or broken."""
+    return {"architecture", "hf_hook_point_in"} <= set(peek_json(folder / CONFIG))
+
+
+def read(folder: Path) -> LinearDecoderSAE:
+    """The SAE in ``folder``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    config, what = read_json(folder / CONFIG), str(folder)
+    architecture = said(config, "architecture", str, what)
+    if architecture != "jump_relu":
+        raise LoadError(f"architecture of {what} is {architecture!r}, where this format knows jump_relu alone")
+    weights = read_safetensors(folder / WEIGHTS)
+    for name in ("w_enc", "w_dec"):
+        if name not in weights or weights[name].ndim != 2:
+            layers = " (a transcoder across layers, which is not measured)" if name in weights else ""
+            raise LoadError(f"the weights of {what} have no matrix {name}{layers}")
+    (d_in, d_sae), d_out = weights["w_enc"].shape, weights["w_dec"].shape[1]
+    shapes = {"w_enc": (d_in, d_sae), "w_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
+    skips = "affine_skip_connection" in weights
+    if bool(config.get("affine_connection", skips)) != skips:
+        raise LoadError(f"affine_connection of {what} is {config['affine_connection']!r}, but its weights differ")
+    shapes |= {"threshold": (d_sae,)} | ({"affine_skip_connection": (d_in, d_out)} if skips else {})
+    check_weights(weights, shapes, what)
+    site_in, site_out = (said(config, f"hf_hook_point_{end}", str, what) for end in ("in", "out"))
+    if site_out in (None, site_in):
+        check_orientation(weights["w_enc"], weights["w_dec"], what)
+    stored = dtype_name(weights["w_enc"])
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    return LinearDecoderSAE(
+        info=SAEInfo(
+            "gemma_scope_2",
+            "jumprelu",
+            d_in,
+            d_sae,
+            stored,
+            model=said(config, "model_name", str, what),
+            site_in=site_named(site_in),
+            site_out=site_named(site_out or site_in),
+            l0=said(config, "l0", float, what),
+        ),
+        W_enc=weights["w_enc"],
+        activation=JumpReLU(weights["b_enc"], weights["threshold"]),
+        W_dec=weights["w_dec"],
+        b_dec=weights["b_dec"],
+        pre_bias=torch.zeros(d_in),
+        W_skip=weights["affine_skip_connection"] if skips else None,
+    )
