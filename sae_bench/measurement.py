@@ -168,4 +168,4 @@ class Accepted:
     anchor: float | None = None
     "The value that drift by small steps is compared with."
     noise: float | None = None
-    "Measured spread of the measurement itself (``1noise``)."
+    "What the measurement itself moves by when nothing changes (``1noise``)."

@@ -92,7 +92,7 @@ OPTIONS = (
     ),
     Option(
         "selfcheck",
-        "measure again with another batch size, order and seed, and record the spread as noise",
+        "measure again with another batch size, order and seed, and record what moves as noise",
         "flag",
         False,
     ),

@@ -68,7 +68,7 @@ class MetricResult:
     anchor: float | None = None
     "In accepted files: the value that drift is compared with."
     noise: float | None = None
-    "Measured spread of the measurement itself."
+    "What the measurement itself moves by when nothing changes."
 
 
 @dataclass(frozen=True)
