@@ -34,6 +34,8 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet torch -c $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]' -c $(CONSTRAINTS)
+	# The SAEs of dictionary_learning are read as it reads them; what it trains with is not needed for that.
+	$(BIN)/python -m pip install --quiet --no-deps dictionary-learning -c $(CONSTRAINTS)
 	touch $@
 
 clean:
