@@ -20,6 +20,8 @@ class Batch:
     lengths: tuple[int, ...]
     x: Tensor
     "(b, p, d) float32"
+    source: Tensor
+    "(b, p, d_in) float32, what the SAE reads; `x` itself unless it is a transcoder"
     block_input: Tensor
     "(b, p, d_model) float32"
     keep: Tensor

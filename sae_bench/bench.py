@@ -58,6 +58,7 @@ class Bench:
         progress: Progress | None = None,
         partner: Any = None,
         contrast: str | None = None,
+        source: SiteData | None = None,
     ) -> None:
         self.sae = sae
         self.partner = partner
@@ -67,11 +68,13 @@ class Bench:
         self.model = model
         self.corpus = corpus
         self.site_data = site_data
+        self.source = source or site_data
+        "What the SAE reads; `site_data` itself unless it is a transcoder."
         self.settings = settings
         self.include_bos = include_bos
         self.site = site_data.site
         self._progress = progress
-        _check_fit(sae, site_data)
+        _check_fit(sae, self.source)
         self.documents = whole_clusters(corpus.cluster, settings.documents or settings.tier.documents)
         first = dict.fromkeys(corpus.cluster[: self.documents])
         self.clusters: tuple[int, ...] = tuple(first)
@@ -116,7 +119,8 @@ class Bench:
             documents=documents,
             tokens=self.corpus.tokens[rows, :longest].to(device),
             lengths=tuple(lengths.tolist()),
-            x=data.x[rows, :longest].to(device),
+            x=(x := data.x[rows, :longest].to(device)),
+            source=x if self.source is data else self.source.x[rows, :longest].to(device),
             block_input=data.block_input[rows, :longest].to(device),
             keep=(data.keep[rows, :longest] & (at < lengths[:, None])).to(device),
             keep_ce=(data.keep_ce[rows, :longest] & (at < lengths[:, None] - 1)).to(device),
@@ -138,7 +142,7 @@ class Bench:
         """(b, p, d) what other codes (b, p, n) decode to; x itself outside the kept positions."""
         out = batch.x.clone()
         with torch.no_grad():
-            for row, keep, x, code in zip(out, batch.keep, batch.x, codes, strict=True):
+            for row, keep, x, code in zip(out, batch.keep, batch.source, codes, strict=True):
                 row[keep] = self.sae.decode(code[keep], like=x[keep]).to(row)
         return out
 
@@ -156,7 +160,7 @@ class Bench:
         data, n = self.site_data, int(self.sae.d_sae)
         count = torch.zeros(n, dtype=torch.int64)
         total, square = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-        for x, keep in zip(data.x, data.keep, strict=True):
+        for x, keep in zip(self.source.x, data.keep, strict=True):
             with torch.no_grad():
                 codes = self.sae.encode(x[keep].to(self.settings.device)).float() * self.decoder_norms  # (kept, n)
             count += (codes != 0).sum(0).cpu()
@@ -291,7 +295,7 @@ class Bench:
         with torch.no_grad():
             # One document at a time: a matrix product of another size rounds differently, and a feature near its
             # threshold would fire in one batch and not in another.
-            for row, keep, x in zip(codes, batch.keep, batch.x, strict=True):
+            for row, keep, x in zip(codes, batch.keep, batch.source, strict=True):
                 row[keep] = self.sae.encode(x[keep]).to(row)
         self._check(batch, codes[batch.keep], batch.keep, "a code of the SAE")
         return codes
@@ -300,7 +304,7 @@ class Bench:
         known = self._memo.get("codes")
         xhat = batch.x.clone()
         with torch.no_grad():
-            for index, (keep, x) in enumerate(zip(batch.keep, batch.x, strict=True)):
+            for index, (keep, x) in enumerate(zip(batch.keep, batch.source, strict=True)):
                 codes = self.sae.encode(x[keep]) if known is None else known[index][keep]
                 xhat[index][keep] = self.sae.decode(codes, like=x[keep]).to(xhat)
         self._check(batch, xhat[batch.keep], batch.keep, "the SAE's reconstruction")
@@ -311,10 +315,10 @@ class Bench:
         data = self.site_data
         errors = Store(self.settings.memory_bytes // 8).empty(len(data.kept), data.x.shape[-1])
         start = 0
-        for document, (x, keep) in enumerate(zip(data.x, data.keep, strict=True)):
-            clean = x[keep].to(self.settings.device)
+        for document, (x, read, keep) in enumerate(zip(data.x, self.source.x, data.keep, strict=True)):
+            clean, seen = x[keep].to(self.settings.device), read[keep].to(self.settings.device)
             with torch.no_grad():
-                found = (self.sae.decode(self.sae.encode(clean), like=clean).float() - clean).cpu()
+                found = (self.sae.decode(self.sae.encode(seen), like=seen).float() - clean).cpu()
             if not bool(torch.isfinite(found).all()):
                 raise MeasurementError(f"the SAE's reconstruction is NaN or infinite in document {document}")
             errors[start : start + len(found)] = found

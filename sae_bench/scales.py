@@ -137,7 +137,7 @@ def offset(bench: Bench, batch: Batch) -> Tensor:
         return constant.expand_as(batch.x)
     zeros = batch.x.new_zeros(batch.x.shape[1], int(bench.sae.d_sae))
     with torch.no_grad():
-        return torch.stack([bench.sae.decode(zeros, like=x).to(x) for x in batch.x])
+        return torch.stack([bench.sae.decode(zeros, like=x).to(zeros) for x in batch.source])
 
 
 def _fit(bench: Bench) -> Scales:

@@ -66,7 +66,7 @@ def _alive(bench: Bench, sae: Any) -> Tensor:
     import torch
 
     alive = torch.zeros(int(sae.d_sae), dtype=torch.bool)
-    for x, keep in zip(bench.site_data.x, bench.site_data.keep, strict=True):
+    for x, keep in zip(bench.source.x, bench.site_data.keep, strict=True):
         with torch.no_grad():
             alive |= (sae.encode(x[keep].to(bench.settings.device)) != 0).any(0).cpu()
     return alive

@@ -46,7 +46,7 @@ def firing_counts(bench: Bench, documents: Sequence[int]) -> tuple[Tensor, int]:
     data = bench.site_data
     count, tokens = torch.zeros(int(bench.sae.d_sae), dtype=torch.int64), 0
     for document in documents:
-        x = data.x[document][data.keep[document]].to(bench.settings.device)
+        x = bench.source.x[document][data.keep[document]].to(bench.settings.device)
         with torch.no_grad():
             count += (bench.sae.encode(x) > 0).sum(0).cpu()
         tokens += len(x)

@@ -65,7 +65,7 @@ def input_scores(bench: Bench, documents: Sequence[int], features: Sequence[int]
     for document in documents:
         keep = data.keep[document]
         with torch.no_grad():
-            codes = bench.sae.encode(data.x[document][keep].to(bench.settings.device))[:, rows].cpu()
+            codes = bench.sae.encode(bench.source.x[document][keep].to(bench.settings.device))[:, rows].cpu()
         best = codes.max(0)
         strongest.append(best.values)
         tokens.append(bench.corpus.tokens[document][keep][best.indices])
