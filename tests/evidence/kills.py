@@ -31,7 +31,10 @@ test_kl_gap = property_test("kl_gap")
 test_reconstruction = property_test("reconstruction")
 test_sparsity = property_test("sparsity")
 """
-MOMENTS, ITEMS, PAUSE = 20, 9, "0.1"
+MOMENTS, ITEMS, PAUSE = 20, 9, 0.1
+"Kills; measurements of a run; seconds that each of them takes."
+ATTEMPTS = 10
+"Runs that may end before their moment comes: a busy machine stretches seconds."
 
 
 def measure() -> dict[str, Any]:
@@ -44,29 +47,7 @@ def measure() -> dict[str, Any]:
         (folder / "test_sae.py").write_text(SUITE)
         _start(folder).wait()
         whole = _values(folder)
-        rows = []
-        for moment in range(MOMENTS):
-            shutil.rmtree(folder / "reports")
-            process = _start(folder)
-            # Counted in measurements, since a busy machine stretches seconds.
-            _until_measuring(folder, process, 1 + moment % ITEMS)
-            time.sleep(rng.uniform(0, 1.5 * float(PAUSE)))
-            process.kill()
-            killed = process.wait() == -9
-            records = len(list((folder / "reports").glob("*/records/**/*.json")))
-            (folder / "measured.log").unlink(missing_ok=True)
-            code = _start(folder).wait()
-            again = len((folder / "measured.log").read_text().splitlines())
-            rows.append(
-                {
-                    "killed": killed,
-                    "records_left": records,
-                    "measured_again": again,
-                    "exit_code": code,
-                    "same_report": _values(folder) == whole,
-                    "unfinished_left": len(list((folder / "reports").glob("*/unfinished"))),
-                }
-            )
+        rows = [_moment(folder, rng, whole) for _ in range(MOMENTS)]
     return {
         "kills": sum(row["killed"] for row in rows),
         "same": sum(row["same_report"] for row in rows),
@@ -74,9 +55,35 @@ def measure() -> dict[str, Any]:
     }
 
 
+def _moment(folder: Path, rng: random.Random, whole: Any) -> dict[str, Any]:
+    """One kill, and what the run after it finds and leaves."""
+    killed = False
+    for _ in range(ATTEMPTS):
+        shutil.rmtree(folder / "reports")
+        # In measurements since the first began, whose number is counted and whose parts are waited for.
+        moment = rng.uniform(0, ITEMS)
+        process = _start(folder)
+        _until_measuring(folder, process, 1 + int(moment))
+        time.sleep((moment % 1) * PAUSE)
+        process.kill()
+        killed = process.wait() == -9
+        if killed:
+            break
+    records = len(list((folder / "reports").glob("*/records/**/*.json")))
+    code = _start(folder).wait()
+    return {
+        "killed": killed,
+        "records_left": records,
+        "measured_again": len((folder / "measured.log").read_text().splitlines()),
+        "exit_code": code,
+        "same_report": _values(folder) == whole,
+        "unfinished_left": len(list((folder / "reports").glob("*/unfinished"))),
+    }
+
+
 def _start(folder: Path) -> subprocess.Popen[bytes]:
     (folder / "measured.log").unlink(missing_ok=True)
-    environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(folder), "TOY_PAUSE": PAUSE}
+    environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(folder), "TOY_PAUSE": str(PAUSE)}
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "sae_bench.plugin"],
         cwd=folder,

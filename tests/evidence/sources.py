@@ -10,8 +10,11 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
-JUDGING = ("stats", "limits", "comparison", "verdict")
+JUDGING = tuple(f"sae_bench/{name}.py" for name in ("stats", "change", "limits", "comparison", "verdict"))
+DEMO = tuple(f"sae_bench/demo/{name}.safetensors" for name in ("corpus", "model/*", "saes/*/*"))
 JUDGED = (
+    "contract",
+    "_contract_*",
     "kl_gap",
     "_kl_[!s]*",
     "orthogonality",
@@ -27,22 +30,45 @@ JUDGED = (
 "Properties with limits, and what their numbers are made of; series are for looking at."
 SPEAKS_OF: dict[str, tuple[str, ...]] = {
     "sensitivity": (
-        *(f"sae_bench/{name}.py" for name in (*JUDGING, "controls")),
+        *JUDGING,
+        "sae_bench/controls.py",
         *(f"sae_bench/properties/{name}.py" for name in JUDGED),
+        *DEMO,
+        "tests/evidence/sensitivity.py",
+        "tests/evidence/corpora.py",
     ),
-    "error_rates": (*(f"sae_bench/{name}.py" for name in JUDGING), "sae_bench/properties/kl_gap.py"),
-    "kills": ("sae_bench/store.py", "sae_bench/run.py", "sae_bench/conversion.py", "tests/runs/toy_engine.py"),
-    "oldest_pytest": tuple(f"sae_bench/{name}.py" for name in ("plugin", "scheduling")),
+    "error_rates": (
+        *JUDGING,
+        "sae_bench/selfcheck.py",
+        "sae_bench/properties/kl_gap.py",
+        *DEMO,
+        "tests/evidence/error_rates.py",
+        "tests/evidence/false_alarms.py",
+        "tests/evidence/corpora.py",
+    ),
+    "kills": (
+        *(f"sae_bench/{name}.py" for name in ("store", "run", "conversion")),
+        "tests/runs/toy_engine.py",
+        "tests/evidence/kills.py",
+    ),
+    "oldest_pytest": (
+        *(f"sae_bench/{name}.py" for name in ("plugin", "scheduling")),
+        "tests/evidence/oldest_pytest.py",
+    ),
 }
 "Globs below the root, by the name of the evidence."
 
 
 def sources_hash(evidence: str) -> str:
-    """Hash of the code that a piece of evidence speaks of; comments, docstrings and layout do not count."""
+    """Hash of what a piece of evidence speaks of; comments, docstrings and layout of code do not count."""
     digest = hashlib.sha256()
     for pattern in SPEAKS_OF[evidence]:
-        for path in sorted(ROOT.glob(pattern)):
-            digest.update(path.name.encode() + b"\0" + _code(path).encode())
+        found = sorted(ROOT.glob(pattern))
+        if not found:
+            raise FileNotFoundError(f"{evidence} speaks of {pattern}, which names no file")
+        for path in found:
+            digest.update(path.name.encode() + b"\0")
+            digest.update(_code(path).encode() if path.suffix == ".py" else path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -1,12 +1,13 @@
-"""``python -m tests.evidence.tables``: what was found, as the Markdown tables of the README."""
+"""``python -m tests.evidence.tables``: what was found, as Markdown, into the README between its marks."""
 
 from __future__ import annotations
 
-import sys
+import re
 from typing import Any
 
-from tests.evidence.sources import read
+from tests.evidence.sources import ROOT, read
 
+README = ROOT / "README.md"
 MARKS = {
     "FAIL": "**FAIL**",
     "ERROR": "**ERROR**",
@@ -28,10 +29,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def sensitivity() -> str:
-    """Defects down, properties across; what a defect is meant for is marked by a star."""
+    """Defects down, properties across; what a defect is meant for is marked by a star. Then what is not caught."""
     result = read("sensitivity")["result"]
     rows = [[name, *(_cell(row, each) for each in result["properties"])] for name, row in result["matrix"].items()]
-    return _table(["defect", *result["properties"]], rows)
+    reasons = "".join(f"* `{name}`: {result['reasons'][name]}.\n" for name in result["missed"])
+    return f"{_table(['defect', *result['properties']], rows)}\nNot caught:\n\n{reasons}"
 
 
 def _cell(row: Any, name: str) -> str:
@@ -39,21 +41,52 @@ def _cell(row: Any, name: str) -> str:
 
 
 def error_rates() -> str:
-    """Size and power, a row for each kind of change and number of documents."""
+    """Size and power, a row for each kind of change; numbers of documents within a cell."""
     result = read("error_rates")["result"]
-    sizes = {(row["kind"], row["documents"]): row["failing"] for row in result["size"]}
+    kinds: dict[str, list[Any]] = {}
+    for row in result["rows"]:
+        kinds.setdefault(row["kind"], []).append(row)
+    sizes = " / ".join(str(row["documents"]) for row in next(iter(kinds.values())))
+    head = ["change", "FAIL at the limit", "+10% found", "found in 95%", "documents for +10%"]
     rows = [
         [
-            row["kind"],
-            str(row["documents"]),
-            f"{100 * sizes[row['kind'], row['documents']]:.2f}%",
-            f"{100 * row['found_10_percent']:.1f}%",
-            "more than +60%" if row["found_in_95"] is None else f"+{100 * row['found_in_95']:.1f}%",
+            kind,
+            _joined(f"{100 * row['fails_at_the_limit']:.2f}" for row in found) + "%",
+            _joined(f"{100 * row['found_10_percent']:.1f}" for row in found) + "%",
+            _joined(_rise(row["found_in_95"]) for row in found),
+            str(result["documents_for_10_percent"][kind] or f"over {result['most_documents']}"),
         ]
-        for row in result["power"]
+        for kind, found in kinds.items()
     ]
-    return _table(["change", "documents", "FAIL when it equals the limit", "+10% found", "found in 95%"], rows)
+    counts = result["false_alarms"]["verdicts"]
+    alarms = ", ".join(f"{count} {MARKS[verdict].strip('*')}" for verdict, count in counts.items())
+    alone = max(row["fails_alone"] for row in result["rows"])
+    told = f"Judged by the compared documents alone, up to {100 * alone:.1f}% would FAIL at the limit.\n\n"
+    told += f"Unchanged SAEs, {result['false_alarms']['comparisons']} comparisons at `1noise`: {alarms}.\n"
+    return f"At {sizes} documents:\n\n{_table(head, rows)}\n{told}"
+
+
+def _joined(texts: Any) -> str:
+    return " / ".join(texts)
+
+
+def _rise(found: float | None) -> str:
+    return "-" if found is None else f"+{100 * found:.1f}%"
+
+
+TABLES = {"sensitivity": sensitivity, "error_rates": error_rates}
+
+
+def written(text: str) -> str:
+    """``text`` with each table between its marks; a table without marks is a `ValueError`."""
+    for name, table in TABLES.items():
+        marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- end of {name} -->\n)", re.DOTALL)
+        if not marked.search(text):
+            raise ValueError(f"README.md has no place for {name}: <!-- {name} --> ... <!-- end of {name} -->")
+        body = table()
+        text = marked.sub(lambda found, body=body: f"{found[1]}{body}{found[2]}", text)
+    return text
 
 
 if __name__ == "__main__":
-    sys.stdout.write(sensitivity() + "\n" + error_rates())
+    README.write_text(written(README.read_text()))

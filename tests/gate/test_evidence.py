@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,36 @@ from typing import Any
 import pytest
 
 EVIDENCE = Path(__file__).parents[1] / "evidence"
+SAES = ("standard", "gated", "topk", "batchtopk", "jumprelu", "matryoshka")
+PLANTED = {
+    "none",
+    *("decoder_scaled", "features_scaled", "decoder_rotated", "features_zeroed_5", "features_zeroed_50"),
+    *("features_duplicated", "decoder_permuted", "encoder_bias_dropped", "encoder_bias_dropped (gated)"),
+    *("decoder_bias_dropped", "threshold_lost", "nan_weight", "bfloat16", "site_off_by_one", "wrong_processing"),
+    *("tokens_shuffled", "half_the_corpus", "undertrained", "end_to_end_like", "l0_doubled"),
+}
+
+
+def _module(name: str) -> Any:
+    """A module of the evidence, by its full name, which pytest's import mode does not make."""
+    full = f"tests.evidence.{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, EVIDENCE / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+    return sys.modules[full]
 
 
 @pytest.fixture(scope="module")
 def sources() -> Any:
-    spec = importlib.util.spec_from_file_location("evidence_sources", EVIDENCE / "sources.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return _module("sources")
+
+
+@pytest.fixture(scope="module")
+def tables(sources: Any) -> Any:
+    return _module("tables")
 
 
 @pytest.mark.parametrize("name", ["sensitivity", "error_rates", "kills", "oldest_pytest"])
@@ -30,31 +50,56 @@ def test_evidence_is_about_these_sources(sources: Any, name: str) -> None:
     )
 
 
-def test_every_defect_is_caught_by_a_property_meant_for_it(sources: Any) -> None:
+def test_every_defect_is_caught_by_a_property_meant_for_it_or_listed_with_the_reason(sources: Any) -> None:
     result = sources.read("sensitivity")["result"]
-    assert set(result["missed"]) <= set(result["reasons"])
-    assert len(result["matrix"]) >= 18
-    assert result["matrix"]["bfloat16"]["caught_by"] == []
+    assert set(result["matrix"]) == PLANTED
+    assert set(result["missed"]) == {"none", "bfloat16", "encoder_bias_dropped"}
+    assert all(result["reasons"][name] for name in result["missed"])
+    for name, row in result["matrix"].items():
+        assert (name in result["missed"]) == (not set(row["caught_by"]) & {*row["meant_for"]}), name
+    assert result["matrix"]["none"]["caught_by"] == []
 
 
-def test_size_false_alarms_and_power(sources: Any) -> None:
-    result = sources.read("error_rates")["result"]
-    concentrated = {row["kind"] for row in result["concentration"] if row["share_of_top_percent"] > 0.1}
-    for row in result["size"]:
-        # 2,000 draws at alpha .0025 have a standard deviation of 0.11%. Where a few documents hold much of the KL, a
-        # draw without them is judged by an error that is too small, and nothing in the draw can tell.
-        assert row["failing"] <= (0.06 if row["kind"] in concentrated else result["alpha"] + 0.0035), row
-    assert "scaled decoder of standard" not in concentrated
-    assert result["false_alarms"]["comparisons"] >= 3000
-    assert result["false_alarms"]["fails"] <= result["alpha"] * result["false_alarms"]["comparisons"]
-    found = {(row["kind"], row["documents"]): row for row in result["power"]}
-    assert found["scaled decoder of standard", 128]["found_10_percent"] >= 0.95
+@pytest.fixture(scope="module")
+def rates(sources: Any) -> Any:
+    return sources.read("error_rates")["result"]
+
+
+def test_a_change_that_equals_the_limit_fails_at_the_nominal_rate(rates: Any) -> None:
+    """For each SAE of the demo and for pairs of them, also where five documents hold a fifth of the KL."""
+    assert rates["alpha"] == 0.0025
+    assert {row["documents"] for row in rates["rows"]} == {64, 128, 256}
+    assert max(rates["concentration"].values()) > 0.15
+    for row in rates["rows"]:
+        # Of as many draws as there were; three standard deviations of their share.
+        most = rates["alpha"] + 3 * math.sqrt(rates["alpha"] / rates["draws"])
+        assert row["fails_at_the_limit"] <= most, row
+
+
+def test_a_rise_of_ten_percent_is_found(rates: Any) -> None:
+    found = {(row["kind"], row["documents"]): row for row in rates["rows"]}
+    assert found["decoder of standard scaled", 128]["found_10_percent"] >= 0.95
+    needed = rates["documents_for_10_percent"]
+    assert {kind for kind in needed if kind.endswith("scaled")} == {f"decoder of {name} scaled" for name in SAES}
+    assert all(needed[kind] is not None for kind in needed if kind.endswith("scaled"))
+
+
+def test_unchanged_saes_never_fail(rates: Any) -> None:
+    alarms = rates["false_alarms"]
+    assert alarms["comparisons"] >= 3000
+    assert sum(alarms["verdicts"].values()) == alarms["comparisons"]
+    assert set(alarms["verdicts"]) <= {"PASS", "INCONCLUSIVE"}
+
+
+def test_the_readme_shows_what_was_found(tables: Any) -> None:
+    text = tables.README.read_text()
+    assert tables.written(text) == text, "run python -m tests.evidence.tables"
 
 
 def test_killed_runs_report_what_an_undisturbed_run_does(sources: Any) -> None:
     result = sources.read("kills")["result"]
     assert len(result["moments"]) == 20
-    assert result["kills"] >= 19
+    assert result["kills"] == 20
     assert result["same"] == 20
     assert all(row["unfinished_left"] == 0 and row["exit_code"] == 0 for row in result["moments"])
 

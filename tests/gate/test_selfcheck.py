@@ -52,9 +52,9 @@ class Documents:
     ("kinds", "beyond"), [({"own": 0.1}, 0.0), ({"own": 0.3}, 0.0), ({"own": 0.05, "shared": 0.02}, 0.01)]
 )
 def test_an_unchanged_sae_stays_within_one_noise(kinds: dict[str, float], beyond: float) -> None:
-    """It never fails; what all documents share is estimated from three measurements, and so lies beyond now and then."""
+    """It never fails. What all documents share is estimated from three measurements and lies beyond now and then."""
     found = []
-    for seed in range(500):
+    for seed in range(200):
         documents = Documents(seed)
         moves = noise([documents.measure(**kinds) for _ in range(1 + REPEATS)], "floor", ALPHA)
         found += [documents.compared(moves, **kinds) for _ in range(4)]
