@@ -136,6 +136,23 @@ def test_a_smoke_run_is_compared_on_the_documents_both_have(gate, sound) -> None
     assert "over the 16 documents that both have" in judged.by_metric["kl_sae"].message
 
 
+def test_a_run_over_calm_documents_says_by_how_much_its_errors_grow(gate) -> None:
+    """Four of 64 accepted documents hold most of the KL, and none of them was measured now."""
+    old = np.concatenate([gate.rng.uniform(0.9, 1.1, 60), gate.rng.uniform(8, 12, 4)])
+    new = 1.1 * old * gate.rng.uniform(0.95, 1.05, 64)
+    held = gate.accepted(gate.measurement(kl_sae=Ratio(old, np.ones(64))))
+    calm = gate.judge(gate.measurement(kl_sae=Ratio(new[:32], np.ones(32))), held).by_metric["kl_sae"]
+    factor = old.std(ddof=1) / old[:32].std(ddof=1)
+    assert (
+        f"over the 32 documents that both have, which vary less than all 64: errors times {factor:.1f}" in calm.message
+    )
+    assert calm.verdict is Verdict.INCONCLUSIVE
+    assert calm.beyond
+    everything = gate.judge(gate.measurement(kl_sae=Ratio(new, np.ones(64))), held).by_metric["kl_sae"]
+    assert everything.verdict is Verdict.FAIL
+    assert "errors times" not in everything.message
+
+
 def test_fitted_quantities_wait_for_the_same_documents(gate) -> None:
     def fitted(value: float, size: int) -> Measurement:
         influence = gate.rng.normal(0, 0.01 / size, size)
