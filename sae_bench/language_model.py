@@ -9,7 +9,7 @@ Shapes: b documents, p positions, d site width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -155,6 +155,30 @@ class Model:
         (b, p, V) float32; with ``select``, bool (b, p), only the rows where it is true are computed, (n, V).
         ``options`` go to the model's forward as they are (an attention mask, position ids).
         """
+        with torch.no_grad(), self._placed(block_input, site, value):
+            return self._forward(tokens, select, options)
+
+    def final_residual(self, tokens: Tensor, block_input: Tensor, site: Site, value: Tensor | None) -> Tensor:
+        """(b, p, d_model) float32 residual stream that the final norm reads when ``value`` stands at the site."""
+        seen: list[Tensor] = []
+
+        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.append(args[0].detach().to(torch.float32, copy=True))
+            raise _Stop
+
+        handle = self.bridge.ln_final.register_forward_pre_hook(look)
+        try:
+            with torch.no_grad(), self._placed(block_input, site, value), suppress(_Stop):
+                self._forward(tokens)
+        finally:
+            handle.remove()
+        if not seen:
+            raise MeasurementError(f"model {self.name!r} ran past its final norm, so its last residual cannot be read")
+        return seen[0]
+
+    @contextmanager
+    def _placed(self, block_input: Tensor, site: Site, value: Tensor | None) -> Iterator[None]:
+        """For the duration, the blocks before the site are skipped and ``value`` stands at it."""
         if site.kind in INPUTS:
             raise MeasurementError(f"nothing can be written to {site}: it shows what a transcoder reads, and no more")
         fired: set[str] = set()
@@ -175,22 +199,39 @@ class Model:
         values = {str(entry): block_input}
         if value is not None:
             values[str(site)] = value
-        with torch.no_grad(), ExitStack() as stack:
+        with ExitStack() as stack:
             stack.enter_context(self._skipping(site.layer))
             for name, replacement in values.items():
                 hook = self._hook(site if name == str(site) else entry)
                 stack.enter_context(self._hooked(hook, put(name, replacement)))
-            logits = self._forward(tokens, select, options)
+            yield
         if fired != set(values):
             raise _silent(site)
-        return logits
 
-    def final_logits(self, resid: Tensor) -> Tensor:
-        """(..., V) float32 logits of residual vectors (..., d_model): the final norm, the unembedding, its soft cap."""
+    def norm_scale(self, resid: Tensor) -> Tensor:
+        """(..., 1) float32, what the final norm divides residual vectors (..., d_model) by."""
+        seen: list[Tensor] = []
+        with torch.no_grad(), self._hooked(self.bridge.ln_final.hook_scale, lambda scale: seen.append(scale)):
+            self.bridge.ln_final(self._rows(resid))
+        if not seen:
+            raise MeasurementError(f"the final norm of model {self.name!r} does not show its scale")
+        return seen[0].float().reshape(*resid.shape[:-1], 1)
+
+    def final_logits(self, resid: Tensor, scale: Tensor | None = None) -> Tensor:
+        """(..., V) float32 logits of residual vectors (..., d_model): the final norm, the unembedding, its soft cap.
+
+        With ``scale`` (..., 1) the final norm divides by it instead of by its own.
+        """
         bridge = self.bridge
         with torch.no_grad():
-            rows = resid.reshape(1, -1, resid.shape[-1]).to(device=self.device, dtype=self._torch_dtype)
-            logits = bridge.unembed(bridge.ln_final(rows))
+            rows = self._rows(resid)
+            normed = bridge.ln_final(rows)
+            if scale is not None:
+                # A norm is a bias, which it gives for 0, and a linear map divided by the scale.
+                bias = bridge.ln_final(torch.zeros_like(rows[:, :1]))
+                ratio = (self.norm_scale(resid) / scale).reshape(1, -1, 1).to(normed)
+                normed = bias + (normed - bias) * ratio
+            logits = bridge.unembed(normed)
             transform = getattr(getattr(bridge, "adapter", None), "apply_output_logits_transform", None)
             cap = float(getattr(bridge.cfg, "output_logits_soft_cap", None) or 0.0)
             if transform is not None:
@@ -199,6 +240,10 @@ class Model:
                 logits = cap * torch.tanh(logits / cap)
         found: Tensor = logits.float().reshape(*resid.shape[:-1], -1)
         return found
+
+    def _rows(self, resid: Tensor) -> Tensor:
+        """Residual vectors (..., d_model) as one document of the model's own precision."""
+        return resid.reshape(1, -1, resid.shape[-1]).to(device=self.device, dtype=self._torch_dtype)
 
     def _forward(
         self, tokens: Tensor, select: Tensor | None = None, given: Mapping[str, Tensor] | None = None
