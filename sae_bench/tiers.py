@@ -19,14 +19,16 @@ class Tier:
     "Draws where a rank among them is wanted; 0: no rank."
     features: int
     prompts: int | None
+    questions: int | None
+    "About how many are scored in contrast steering; None: half of the dataset."
 
 
 TIERS: Mapping[str, Tier] = {
     tier.name: tier
     for tier in (
-        Tier("smoke", documents=64, draws=1, rank_draws=0, features=32, prompts=16),
-        Tier("standard", documents=256, draws=4, rank_draws=0, features=32, prompts=32),
-        Tier("full", documents=None, draws=16, rank_draws=100, features=128, prompts=None),
+        Tier("smoke", documents=64, draws=1, rank_draws=0, features=32, prompts=16, questions=32),
+        Tier("standard", documents=256, draws=4, rank_draws=0, features=32, prompts=32, questions=None),
+        Tier("full", documents=None, draws=16, rank_draws=100, features=128, prompts=None, questions=None),
     )
 }
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,31 +13,34 @@ from sae_bench.errors import MeasurementError
 from sae_bench.measurement import Floats
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sae_bench.bench import Bench
+    from sae_bench.steering.propensity import Sample
 
 ARMS = ("feature", "mean_difference", "random_direction")
 CANDIDATES = 8
 "Features taken by what they tell and by what they do, to be steered with on the choosing half."
-QUESTIONS_A_PROMPT = 4
-"Questions that the smoke tier asks, for every prompt of its feature steering; the other tiers ask all."
+CHOOSING = 32
+"About how many questions of the choosing half are steered, in every tier, so that every tier chooses the same feature."
 RANDOM = 8
 "Random directions; an arm's numbers are means over them."
 
 
 @dataclass(frozen=True, eq=False)
 class Contrasted:
-    """All that contrast steering found on one SAE. N scored questions, D directions."""
+    """All that contrast steering found on one SAE. N scored questions, D directions, K multipliers."""
 
     pairs: tuple[Pair, ...]
     "The scored questions."
-    slopes: Mapping[str, Floats]
-    "By arm, (directions of the arm, N); no `feature` where no feature tells the answers apart."
-    shifted: Mapping[str, Floats]
-    "By arm, (directions of the arm, shifted questions, half of those there are); empty without a shifted variant."
-    all_slopes: Floats
-    "(D, N) of every direction tried."
-    all_shifted: Floats | None
-    "(D, shifted questions)"
+    rows: Mapping[str, slice]
+    "By arm, which of the directions are its own; no `feature` where no feature tells the answers apart."
+    propensity: Floats
+    "(D, N, K) of every direction tried."
+    slopes: Floats
+    "(D, N)"
+    shifted: Floats | None
+    "(D, shifted questions) slopes, half of those questions there are; None without a shifted variant."
     candidates: tuple[int, ...]
     signs: tuple[int, ...]
     "1 where a candidate is stronger at the positive answer; its opposite is steered with where it is -1."
@@ -45,57 +48,71 @@ class Contrasted:
     "Mean slope of each candidate over its spread, on the choosing half."
     chosen: int | None
 
+    def of_arm(self, arm: str) -> Floats | None:
+        """(directions of the arm, N) slopes; None where the arm has no direction."""
+        return self.slopes[self.rows[arm]] if arm in self.rows else None
+
 
 def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> Contrasted:
     """Choose the directions on one half and steer the other half and the shifted variant with them."""
     import torch
 
+    from sae_bench import steering
     from sae_bench.sae import unit_directions
-    from sae_bench.steering import LastPosition, random_directions
+    from sae_bench.steering import candidates
     from sae_bench.steering import propensity as engine
+    from sae_bench.steering.cells import first_of_cells, halves_by_cell
 
-    if bench.settings.tier.name == "smoke":
-        most = QUESTIONS_A_PROMPT * (bench.settings.tier.prompts or 0)
-        asked = replace(asked, pairs=engine.first_of_cells(asked.pairs, most))
-        shifted = shifted and replace(shifted, pairs=engine.first_of_cells(shifted.pairs, most))
-    questions = engine.samples(bench, asked)
-    choosing, scored = engine.halves_by_cell(asked.pairs)
-    chosen_half, scored_half = ([questions[index] for index in half] for half in (choosing, scored))
-    difference = torch.stack([sample.difference.double() for sample in chosen_half]).mean(0)
-    size = float(difference.norm())
-    if size == 0:
-        raise MeasurementError(
-            f"at {bench.site} the activations of the positive and the negative answers do not differ on average, so "
-            f"{asked.path} has no direction to steer along; choose a later site"
-        )
-    runner = LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
-    slopes = engine.gradient(bench, runner, chosen_half, asked.sha256)
-    features, signs = engine.candidate_features(bench, chosen_half, slopes, CANDIDATES)
+    choosing, scored = halves_by_cell(asked.pairs)
+    told = engine.samples(bench, asked, choosing)
+    lines = {pair.line for pair in first_of_cells(choosing, CHOOSING)}
+    some = [sample for sample in told if sample.pair.line in lines]
+    runner = steering.LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
+    gradient = candidates.gradient(bench, runner, some, asked.sha256)
+    features, signs = candidates.candidate_features(bench, told, gradient, CANDIDATES)
     own = unit_directions(bench.sae)[features] * signs[:, None].to(bench.settings.device)
-    tried = _reliability(engine.propensity_slopes(bench, runner, chosen_half, own, "contrast: choosing"))
-    random = random_directions(RANDOM, len(difference), bench.settings.seed)
-    directions = torch.cat([own, (difference / size).float()[None].to(own), random.to(own)])
-    found = engine.propensity_slopes(bench, runner, scored_half, directions, "contrast: scoring")
+    tried = _reliability(engine.slopes(engine.propensities(bench, runner, some, own, "contrast: choosing")))
+    difference = _mean_difference(bench, told, asked.path)
+    random = steering.random_directions(RANDOM, len(difference), bench.settings.seed)
+    directions = torch.cat([own, difference[None].to(own), random.to(own)])
+
+    def steered(dataset: ContrastSet, half: tuple[Pair, ...], label: str) -> tuple[tuple[Pair, ...], Floats]:
+        pairs = first_of_cells(half, bench.settings.tier.questions)
+        return pairs, engine.propensities(bench, runner, engine.samples(bench, dataset, pairs), directions, label)
+
+    pairs, propensity = steered(asked, scored, "contrast: scoring")
     moved = None
     if shifted is not None:
-        half = engine.halves_by_cell(shifted.pairs)[1]
-        others = engine.samples(bench, replace(shifted, pairs=tuple(shifted.pairs[index] for index in half)))
-        moved = engine.propensity_slopes(bench, runner, others, directions, "contrast: shifted")
+        moved = engine.slopes(steered(shifted, halves_by_cell(shifted.pairs)[1], "contrast: shifted")[1])
     best = int(np.argmax(tried)) if len(features) else None
     rows = {"mean_difference": slice(len(features), len(features) + 1), "random_direction": slice(-RANDOM, None)}
     if best is not None:
         rows["feature"] = slice(best, best + 1)
     return Contrasted(
-        pairs=tuple(sample.pair for sample in scored_half),
-        slopes={arm: found[where] for arm, where in rows.items()},
-        shifted={arm: moved[where] for arm, where in rows.items()} if moved is not None else {},
-        all_slopes=found,
-        all_shifted=moved,
+        pairs=pairs,
+        rows=rows,
+        propensity=propensity,
+        slopes=engine.slopes(propensity),
+        shifted=moved,
         candidates=tuple(features),
         signs=tuple(int(sign) for sign in signs.tolist()),
         choosing=tried,
         chosen=features[best] if best is not None else None,
     )
+
+
+def _mean_difference(bench: Bench, questions: Sequence[Sample], path: str) -> Tensor:
+    """(d,) unit difference of the site's means at the positive and at the negative answers."""
+    import torch
+
+    difference = torch.stack([sample.difference.double() for sample in questions]).mean(0)
+    size = float(difference.norm())
+    if size == 0:
+        raise MeasurementError(
+            f"at {bench.site} the activations of the positive and the negative answers do not differ on average, so "
+            f"{path} has no direction to steer along; choose a later site"
+        )
+    return (difference / size).float()
 
 
 def _reliability(slopes: Floats) -> Floats:

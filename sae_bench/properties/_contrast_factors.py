@@ -8,13 +8,14 @@ which has no bias upwards, unlike SS_between / SS_total. Marginal: one factor al
 those declared before it, within from the additive model of all of them. Only declared factors are looked at: the best
 of many undeclared ones explains a fifth of anything.
 
-Shapes: N questions.
+Shapes: R directions, N questions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,34 +38,36 @@ def _columns(level: Ints) -> Floats:
     return np.asarray(level[:, None] == np.arange(1, int(level.max()) + 1)[None, :], dtype=np.float64)
 
 
-def _residual(values: Floats, columns: Sequence[Floats]) -> tuple[float, int]:
-    """Sum of squares left by least squares on the columns and a constant, and the rank of the fit."""
-    design = np.concatenate([np.ones((len(values), 1)), *columns], axis=1)
-    fitted, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
-    return float(np.square(values - design @ fitted).sum()), int(rank)
+def _residual(values: Floats, columns: Sequence[Floats]) -> tuple[Floats, int]:
+    """(R,) sums of squares of values (R, N) left by least squares on the columns and a constant; the fit's rank."""
+    design = np.concatenate([np.ones((values.shape[1], 1)), *columns], axis=1)
+    fitted, _, rank, _ = np.linalg.lstsq(design, values.T, rcond=None)
+    return np.asarray(np.square(values.T - design @ fitted).sum(0)), int(rank)
 
 
-def omega_squared(values: Floats, factors: Sequence[Ints]) -> list[float]:
-    """Omega squared of each factor after those before it; with one factor, its marginal one.
+def omega_squared(values: Floats, factors: Sequence[Ints]) -> Floats:
+    """(factors, R) omega squared of each factor after those before it, for values (R, N) of R directions.
 
-    NaN where nothing varies or no question is left to estimate the variance within.
+    With one factor, its marginal one. NaN where nothing varies or no question is left to estimate the variance within.
     """
-    total, _ = _residual(values, [])
-    everything, rank = _residual(values, [_columns(factor) for factor in factors])
-    within = everything / (len(values) - rank) if len(values) > rank else math.nan
-    found, before, before_rank = [], total, 1
-    for count in range(1, len(factors) + 1):
-        left, rank_now = _residual(values, [_columns(factor) for factor in factors[:count]])
-        gained = before - left - (rank_now - before_rank) * within
-        found.append(gained / (total + within) if total + within > 0 else math.nan)
-        before, before_rank = left, rank_now
-    return found
+    count = values.shape[1]
+    fits = [_residual(values, [_columns(factor) for factor in factors[:used]]) for used in range(len(factors) + 1)]
+    total, (everything, rank) = fits[0][0], fits[-1]
+    within = everything / (count - rank) if count > rank else np.full_like(total, math.nan)
+    whole = total + within
+    gained = np.stack(
+        [
+            before - left - (rank_now - rank_before) * within
+            for (before, rank_before), (left, rank_now) in pairwise(fits)
+        ]
+    )
+    return np.asarray(np.divide(gained, whole, out=np.full_like(gained, math.nan), where=whole > 0))
 
 
 def permutation_p(values: Floats, factor: Ints, strata: Ints, seed: int) -> float:
     """How often shuffling a factor within strata explains as much: (1 + hits) / (1 + permutations)."""
     generator = np.random.default_rng(seed)
-    observed, _ = _residual(values, [_columns(factor)])
+    observed = float(_residual(values[None], [_columns(factor)])[0][0])
     groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     hits = 0
     for _ in range(PERMUTATIONS):

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sae_bench.errors import MeasurementError
 from sae_bench.measurement import Floats
 from sae_bench.properties._steering_stats import Arm, Grid, Ints
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sae_bench.bench import Bench
-    from sae_bench.steering import Responses
+    from sae_bench.steering import Choice, LastPosition, Responses, Targets
 
 ARMS = (
     "feature",
@@ -26,8 +29,10 @@ ARMS = (
 )
 SYMMETRIC = ("random_direction", "covariance_direction")
 "Drawn from distributions in which a direction is as likely as its opposite."
-NULL_DIRECTIONS = 64
+RANDOM = 64
 "Random directions that a feature is tested against, in every tier."
+OTHERS = 128
+"Other features that a feature is tested against, in every tier."
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +44,12 @@ class Steered:
     "(F,) on the selection half."
     targets: tuple[tuple[int, ...], ...]
     arms: Mapping[str, Arm]
-    null: Floats
+    random: Floats
     "(64, P, F) slopes of random directions on every target set."
+    others: Floats
+    "(R, P, F) slopes of live features' directions on every target set; R is 128, or all of a smaller SAE's."
+    counted: NDArray[np.bool_]
+    "(R, F), False where one of `others` is the feature itself."
     output_scores: Floats | None
     "(F, P); None where the site has no logit lens."
     input_scores: Floats | None
@@ -55,71 +64,109 @@ class Steered:
     "Whether the prompt was run once for all directions."
 
 
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What the selection half decides."""
+
+    selection: tuple[int, ...]
+    "Its documents that are looked at."
+    choice: Choice
+    features: tuple[int, ...]
+    targets: Targets
+
+
 def steer(bench: Bench) -> Steered:
     """Choose features, targets and prompts, and run every arm."""
+    from sae_bench import steering
+    from sae_bench.steering.scores import lens_tokens
+
+    selection, others = steering.halves(bench.corpus.cluster)
+    documents = prompt_documents(bench, others)
+    chosen = _choose(bench, selection[: steering.SELECTION_DOCUMENTS])
+    features, size, seed = chosen.features, len(chosen.features), bench.settings.seed
+    compared = steering.other_features(chosen.choice.alive, features, max(OTHERS, size), seed)
+    runner = steering.LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
+    directions, rows = _directions(bench, chosen, compared)
+    found = _respond(bench, runner, documents, chosen.targets, directions, rows)
+    clusters, cluster_of = prompt_clusters(bench, documents)
+    grid = Grid(cluster_of, np.arange(size))
+    own = directions[rows["feature"]]
+    lens = lens_tokens(bench, own)
+    slopes = found.slopes.astype(np.float64)  # (64 + R, P, F)
+    return Steered(
+        features=features,
+        density=chosen.choice.density[list(features)].numpy(),
+        targets=chosen.targets.tokens,
+        arms={name: _arm(found, index * size, size, grid, name in SYMMETRIC) for index, name in enumerate(ARMS)},
+        random=slopes[:RANDOM],
+        others=slopes[RANDOM:],
+        counted=np.array(compared[:OTHERS])[:, None] != np.array(features)[None, :],
+        output_scores=None if lens is None else steering.output_scores(bench, runner, documents, own, lens),
+        input_scores=None if lens is None else steering.input_scores(bench, chosen.selection, features, lens),
+        clusters=clusters,
+        cluster_of=cluster_of,
+        candidates=len(chosen.choice.order),
+        packed=runner.packed,
+    )
+
+
+def _choose(bench: Bench, selection: tuple[int, ...]) -> _Chosen:
+    from sae_bench import steering
+
+    count, tokens = steering.firing_counts(bench, selection)
+    choice = steering.choose_features(count, tokens, bench.decoder_norms, bench.settings.seed)
+    features = choice.order[: bench.settings.tier.features]
+    return _Chosen(selection, choice, features, steering.find_targets(bench, selection, features))
+
+
+def _directions(bench: Bench, chosen: _Chosen, compared: Sequence[int]) -> tuple[Tensor, dict[str, slice]]:
+    """(D, d) unit vectors of all arms, and which rows are whose; ``compared`` begins with the permuted decoder's."""
     import torch
 
     from sae_bench import steering
     from sae_bench.sae import unit_directions
-    from sae_bench.steering.choice import SELECTION_DOCUMENTS
-    from sae_bench.steering.scores import lens_tokens
 
-    selection, others = steering.halves(bench.corpus.cluster)
-    selection = selection[:SELECTION_DOCUMENTS]
-    documents = prompt_documents(bench, others)
-    count, tokens = steering.firing_counts(bench, selection)
-    seed = bench.settings.seed
-    choice = steering.choose_features(count, tokens, bench.decoder_norms, seed)
-    features = choice.order[: bench.settings.tier.features]
-    size, width = len(features), bench.site_data.x.shape[-1]
-    targets = steering.find_targets(bench, selection, features)
+    size, width, seed = len(chosen.features), bench.site_data.x.shape[-1], bench.settings.seed
     decoder = unit_directions(bench.sae)
-    own = decoder[list(features)]
-    permuted = steering.permuted_features(choice.alive, features, seed)
-    random = steering.random_directions(max(NULL_DIRECTIONS, size), width, seed)
-    covariance = steering.covariance_directions(size, bench.pool().root, seed)
     parts = {
-        "feature": own,
-        "other_feature": own.roll(1, 0),
-        "permuted_decoder": decoder[list(permuted)],
-        "random_direction": random,
-        "covariance_direction": covariance,
-        "mean_difference": steering.mean_differences(bench, selection, targets),
+        "feature": decoder[list(chosen.features)],
+        "permuted_decoder": decoder[list(compared)],
+        "random_direction": steering.random_directions(max(RANDOM, size), width, seed),
+        "covariance_direction": steering.covariance_directions(size, bench.pool().root, seed),
+        "mean_difference": steering.mean_differences(bench, chosen.selection, chosen.targets),
     }
-    runner = steering.LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
-    found = steering.respond(
-        bench,
-        runner,
-        documents,
-        torch.cat([part.to(own) for part in parts.values()]),
-        [rank % size for part in parts.values() for rank in range(len(part))],
-        targets,
-    )
     rows, start = {}, 0
     for name, part in parts.items():
         rows[name] = slice(start, start + len(part))
         start += len(part)
-    if not found.slopes[rows["feature"]].any():
+    return torch.cat([part.to(decoder) for part in parts.values()]), rows
+
+
+def _respond(
+    bench: Bench,
+    runner: LastPosition,
+    documents: Sequence[int],
+    targets: Targets,
+    directions: Tensor,
+    rows: Mapping[str, slice],
+) -> Responses:
+    """Responses of every arm's pairs, in the order of `ARMS`; slopes of random directions, then of other features."""
+    from sae_bench import steering
+
+    size = targets.weights.shape[1]
+    # The direction of feature i - 1, which is run already, is the other one for the targets of feature i.
+    first = {name: [where.start + rank for rank in range(size)] for name, where in rows.items()}
+    first["other_feature"] = [(rank - 1) % size for rank in range(size)]
+    pairs = [(first[name][rank], rank) for name in ARMS for rank in range(size)]
+    random, others = rows["random_direction"], rows["permuted_decoder"]
+    compared = [*range(random.start, random.start + RANDOM), *range(others.start, others.stop)[:OTHERS]]
+    found = steering.respond(bench, runner, documents, directions, pairs, compared, targets)
+    if not np.ptp(found.effect[:size], axis=-1).any():
         raise MeasurementError(
             f"adding a feature's direction at {bench.site} changes nothing at the model's output, so there is nothing "
             f"to measure; check that the site is on the way to the output"
         )
-    clusters, cluster_of = prompt_clusters(bench, documents)
-    grid = Grid(cluster_of, np.arange(size))
-    lens = lens_tokens(bench, own)
-    return Steered(
-        features=features,
-        density=choice.density[list(features)].numpy(),
-        targets=targets.tokens,
-        arms={name: _arm(found, rows[name].start, size, grid, name in SYMMETRIC) for name in ARMS},
-        null=found.slopes[rows["random_direction"]][:NULL_DIRECTIONS].astype(np.float64),
-        output_scores=None if lens is None else steering.output_scores(bench, runner, documents, own, lens),
-        input_scores=None if lens is None else steering.input_scores(bench, selection, features, lens),
-        clusters=clusters,
-        cluster_of=cluster_of,
-        candidates=len(choice.order),
-        packed=runner.packed,
-    )
+    return found
 
 
 def prompt_documents(bench: Bench, others: Sequence[int]) -> tuple[int, ...]:

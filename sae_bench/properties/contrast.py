@@ -3,7 +3,7 @@
 A dataset gives questions with a positive and a negative answer. With v a unit direction,
 
     propensity     log-probability of the positive answer minus that of the negative one, m lambda v added from the
-                   prompt's last token on, m in -1.5, -1, -0.5, 0.5, 1, 1.5, lambda a tenth of the mean norm
+                   prompt's last token on, m from -1.5 to 1.5, lambda a tenth of the mean norm
     slope          least squares of propensity on m, one for every question
     steerability   mean slope; its spread and the share of slopes that do not rise stand beside it
     variance       omega squared of declared factors: alone, and in their order
@@ -20,17 +20,17 @@ without one it is UNDEFINED and steering is not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sae_bench.contrast import FACTORS, ContrastSet, read_contrast, shifted_path
-from sae_bench.measurement import Estimate, Floats, Influence, Measurement, Metric, Ratio, Series, Undefined
+from sae_bench.measurement import Estimate, Floats, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.properties import Property
-from sae_bench.properties._contrast_arms import ARMS, Contrasted, contrast_arms
-from sae_bench.properties._contrast_factors import Ints, holm, levels, omega_squared, permutation_p, worst_level
+from sae_bench.properties._contrast_arms import ARMS, CHOOSING, Contrasted, contrast_arms
+from sae_bench.properties._contrast_factors import Ints, levels, omega_squared, worst_level
+from sae_bench.properties._contrast_series import contrast_series
 from sae_bench.stats import leave_one_out
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def measure(bench: Bench) -> Measurement:
     return Measurement(
         estimates,
         tuple(pair.line for pair in found.pairs),
-        series=_series(found, factors, bench.settings.seed),
+        series=contrast_series(found, factors, bench.settings.seed),
         settings=_settings(bench, asked, shifted),
         notes=_notes(asked, found),
     )
@@ -96,7 +96,7 @@ def measure(bench: Bench) -> Measurement:
 
 def _of_an_arm(found: Contrasted, arm: str, factors: Mapping[str, Ints]) -> dict[str, Estimate]:
     """Estimates of one arm; where it has several directions, of their mean."""
-    slopes = found.slopes.get(arm)  # (directions, N)
+    slopes = found.of_arm(arm)  # (directions, N)
     if slopes is None:
         return {name: Undefined("no feature's activation differs between the answers") for name in OF_AN_ARM}
     ones = np.ones(slopes.shape[1])
@@ -118,14 +118,15 @@ def _of_an_arm(found: Contrasted, arm: str, factors: Mapping[str, Ints]) -> dict
         rank = list(factors).index(name)
         estimates[f"variance_explained_{name}"] = _left_out(slopes, _explained([name], 0), factors)
         estimates[f"variance_in_order_{name}"] = _left_out(slopes, _explained(list(factors), rank), factors)
-    shifted = found.shifted.get(arm)
-    estimates["steerability_shifted"] = Undefined(NO_SHIFT) if shifted is None else _mean_elsewhere(shifted, len(ones))
+    estimates["steerability_shifted"] = (
+        Undefined(NO_SHIFT) if found.shifted is None else _mean_elsewhere(found.shifted[found.rows[arm]], len(ones))
+    )
     return estimates
 
 
 def _explained(names: list[str], rank: int) -> Callable[[Floats, Mapping[str, Ints]], float]:
     def value(slopes: Floats, factors: Mapping[str, Ints]) -> float:
-        return float(np.mean([omega_squared(row, [factors[name] for name in names])[rank] for row in slopes]))
+        return float(omega_squared(slopes, [factors[name] for name in names])[rank].mean())
 
     return value
 
@@ -156,67 +157,19 @@ def _shift(found: Contrasted) -> Estimate:
     """Over all directions tried (candidate features, mean difference, random ones), as one trait has no other units."""
     from scipy.stats import spearmanr
 
-    if found.all_shifted is None:
+    if found.shifted is None:
         return Undefined(NO_SHIFT)
-    shifted = found.all_shifted.mean(1)
+    shifted = found.shifted.mean(1)
 
     def correlation(slopes: Floats) -> float:
         return float(spearmanr(slopes.mean(1), shifted).statistic)
 
-    full = correlation(found.all_slopes)
-    count = found.all_slopes.shape[1]
-    others = [correlation(np.delete(found.all_slopes, question, axis=1)) for question in range(count)]
+    full = correlation(found.slopes)
+    count = found.slopes.shape[1]
+    others = [correlation(np.delete(found.slopes, question, axis=1)) for question in range(count)]
     if not np.isfinite([full, *others]).all():
         return Undefined("mean slopes do not differ between directions")
     return Influence(full, leave_one_out(others, full))
-
-
-def _series(found: Contrasted, factors: Mapping[str, Ints], seed: int) -> dict[str, Series]:
-    slopes = {arm: rows.mean(0) for arm, rows in found.slopes.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(slopes.values())), bins=30)
-    counts = {arm: np.histogram(each, edges)[0].tolist() for arm, each in slopes.items()}
-    series = {
-        "slopes": Series(
-            "histogram",
-            {"edges": edges.tolist(), **counts},
-            title="Slopes over questions",
-            x="slope, nats per unit strength",
-        ),
-        "candidates": Series(
-            "table",
-            {
-                "feature": list(found.candidates),
-                "sign": list(found.signs),
-                "reliability_choosing_half": found.choosing.tolist(),
-                "chosen": [feature == found.chosen for feature in found.candidates],
-            },
-            title="Candidates: features whose activation tells the answers apart, then those whose direction does",
-        ),
-    }
-    arm = found.slopes.get("feature")
-    if arm is not None and factors:
-        series["factors"] = _factor_table(arm[0], found, factors, seed)
-    return series
-
-
-def _factor_table(slopes: Floats, found: Contrasted, factors: Mapping[str, Ints], seed: int) -> Series:
-    """Per declared factor and level: omega squared, permutation p (within templates), mean slope, rising slopes."""
-    strata = factors.get("template", np.zeros(len(slopes), dtype=np.int64))
-    p = [
-        permutation_p(slopes, level, np.zeros_like(level) if name == "template" else strata, seed)
-        for name, level in factors.items()
-    ]
-    rows = []
-    for (name, level), corrected in zip(factors.items(), holm(p), strict=True):
-        names = sorted({pair.factors[name] for pair in found.pairs})
-        share = omega_squared(slopes, [level])[0]
-        for index, text in enumerate(names):
-            these = slopes[level == index]
-            cell = (name, text, len(these), float(these.mean()), float((these > 0).mean()))
-            rows.append((*cell, share if math.isfinite(share) else None, corrected))
-    titles = ("factor", "level", "questions", "steerability", "rising", "omega_squared", "p_holm")
-    columns = {title: [row[index] for row in rows] for index, title in enumerate(titles)}
-    return Series("table", columns, title="Declared factors, arm feature")
 
 
 def _settings(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> dict[str, object]:
@@ -224,6 +177,7 @@ def _settings(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> 
     from sae_bench.steering.responses import STRENGTH_SHARE
 
     return {
+        "choosing": CHOOSING,
         "dataset": asked.sha256,
         "shifted": shifted.sha256 if shifted is not None else None,
         "multipliers": list(MULTIPLIERS),
@@ -247,7 +201,10 @@ PROPERTY = Property(
     question="Does steering towards a labelled trait work in every question, or through a spurious factor?",
     headline="steerability",
     metrics=METRICS,
-    limits=(),
+    # Nothing here has a natural value: steerability depends on the trait and on the model.
+    limits=("steerability:10%", "anti_share:0.1", "worst_level_sign:0.1"),
     measure=measure,
     marker="steering",
+    # 2: a fixed number of questions chooses the feature, so that tiers choose the same one.
+    version=2,
 )

@@ -7,10 +7,13 @@ prompt of at most 64 tokens, lambda a tenth of the mean norm, k from -2 to 2, an
     effect     mean logit of T minus the mean logit of the vocabulary, at that position
     slope      least squares of the effect on k, one for every feature and prompt
     anti_share share of slopes that do not rise
-    steers     a feature whose mean slope is larger than random directions reach on the same T: t test against their
-               root mean square (their mean is 0 by symmetry), Benjamini-Hochberg at 10% over the features
+    steers     a feature whose mean slope is larger than those of 64 random directions and 128 other features of the
+               SAE on the same T: p is the share of them, on all features' targets and in units of their root mean
+               square on each, that reach as far; the larger of both p, Benjamini-Hochberg at 10% over the features
 
-Targets read off the direction itself would make every direction steer. Random directions count together with their
+Targets read off the direction itself would make every direction steer. Other features are the fair opponents: decoder
+rows move logits up to 1.4 times as much as random directions on the demo, whatever they are meant to raise, so against
+random directions alone a permuted decoder steers as well. Random directions count together with their
 opposites, so their anti_share is 1/2 and their mean slope 0 up to ties; what they show is the size of everything else.
 Every number is clustered both ways, by feature and by prompt. Formulas: definitions of Tan et al. 2024 (arXiv
 2407.12404) for slopes and anti_share, Arad et al. 2025 (arXiv 2505.20063) for output and input score.
@@ -22,12 +25,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae_bench.measurement import Estimate, Influence, Measurement, Metric, Undefined
+from sae_bench.measurement import Estimate, Measurement, Metric, Undefined
 from sae_bench.properties import Property
-from sae_bench.properties._steering_arms import ARMS, NULL_DIRECTIONS, Steered, steer
+from sae_bench.properties._steering_arms import ARMS, OTHERS, RANDOM, Steered, steer
 from sae_bench.properties._steering_series import steering_series
 from sae_bench.properties._steering_stats import Arm, mean
-from sae_bench.properties._steering_test import FALSE_DISCOVERIES, prompt_influence, steers
+from sae_bench.properties._steering_test import FALSE_DISCOVERIES, steer_share
 
 if TYPE_CHECKING:
     from sae_bench.bench import Bench
@@ -50,7 +53,13 @@ def metric_of(name: str, arm: str) -> str:
 
 METRICS = (
     Metric("anti_share_gap", "share", "lower", "slopes that do not rise, feature minus random direction"),
-    Metric("steer_share", "share", "higher", "features that raise their targets more than random directions do"),
+    Metric(
+        "steer_share",
+        "share",
+        "higher",
+        "features that raise their targets more than random directions and other features do",
+        version=2,
+    ),
     *(
         Metric(metric_of(name, arm), unit, "reported", f"{meaning}, arm {arm}")
         for name, (unit, meaning) in OF_AN_ARM.items()
@@ -72,7 +81,7 @@ def measure(bench: Bench) -> Measurement:
     gap = feature.backwards - floor.backwards.reshape(2, size, -1).mean(0)
     estimates: dict[str, Estimate] = {
         "anti_share_gap": mean(gap, feature.grid),
-        "steer_share": _steer_share(found, bench.settings.seed),
+        "steer_share": steer_share(found, bench.settings.seed),
         "saturation": feature.saturation(),
         **_scores(found),
     }
@@ -99,13 +108,6 @@ def _of_an_arm(arm: Arm) -> dict[str, Estimate]:
     }
 
 
-def _steer_share(found: Steered, seed: int) -> Estimate:
-    """Share of features that steer."""
-    steering = steers(found).found.astype(np.float64)
-    value = float(steering.mean())
-    return Influence(value, prompt_influence(found, seed), (steering - value) / len(steering))
-
-
 def _scores(found: Steered) -> dict[str, Estimate]:
     if found.output_scores is None or found.input_scores is None:
         return {name: Undefined(NO_LENS) for name in ("output_score", "input_score")}
@@ -125,9 +127,10 @@ def _settings(bench: Bench) -> dict[str, object]:
         "false_discoveries": FALSE_DISCOVERIES,
         "include_bos": bench.include_bos,
         "linear_range": 1,
-        "null_directions": NULL_DIRECTIONS,
+        "other_features": OTHERS,
         "position": "last",
         "prompt_tokens": responses.PROMPT_TOKENS,
+        "random_directions": RANDOM,
         "seed": bench.settings.seed,
         "selection_documents": choice.SELECTION_DOCUMENTS,
         "strength_share": responses.STRENGTH_SHARE,
@@ -153,8 +156,9 @@ PROPERTY = Property(
     question="Does adding a feature raise what the feature means, in every prompt and more than noise does?",
     headline="anti_share_gap",
     metrics=METRICS,
-    # A share of 0 has no error, so a bound of 0 would let it pass; sound SAEs have far more than one feature in twenty.
-    limits=("anti_share_gap:max:0", "steer_share:min:0.05", "steer_share:0.1"),
+    # A decoder without meaning has no feature that steers in nine draws of ten, and one to three of 32 in the tenth. A
+    # share of 0 has no error, so a bound of 0 would let it pass.
+    limits=("anti_share_gap:max:0", "steer_share:min:0.1", "steer_share:0.1"),
     measure=measure,
     marker="steering",
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from sae_bench.steering.choice import choose_features, firing_counts, halves
-from sae_bench.steering.directions import covariance_directions, permuted_features, random_directions
+from sae_bench.steering.choice import SELECTION_DOCUMENTS, Choice, choose_features, firing_counts, halves
+from sae_bench.steering.directions import covariance_directions, other_features, random_directions
 from sae_bench.steering.last_position import LastPosition, Prompt
 from sae_bench.steering.responses import Responses, respond
 from sae_bench.steering.scores import input_scores, output_scores
 from sae_bench.steering.targets import Targets, find_targets, mean_differences
 
 __all__ = [
+    "SELECTION_DOCUMENTS",
+    "Choice",
     "LastPosition",
     "Prompt",
     "Responses",
@@ -21,8 +23,8 @@ __all__ = [
     "halves",
     "input_scores",
     "mean_differences",
+    "other_features",
     "output_scores",
-    "permuted_features",
     "random_directions",
     "respond",
 ]

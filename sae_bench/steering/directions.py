@@ -28,10 +28,16 @@ def covariance_directions(count: int, root: Tensor, seed: int) -> Tensor:
     return functional.normalize(torch.stack(rows) @ root.T, dim=-1)
 
 
-def permuted_features(alive: Sequence[int], wanted: Sequence[int], seed: int) -> tuple[int, ...]:
-    """For each of ``wanted`` another live feature, by one permutation of ``alive`` that leaves none in its place."""
+def other_features(alive: Sequence[int], wanted: Sequence[int], count: int, seed: int) -> tuple[int, ...]:
+    """Live features whose directions stand beside those of ``wanted``: at most ``count``, no fewer than ``wanted``.
+
+    First another one for each of ``wanted``, by one permutation of ``alive`` that leaves none in its place; then others
+    in that permutation's order. A feature of ``wanted`` may be among them, for another one's sake.
+    """
     order = torch.randperm(len(alive), generator=seeded(seed, "permuted_decoder"))
     # A cycle through a random order moves every row; a plain permutation leaves about one where it was.
     shuffled = [alive[index] for index in order.tolist()]
     following = dict(zip(shuffled, [*shuffled[1:], shuffled[0]], strict=True))
-    return tuple(following[feature] for feature in wanted)
+    partners = [following[feature] for feature in wanted]
+    rest = set(alive) - set(partners)
+    return (*partners, *[feature for feature in shuffled if feature in rest])[:count]

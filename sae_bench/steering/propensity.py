@@ -3,14 +3,14 @@
 Steering is added from the prompt's last token on, so also at an answer's tokens but its last, whose prediction is all
 that is left (Tan et al. 2024, arXiv 2407.12404). Answers of one token need one run for both and for all directions.
 
-Shapes: m shifts, d site width, N samples.
+Shapes: m shifts, D directions, K multipliers, d site width, N samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,19 +21,15 @@ from torch.nn import functional
 from sae_bench.bench import Bench
 from sae_bench.contrast import ContrastSet, Pair
 from sae_bench.errors import MeasurementError
-from sae_bench.sae import unit_directions
-from sae_bench.steering.choice import seeded
 from sae_bench.steering.last_position import LastPosition, Prompt
 from sae_bench.steering.responses import unit_strength
 
 Floats = NDArray[np.float64]
+_Ids: TypeAlias = tuple[list[int], list[int], list[int]]
+"Of a prompt, its positive and its negative answer."
 
-MULTIPLIERS = (-1.5, -1.0, -0.5, 0.5, 1.0, 1.5)
-"Of the unit strength; 0 adds nothing to a slope, because these are symmetric."
-SCREENED = 32
-"Questions that rank features by their first-order effect."
-ACTIVE = 0.1
-"Share of the questions on which a feature must be active to be told by its activation."
+MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+"Of the unit strength; 0 adds nothing to a slope, because these are symmetric, but it is the unsteered propensity."
 _ROWS = 64
 
 
@@ -54,12 +50,34 @@ class Sample:
         return self.answered[0].last - self.answered[1].last
 
 
-def samples(bench: Bench, contrast: ContrastSet) -> list[Sample]:
-    """The pairs of a dataset, tokenised and captured; the same ones for all SAEs of a site."""
-    return bench.site_data.shared(("contrast", contrast.sha256, len(contrast.pairs)), lambda: _samples(bench, contrast))
+def samples(bench: Bench, contrast: ContrastSet, pairs: Sequence[Pair]) -> list[Sample]:
+    """Some pairs of a dataset, tokenised and captured; the same ones for all SAEs of a site.
+
+    A pair of the dataset that the model cannot read is a `MeasurementError` with its line, whether it is wanted or not.
+    """
+
+    def compute() -> list[Sample]:
+        ids = bench.site_data.shared(("contrast tokens", contrast.sha256), lambda: _tokenised(bench, contrast))
+        texts = [
+            (f"{contrast.path}, line {pair.line}", ids[pair.line][0] + answer)
+            for pair in pairs
+            for answer in ids[pair.line][1:]
+        ]
+        captured = _captured(bench, texts)
+        return [_sample(pair, ids[pair.line], *captured[2 * at : 2 * at + 2]) for at, pair in enumerate(pairs)]
+
+    key = ("contrast", contrast.sha256, tuple(pair.line for pair in pairs))
+    return bench.site_data.shared(key, compute)
 
 
-def _samples(bench: Bench, contrast: ContrastSet) -> list[Sample]:
+def _sample(pair: Pair, ids: _Ids, positive: Prompt, negative: Prompt) -> Sample:
+    last = len(ids[0])
+    prompt = Prompt(positive.name, positive.tokens[:last], positive.block_input[:last], positive.x[:last])
+    return Sample(pair, prompt, (torch.tensor(ids[1]), torch.tensor(ids[2])), (positive, negative))
+
+
+def _tokenised(bench: Bench, contrast: ContrastSet) -> dict[int, _Ids]:
+    """By line, the token ids of the prompt and of both answers."""
     tokenizer = bench.model.tokenizer
     if tokenizer is None:
         raise MeasurementError(
@@ -67,30 +85,20 @@ def _samples(bench: Bench, contrast: ContrastSet) -> list[Sample]:
             f"Hugging Face folder"
         )
     start = bench.corpus.tokens[0, :1].tolist() if bench.corpus.has_bos else []
-    found = []
-    for done, pair in enumerate(contrast.pairs, 1):
+    found = {}
+    for pair in contrast.pairs:
         where = f"{contrast.path}, line {pair.line}"
         prompt = start + _ids(tokenizer, pair.prompt, where)
-        answers = [_ids(tokenizer, text, where) for text in (pair.positive, pair.negative)]
-        longest = len(prompt) + max(map(len, answers))
+        positive, negative = (_ids(tokenizer, text, where) for text in (pair.positive, pair.negative))
+        longest = len(prompt) + max(len(positive), len(negative))
         if longest > bench.model.context:
             raise MeasurementError(
                 f"{where}: prompt and answer are {longest} tokens, and the model's context is {bench.model.context}; "
                 f"shorten or remove the pair"
             )
-        if answers[0] == answers[1]:
-            raise MeasurementError(f"{where}: both answers have the same tokens, {answers[0]}")
-        answered = [_captured(bench, where, torch.tensor(prompt + answer)) for answer in answers]
-        whole, last = answered[0], len(prompt)
-        found.append(
-            Sample(
-                pair,
-                Prompt(where, whole.tokens[:last], whole.block_input[:last], whole.x[:last]),
-                (torch.tensor(answers[0]), torch.tensor(answers[1])),
-                (answered[0], answered[1]),
-            )
-        )
-        bench.advance("contrast: questions", done, len(contrast.pairs))
+        if positive == negative:
+            raise MeasurementError(f"{where}: both answers have the same tokens, {positive}")
+        found[pair.line] = prompt, positive, negative
     return found
 
 
@@ -103,40 +111,25 @@ def _ids(tokenizer: Any, text: str, where: str) -> list[int]:
     return ids
 
 
-def _captured(bench: Bench, where: str, tokens: Tensor) -> Prompt:
-    seen = bench.model.capture(tokens[None], bench.site)
-    device = bench.settings.device
-    return Prompt(where, tokens.to(device), seen.block_input[0].to(device), seen.value[0].to(device))
+def _captured(bench: Bench, texts: Sequence[tuple[str, list[int]]]) -> list[Prompt]:
+    """The texts as the model reads them; those of one length are run together."""
+    found: dict[int, Prompt] = {}
+    by_length: dict[int, list[int]] = {}
+    for index, (_, ids) in enumerate(texts):
+        by_length.setdefault(len(ids), []).append(index)
+    for group in by_length.values():
+        for start in range(0, len(group), _ROWS):
+            rows = group[start : start + _ROWS]
+            tokens = torch.tensor([texts[index][1] for index in rows], device=bench.settings.device)
+            seen = bench.model.capture(tokens, bench.site)
+            values = (each.to(tokens.device) for each in (seen.block_input, seen.value))
+            for index, *parts in zip(rows, tokens, *values, strict=True):
+                found[index] = Prompt(texts[index][0], *parts)
+            bench.advance("contrast: questions", len(found), len(texts))
+    return [found[index] for index in range(len(texts))]
 
 
-def first_of_cells(pairs: Sequence[Pair], most: int) -> tuple[Pair, ...]:
-    """About ``most`` questions, the first of every combination of factors, as many of each."""
-    cells: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for index, pair in enumerate(pairs):
-        cells.setdefault(tuple(sorted((name, str(level)) for name, level in pair.factors.items())), []).append(index)
-    each = max(2, -(-most // len(cells)))
-    return tuple(pairs[index] for index in sorted(index for cell in cells.values() for index in cell[:each]))
-
-
-def halves_by_cell(pairs: Sequence[Pair]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Indices of the choosing and of the scored half: within every combination of factor levels, by turns.
-
-    Taking every second line instead would hand all "yes" questions to one half of a file that alternates.
-    """
-    halves: tuple[list[int], list[int]] = ([], [])
-    seen: dict[tuple[str, ...], int] = {}
-    starts: dict[tuple[str, ...], int] = {}
-    for index, pair in enumerate(pairs):
-        cell = tuple(pair.factors.values())
-        # A cell of odd size gives its extra pair to one half or the other by turns.
-        start = starts.setdefault(cell, len(starts))
-        turn = seen.setdefault(cell, 0)
-        halves[(start + turn) % 2].append(index)
-        seen[cell] += 1
-    return tuple(halves[0]), tuple(halves[1])
-
-
-def propensity_slopes(
+def propensities(
     bench: Bench,
     runner: LastPosition,
     questions: Sequence[Sample],
@@ -144,22 +137,31 @@ def propensity_slopes(
     label: str,
     multipliers: Sequence[float] = MULTIPLIERS,
 ) -> Floats:
-    """(directions, N) least-squares slope of propensity on the multiplier, for unit directions (directions, d).
+    """(D, N, K) propensity under every multiplier of the unit strength of unit directions (D, d).
+
+    A multiplier of 0 is run once for all directions.
+    """
+    moving = [multiplier for multiplier in multipliers if multiplier != 0]
+    steps = torch.tensor(moving, device=directions.device)
+    shifts = (unit_strength(bench) * steps[None, :, None] * directions[:, None, :]).flatten(0, 1)
+    still = torch.zeros_like(shifts[:1] if len(moving) < len(multipliers) else shifts[:0])
+    found = np.zeros((len(directions), len(questions), len(multipliers)))
+    moves = np.array([multiplier != 0 for multiplier in multipliers])
+    for at, sample in enumerate(questions if len(directions) else ()):
+        values = _propensities(runner, sample, torch.cat([still, shifts]))
+        found[:, at, ~moves] = values[: len(still)]
+        found[:, at, moves] = values[len(still) :].reshape(len(directions), len(moving))
+        bench.advance(label, at + 1, len(questions))
+    return found
+
+
+def slopes(propensity: Floats, multipliers: Sequence[float] = MULTIPLIERS) -> Floats:
+    """(...) least-squares slope of propensities (..., K) on multipliers that sum to 0.
 
     In nats per unit strength, which is feature steering's.
     """
-    if not len(directions):
-        return np.zeros((0, len(questions)))
-    strength = unit_strength(bench)
-    steps = torch.tensor(multipliers, device=directions.device)
-    shifts = (strength * steps[None, :, None] * directions[:, None, :]).flatten(0, 1)
-    weights = np.array(multipliers) / np.square(multipliers).sum()
-    found = np.zeros((len(directions), len(questions)))
-    for at, sample in enumerate(questions):
-        values = _propensities(runner, sample, shifts).reshape(len(directions), len(multipliers))
-        found[:, at] = values @ weights
-        bench.advance(label, at + 1, len(questions))
-    return found
+    steps = np.array(multipliers)
+    return np.asarray(propensity @ (steps / np.square(steps).sum()))
 
 
 def _propensities(runner: LastPosition, sample: Sample, shifts: Tensor) -> Floats:
@@ -198,47 +200,3 @@ def _answer_log_prob(runner: LastPosition, answered: Prompt, start: int, shifts:
             raise MeasurementError(f"the model's output is NaN or infinite when it is steered on {answered.name}")
         parts.append(each.sum((1, 2)))
     return torch.cat(parts).double().cpu().numpy()
-
-
-def gradient(bench: Bench, runner: LastPosition, questions: Sequence[Sample], dataset: str) -> Tensor:
-    """float64 (d,) mean slope of propensity along each coordinate of the site, by central differences.
-
-    To first order the mean slope of any direction is its inner product with this, so one pass ranks every feature of
-    every SAE; `SCREENED` questions are looked at. The same for all SAEs of a site.
-    """
-
-    def slopes() -> Tensor:
-        axes = torch.eye(bench.site_data.x.shape[-1], device=bench.settings.device)
-        # Drawn, because a file may be sorted by a factor or walk through its levels in a fixed step.
-        drawn = torch.randperm(len(questions), generator=seeded(bench.settings.seed, "screening"))[:SCREENED]
-        some = [questions[index] for index in sorted(drawn.tolist())]
-        found = propensity_slopes(bench, runner, some, axes, "contrast: screening", multipliers=(-0.5, 0.5))
-        return torch.from_numpy(found.mean(1))
-
-    return bench.site_data.shared(("contrast gradient", dataset, bench.settings.seed), slopes)
-
-
-def candidate_features(
-    bench: Bench, questions: Sequence[Sample], slopes: Tensor, count: int
-) -> tuple[list[int], Tensor]:
-    """Features worth steering with, and the sign with which: (at most 2 * count,) indices and signs.
-
-    Half by what they mean: their activation differs most steadily between the answers (mean over its own spread, so
-    that rescaling a feature changes nothing; active on a tenth of the questions). Half by what they do: largest
-    first-order ``slopes`` (d,) of those that fire on the corpus.
-    """
-    stacked = torch.stack([torch.stack([each.last for each in sample.answered]) for sample in questions])
-    with torch.no_grad():
-        codes = bench.sae.encode(stacked.flatten(0, 1)).double().cpu().view(len(questions), 2, -1)
-    difference = codes[:, 0] - codes[:, 1]  # (N, n)
-    mean, spread = difference.mean(0), difference.std(0)
-    written = bench.decoder_norms.cpu() > 0
-    telling = ((codes != 0).any(1).double().mean(0) >= ACTIVE) & (mean != 0) & written
-    steadiness = torch.where(telling, mean.abs() / (spread + 1e-6 * codes.abs().amax((0, 1))), 0.0)
-    doing = unit_directions(bench.sae).double().cpu() @ slopes * (bench.firing.alive & written)
-    signs: dict[int, float] = {}
-    for score, sign in ((steadiness, mean.sign()), (doing.abs(), doing.sign())):
-        for index in score.topk(min(count, len(score))).indices.tolist():
-            if score[index] > 0:
-                signs.setdefault(index, float(sign[index]))
-    return list(signs), torch.tensor(list(signs.values()))

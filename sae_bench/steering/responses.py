@@ -1,6 +1,7 @@
 """What directions do to target sets, over strengths and prompts.
 
-Shapes: D directions, F target sets, P prompts, K strengths, d site width, V vocabulary.
+Shapes: D directions, A pairs of a direction and a target set, C directions that others are held against, F target sets,
+P prompts, K strengths, d site width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ PROMPT_TOKENS = 64
 
 @dataclass(frozen=True, eq=False)
 class Responses:
-    """Effects (mean logit of a target set minus the vocabulary's mean logit, nats) of every direction."""
+    """Effects (mean logit of a target set minus the vocabulary's mean logit, nats) of directions."""
 
     effect: Floats
-    "(D, P, K) on the direction's own target set."
-    slopes: NDArray[np.float32]
-    "(D, P, F) least-squares slope over the strengths, on every target set."
+    "(A, P, K) of every pair."
     kl: Floats
-    "(D, P, K) KL from clean, nats; 0 at strength 0."
+    "(A, P, K) KL from clean, nats; 0 at strength 0."
     ce: Floats
-    "(D, P, K) loss of the token that follows, nats."
+    "(A, P, K) loss of the token that follows, nats."
+    slopes: NDArray[np.float32]
+    "(C, P, F) least-squares slope over the strengths, on every target set."
 
 
 def unit_strength(bench: Bench) -> float:
@@ -80,7 +81,8 @@ def respond(
     runner: LastPosition,
     documents: Sequence[int],
     directions: Tensor,
-    own: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    compared: Sequence[int],
     targets: Targets,
 ) -> Responses:
     """Add every strength of every direction to the last position of every prompt.
@@ -90,43 +92,45 @@ def respond(
         runner: of the bench's model and site.
         documents: whose prompts are steered.
         directions: (D, d) unit vectors.
-        own: per direction, the target set it is scored on in full.
+        pairs: which direction is scored in full on which target set; a direction may be so on several.
+        compared: directions whose slopes are wanted on every target set.
         targets: all target sets.
     """
     strength = unit_strength(bench)
     count, sets = len(directions), targets.weights.shape[1]
     moving = torch.tensor([k for k in STRENGTHS if k != 0], dtype=torch.float32, device=directions.device)
     shifts = (strength * moving[None, :, None] * directions[:, None, :]).flatten(0, 1)  # (D * moving, d)
-    mine = torch.tensor(own).repeat_interleave(len(moving)).to(directions.device)
-    shape = (count, len(documents), len(moving))
+    of, on = (torch.tensor(each) for each in zip(*pairs, strict=True))  # (A,) each
+    shape = (len(pairs), len(documents), len(moving))
     effect, kl, ce = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     clean_effect, clean_ce = np.zeros((len(documents), sets)), np.zeros(len(documents))
-    slopes = np.zeros((count, len(documents), sets), dtype=np.float32)
+    slopes = np.zeros((len(compared), len(documents), sets), dtype=np.float32)
+    weights = moving.cpu() / moving.square().sum().cpu()
     for at, document in enumerate(documents):
         prompt, following = document_prompt(bench, document)
         clean = next(runner.log_probs(prompt, prompt.last[None]))[0]
         clean_effect[at] = targets.effect(clean)[0].double().cpu()
         clean_ce[at] = -float(clean[0, following])
         parts = []
-        for found, rows in runner.log_probs(prompt, prompt.last + shifts):
-            moved = targets.effect(found)  # (rows, F)
+        for found, _ in runner.log_probs(prompt, prompt.last + shifts):
             gap = (clean.exp() * (clean - found)).sum(-1)
-            parts.append((moved, moved.gather(1, mine[rows, None])[:, 0], gap, -found[:, following]))
-        all_sets, own_set, gap, loss = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
-        effect[:, at], kl[:, at], ce[:, at] = (each.double().view(count, -1) for each in (own_set, gap, loss))
-        weights = moving.cpu() / moving.square().sum().cpu()
-        slopes[:, at] = torch.einsum("dkf,k->df", all_sets.view(count, len(moving), sets), weights)
+            parts.append((targets.effect(found), gap, -found[:, following]))
+        moved, gap, loss = (
+            torch.cat(each).cpu().view(count, len(moving), *each[0].shape[1:]) for each in zip(*parts, strict=True)
+        )
+        effect[:, at], kl[:, at], ce[:, at] = moved[of, :, on].double(), gap[of].double(), loss[of].double()
+        slopes[:, at] = torch.einsum("dkf,k->df", moved[list(compared)], weights)
         bench.advance("steering", at + 1, len(documents))
-    still = clean_effect[:, list(own)].T[:, :, None]  # (D, P, 1)
+    still = clean_effect[:, on.numpy()].T[:, :, None]  # (A, P, 1)
     return Responses(
         effect=_with_clean(effect, still),
+        kl=_with_clean(kl, np.zeros_like(still)),
+        ce=_with_clean(ce, np.broadcast_to(clean_ce[None, :, None], still.shape)),
         slopes=slopes,
-        kl=_with_clean(kl, np.zeros((count, len(documents), 1))),
-        ce=_with_clean(ce, np.broadcast_to(clean_ce[None, :, None], (count, len(documents), 1))),
     )
 
 
 def _with_clean(moved: Floats, clean: Floats) -> Floats:
-    """(D, P, K) from the strengths that move and the one that does not."""
+    """(A, P, K) from the strengths that move and the one that does not."""
     middle = STRENGTHS.index(0)
     return np.concatenate([moved[..., :middle], clean, moved[..., middle:]], axis=-1)

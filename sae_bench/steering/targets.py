@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def find_targets(bench: Bench, documents: Sequence[int], features: Sequence[int]
     fired_sum = torch.zeros(len(features), vocabulary, dtype=torch.float64)
     total = torch.zeros(vocabulary, dtype=torch.float64)
     fired_count, tokens = torch.zeros(len(features), dtype=torch.float64), 0
-    for _, batch, log_probs in _clean(bench, documents, "steering: targets"):
+    for batch, log_probs in _clean(bench, documents, "steering: targets"):
         fired = _fired(bench, batch)[:, rows]  # (kept, F)
         fired_sum += (fired.T @ log_probs).double().cpu()
         total += log_probs.sum(0, dtype=torch.float64).cpu()
@@ -95,7 +96,7 @@ def mean_differences(bench: Bench, documents: Sequence[int], targets: Targets) -
     Likely: the tenth of the selection half's positions with the largest clean effect. What a labelled direction could
     reach at best, so a ceiling.
     """
-    scores = torch.cat([targets.effect(found).cpu() for _, _, found in _clean(bench, documents, "steering: means")])
+    scores = torch.cat([targets.effect(found).cpu() for _, found in _clean(bench, documents, "steering: means")])
     count = max(1, round(LIKELY * len(scores)))
     likely = torch.zeros_like(scores)
     likely[scores.topk(count, dim=0).indices, torch.arange(scores.shape[1])] = 1
@@ -105,12 +106,19 @@ def mean_differences(bench: Bench, documents: Sequence[int], targets: Targets) -
     return torch.nn.functional.normalize(difference, dim=-1).float()
 
 
-def _clean(bench: Bench, documents: Sequence[int], label: str) -> Iterator[tuple[int, Batch, Tensor]]:
-    """Batches of ``documents`` with clean log-probabilities (kept, V), in document order."""
+def _clean(bench: Bench, documents: Sequence[int], label: str) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of ``documents`` with clean log-probabilities (kept, V), in document order.
+
+    Every SAE of a site needs the same ones: where a quarter of the memory holds them they are computed once.
+    """
     step = max(1, _TOKENS // bench.corpus.tokens.shape[1])
+    size = 4 * bench.model.d_vocab * int(bench.site_data.keep[list(documents)].sum())
+    fits = size <= bench.settings.memory_bytes // 4
     for start in range(0, len(documents), step):
         batch = bench.batch(tuple(documents[start : start + step]))
-        yield start, batch, bench.log_probs(batch)
+        compute = partial(bench.log_probs, batch)
+        key = ("clean log-probabilities", batch.documents)
+        yield batch, bench.site_data.shared(key, compute) if fits else compute()
         bench.advance(label, min(start + step, len(documents)), len(documents))
 
 

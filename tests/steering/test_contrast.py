@@ -25,7 +25,8 @@ from sae_bench.properties.contrast import METRICS, PROPERTY, measure
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
 from sae_bench.site import parse_site
 from sae_bench.steering import LastPosition
-from sae_bench.steering.propensity import MULTIPLIERS, _propensities, halves_by_cell, samples
+from sae_bench.steering.cells import first_of_cells, halves_by_cell
+from sae_bench.steering.propensity import MULTIPLIERS, _propensities, samples, slopes
 from sae_bench.verdict import judge
 
 Rows = list[dict[str, Any]]
@@ -138,9 +139,15 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 
 def test_halves_hold_every_cell_equally_often(write: Callable[..., Path]) -> None:
     found = read_contrast(write(balanced()))
-    for half in halves_by_cell(found.pairs):
-        cells = [tuple(found.pairs[index].factors.values()) for index in half]
+    halves = halves_by_cell(found.pairs)
+    assert sorted(pair.line for half in halves for pair in half) == list(range(1, 41))
+    for half in halves:
+        cells = [tuple(pair.factors.values()) for pair in half]
         assert {cells.count(cell) for cell in set(cells)} == {5}
+        some = [tuple(pair.factors.values()) for pair in first_of_cells(half, 6)]
+        assert {some.count(cell) for cell in set(cells)} == {2}
+        assert {pair.line for pair in first_of_cells(half, 6)} <= {pair.line for pair in first_of_cells(half, 9)}
+        assert first_of_cells(half, None) == half
 
 
 WORDS = ["<s>", "A", "B", "is", "yes", "no", "mA", "mB", "long", *NAMES, "<unk>"]
@@ -264,7 +271,8 @@ def test_answers_of_several_tokens_are_steered_up_to_their_end(
     rows = [{**each, "prompt": each["prompt"].replace("is ", "")} for each in rows]
     asked = Asked(solved, bench_of, True)
     bench = asked.bench(write(rows))
-    found = samples(bench, read_contrast(bench.contrast or ""))
+    dataset = read_contrast(bench.contrast or "")
+    found = samples(bench, dataset, dataset.pairs)
     runner = LastPosition(asked.model, parse_site("blocks.0.hook_resid_pre"), 1 << 20)
     sample, shift = found[0], 0.3 * asked.trait
     wanted = []
@@ -287,9 +295,12 @@ def test_answers_of_several_tokens_are_steered_up_to_their_end(
 def test_questions_the_model_cannot_read_name_their_line(
     solved: Any, bench_of: Any, write: Callable[..., Path], change: dict[str, str], named: str
 ) -> None:
-    asked = Asked(solved, bench_of, False)
+    bench = Asked(solved, bench_of, False).bench(write(changed(balanced(), 2, **change)))
     with pytest.raises(MeasurementError, match=named):
-        measure(asked.bench(write(changed(balanced(), 2, **change))))
+        measure(bench)
+    dataset = read_contrast(bench.contrast or "")
+    with pytest.raises(MeasurementError, match=named):  # also in a tier that does not ask it
+        samples(bench, dataset, dataset.pairs[10:12])
 
 
 def test_without_a_dataset_everything_is_undefined_and_nothing_fails(solved: Any, bench_of: Any) -> None:
@@ -323,16 +334,17 @@ def test_every_declared_metric_is_measured(solved: Any, bench_of: Any, write: Ca
 def test_omega_squared_has_no_bias_and_knows_its_order() -> None:
     generator = np.random.default_rng(0)
     level = np.arange(50) % 4
-    noise = [omega_squared(generator.normal(size=50), [level])[0] for _ in range(400)]
-    assert abs(np.mean(noise)) < 0.01
+    noise = omega_squared(generator.normal(size=(400, 50)), [level])
+    assert noise.shape == (1, 400)
+    assert abs(noise.mean()) < 0.01
     other = np.arange(50) // 4 % 2
-    both = omega_squared(other + 0.01 * generator.normal(size=50), [level, other])
+    both = omega_squared(other + 0.01 * generator.normal(size=(1, 50)), [level, other])[:, 0]
     assert both[0] == pytest.approx(0, abs=0.05)
     assert both[1] > 0.95
     values = np.array([1.0, 2.0, 3.0, 5.0, 6.0, 7.0])
     group = np.array([0, 0, 0, 1, 1, 1])
     between, within = 24.0, 4.0 / 4
-    assert omega_squared(values, [group])[0] == pytest.approx((between - within) / (28.0 + within))
+    assert omega_squared(values[None], [group])[0, 0] == pytest.approx((between - within) / (28.0 + within))
 
 
 def test_permutation_p_is_uniform_under_nothing_and_small_under_something() -> None:
@@ -349,4 +361,45 @@ def test_permutation_p_is_uniform_under_nothing_and_small_under_something() -> N
 def test_the_worst_level_is_found_in_any_factor() -> None:
     values = np.array([1.0, 1.0, -1.0, 1.0])
     assert worst_level(values, {"a": np.array([0, 0, 1, 1]), "b": np.array([0, 1, 0, 1])}) == 0.5
+
+
+def test_the_slope_of_a_propensity_is_its_least_squares_line() -> None:
     assert sum(step * step for step in MULTIPLIERS) == 7.0
+    curves = np.random.default_rng(2).normal(size=(3, len(MULTIPLIERS)))
+    np.testing.assert_allclose(slopes(curves), np.polyfit(MULTIPLIERS, curves.T, 1)[0], atol=1e-12)
+
+
+def test_the_report_holds_curves_of_single_questions_and_the_variance_by_factor(
+    solved: Any, bench_of: Any, write: Callable[..., Path]
+) -> None:
+    found = measure(Asked(solved, bench_of, True).bench(write(balanced())))
+    arms = {"": "", "_mean_difference": "mean_difference", "_random_direction": "random_direction"}
+    for suffix in arms:
+        lines = found.series[f"propensity_lines{suffix}"]
+        assert lines.kind == "curve"
+        assert lines.columns["x"] == list(MULTIPLIERS)
+        assert set(lines.columns) == {"x", *(f"line {line}" for line in found.clusters)}
+    curves = np.array([found.series["propensity_lines"].columns[f"line {line}"] for line in found.clusters])
+    assert np.mean(slopes(curves)) == pytest.approx(found.estimates["steerability"].value, abs=1e-9)
+    # Nothing is added at 0, so every arm's curves meet there.
+    others = [found.series["propensity_lines_random_direction"].columns[f"line {line}"] for line in found.clusters]
+    np.testing.assert_allclose(curves[:, 3], np.array(others)[:, 3], atol=1e-6)
+    variance = found.series["variance_by_factor"].columns
+    assert variance["factor"] == ["answer_position", "wording", "unexplained"]
+    explained = found.estimates["variance_explained_answer_position"].value
+    assert variance["feature"][0] == pytest.approx(explained)
+    assert variance["feature"][2] < 0.2
+    assert set(variance) == {"factor", "feature", "mean_difference", "random_direction"}
+
+
+def test_tiers_choose_the_same_feature_and_nest(solved: Any, bench_of: Any, write: Callable[..., Path]) -> None:
+    asked, path = Asked(solved, bench_of, False), write(balanced())
+    few = Settings(tier=dataclasses.replace(TIERS["smoke"], questions=8))
+    small, large = (
+        measure(bench_of(asked.model, asked.corpus, asked.sae, settings, contrast=str(path)))
+        for settings in (few, Settings(tier=TIERS["standard"]))
+    )
+    assert len(small.clusters) == 8
+    assert len(large.clusters) == 20
+    assert set(small.clusters) < set(large.clusters)
+    assert small.series["candidates"].columns == large.series["candidates"].columns

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from sae_bench.errors import MeasurementError
 from sae_bench.measurement import Influence, Undefined
 from sae_bench.properties._steering_stats import Arm, Grid, mean, slopes, two_way
-from sae_bench.properties._steering_test import against_random
+from sae_bench.properties._steering_test import against_floors, exceedance
 from sae_bench.stats import interval, standard_error
 from sae_bench.steering import (
     choose_features,
     covariance_directions,
     find_targets,
     halves,
-    permuted_features,
+    other_features,
     random_directions,
 )
 from sae_bench.steering.targets import target_sets
@@ -115,9 +115,18 @@ def test_directions_have_norm_one_and_belong_to_their_rank() -> None:
 @given(st.integers(2, 40), st.integers(0, 5))
 def test_a_permuted_decoder_leaves_no_row_in_its_place(size: int, seed: int) -> None:
     alive = tuple(range(10, 10 + size))
-    moved = permuted_features(alive, alive, seed)
+    moved = other_features(alive, alive, size, seed)
     assert sorted(moved) == sorted(alive)
     assert all(one != other for one, other in zip(alive, moved, strict=True))
+
+
+def test_other_features_begin_with_the_permuted_ones_and_hold_none_twice() -> None:
+    alive, wanted = tuple(range(50)), (3, 4, 9)
+    few, many = (other_features(alive, wanted, count, 0) for count in (3, 20))
+    assert many[:3] == few
+    assert len(set(many)) == 20
+    assert all(one != other for one, other in zip(wanted, few, strict=True))
+    assert sorted(other_features(alive, wanted, 400, 0)) == list(alive)
 
 
 @settings(max_examples=50)
@@ -206,23 +215,50 @@ def test_prompts_of_one_text_count_once() -> None:
     assert standard_error(twice) == pytest.approx(standard_error(once))
 
 
-def test_directions_that_are_random_are_found_at_the_rate_of_false_discoveries() -> None:
+def null_rows(generator: np.random.Generator, kind: str, rows: int) -> np.ndarray:
+    """(rows, 32) slopes of directions without meaning on 32 target sets of very different sizes."""
+    if kind == "normal":
+        slopes = generator.normal(size=(rows, 32))
+    elif kind == "heavy":
+        slopes = generator.standard_t(4, size=(rows, 32)) / math.sqrt(2)
+    else:  # a component common to the decoder
+        slopes = 0.9 * generator.normal(size=(rows, 32)) + 0.5
+    return slopes * np.exp(np.random.default_rng(9).normal(size=32))
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy", "shifted"])
+def test_directions_without_meaning_are_found_at_the_rate_of_false_discoveries(kind: str) -> None:
     generator = np.random.default_rng(5)
-    any_found = 0
+    everything = np.ones((128, 32), dtype=bool)
+    found = []
     for _ in range(300):
-        size = np.exp(generator.normal(size=32))
-        any_found += bool(
-            against_random(generator.normal(size=32) * size, generator.normal(size=(64, 32)) * size).found.any()
-        )
-    assert any_found / 300 < 0.1
+        drawn = null_rows(generator, kind, 1)[0], null_rows(generator, kind, 128)
+        # Their size is 1.4 times that of random directions, as that of decoder rows is: it must not make them steer.
+        random = null_rows(generator, "normal", 64) / 1.4
+        found.append(against_floors(drawn[0], random, drawn[1], everything).found.mean())
+    assert np.mean(np.array(found) > 0) < 0.15
+    assert np.mean(np.array(found) > 0.1) < 0.01
 
 
 def test_strong_directions_are_found() -> None:
     generator = np.random.default_rng(6)
-    null = generator.normal(size=(64, 32))
+    random, others = (generator.normal(size=(rows, 32)) for rows in (64, 128))
     strong = np.where(np.arange(32) < 16, 5.0, 0.0)
-    verdicts = against_random(strong, null)
-    assert verdicts.found[:16].all()
-    assert verdicts.found[16:].mean() < 0.1
-    assert against_random(np.array([1.0]), np.zeros((64, 1))).found.all()
-    assert not against_random(np.array([0.0]), np.zeros((64, 1))).found.any()
+    everything = np.ones_like(others, dtype=bool)
+    found = against_floors(strong, random, others, everything).found
+    assert found[:16].all()
+    assert found[16:].mean() < 0.1
+    # Either floor alone can stop a feature.
+    assert not against_floors(strong, 10 * random, others, everything).found.any()
+    assert not against_floors(strong, random, 10 * others, everything).found.any()
+    assert not against_floors(np.zeros(32), 0 * random, 0 * others, everything).found.any()
+
+
+def test_exceedance_counts_by_hand_and_leaves_a_feature_out_of_its_own_floor() -> None:
+    null = np.array([[3.0, 1.0], [-4.0, 1.0], [100.0, 2.0]])
+    counted = np.array([[True, True], [True, True], [False, True]])
+    statistic, p = exceedance(np.array([5.0, 3.0]), null, counted)
+    size = np.sqrt([(9 + 16) / 2, (1 + 1 + 4) / 3])
+    np.testing.assert_allclose(statistic, np.array([5.0, 3.0]) / size)
+    # In units of their size the five others are .85, -1.13, .71, .71 and 1.41; both features lie at 1.41 or beyond.
+    np.testing.assert_allclose(p, [(1 + 1) / 6, 1 / 6])

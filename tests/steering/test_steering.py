@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,12 @@ def test_slopes_on_a_linear_model_have_their_closed_form(planted: Any) -> None:
     targets = find_targets(bench, range(0, 128, 2), features)
     directions = planted.directions[features]
     runner = LastPosition(planted.model, bench.site, bench.settings.memory_bytes)
-    found = respond(bench, runner, [1, 3, 5], directions, [0, 1, 2], targets)
+    pairs = [(0, 0), (1, 1), (2, 2), (0, 1)]
+    found = respond(bench, runner, [1, 3, 5], directions, pairs, [0, 1, 2], targets)
     wanted = planted.unembedding.double() @ targets.weights.double() - planted.unembedding.double().mean(1)[:, None]
     closed = unit_strength(bench) * directions.double() @ wanted  # (directions, sets)
     np.testing.assert_allclose(found.slopes, np.repeat(closed.numpy()[:, None], 3, axis=1), atol=1e-5)
-    own = np.diagonal(closed.numpy())
+    own = np.array([closed[pair] for pair in pairs])
     slopes = found.effect @ np.array(STRENGTHS) / 10
     np.testing.assert_allclose(slopes, np.repeat(own[:, None], 3, axis=1), atol=1e-5)
 
@@ -86,7 +88,7 @@ def test_kl_and_loss_are_those_of_the_steered_distribution(planted: Any) -> None
     bench = planted.bench()
     targets = find_targets(bench, range(0, 128, 2), [3])
     runner = LastPosition(planted.model, bench.site, bench.settings.memory_bytes)
-    found = respond(bench, runner, [1], planted.directions[[3]], [0], targets)
+    found = respond(bench, runner, [1], planted.directions[[3]], [(0, 0)], [], targets)
     tokens = bench.corpus.tokens[1]
     at = len(tokens) - 2
     x = planted.embedding[tokens[at]].double()
@@ -190,17 +192,22 @@ def test_a_real_model_orders_the_arms(real_assets: Path) -> None:
     assert not judged(found).fails
 
 
-def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae, tier: str = "smoke") -> Any:
-    from sae_bench.bench import Bench, site_data
+@cache
+def demo_model_and_corpus() -> tuple[Any, Any]:
     from sae_bench.corpus import load_corpus
     from sae_bench.demo import paths
-    from sae_bench.formats import read_sae
     from sae_bench.model import load_model
+
+    return load_model(str(paths.MODEL)), load_corpus(paths.CORPUS)
+
+
+def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae, tier: str = "smoke") -> Any:
+    from sae_bench.bench import Bench, site_data
+    from sae_bench.demo import paths
+    from sae_bench.formats import read_sae
     from sae_bench.site import parse_site
 
-    if not (paths.SAES[name] / "cfg.json").exists():
-        pytest.skip(f"the demo's SAE {name!r} is not built")
-    model, corpus = load_model(str(paths.MODEL)), load_corpus(paths.CORPUS)
+    model, corpus = demo_model_and_corpus()
     settings = Settings(tier=TIERS[tier])
     data = site_data(model, parse_site(paths.SITE), corpus, settings)
     sae = change(read_sae(str(paths.SAES[name])))
@@ -217,11 +224,25 @@ def test_the_demo_has_a_feature_that_steers_its_persona_whatever_the_letter() ->
     # The mean difference steers by the letter: nothing at this site tells the answers apart by their meaning.
     assert value(found, "anti_share_mean_difference") > 0.3
     assert value(found, "variance_explained_answer_position_mean_difference") > 0.6
+    # The floors stand beside it: random directions steer a fourth as much, and backwards in a third of the questions.
+    assert value(found, "steerability") > 3 * value(found, "steerability_random_direction")
+    assert value(found, "anti_share_random_direction") > 0.3
+    arms = {"feature", "mean_difference", "random_direction"}
+    assert arms <= set(found.series["slopes"].columns)
+    assert arms <= set(found.series["variance_by_factor"].columns)
+    assert 90 <= len(found.series["propensity_lines"].columns) - 1 <= 100
 
 
-def test_the_demo_is_green_and_its_permuted_decoder_red() -> None:
-    sound = measure(demo_bench("gated"))
+@pytest.mark.parametrize("name", ["standard", "gated", "topk"])
+def test_the_demo_is_green_and_without_meaning_in_its_decoder_red(name: str) -> None:
+    sound = measure(demo_bench(name))
     assert value(sound, "anti_share") <= 0.2
     assert not judged(sound).fails
-    damaged = demo_bench("topk", lambda sae: controls.permuted(sae, torch.Generator().manual_seed(3)))
-    assert judged(measure(damaged)).fails
+    for change in (lambda sae: controls.permuted(sae, torch.Generator().manual_seed(3)), random_decoder):
+        found = measure(demo_bench(name, change))
+        low, high = interval(found.estimates["anti_share_gap"], 0.02) or (np.nan, np.nan)
+        assert low < 0 < high
+        assert value(found, "steer_share") <= 1 / 32
+        verdict = judged(found)
+        assert verdict.fails
+        assert verdict.by_metric["steer_share"].beyond or verdict.by_metric["steer_share"].verdict is Verdict.FAIL
