@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_bench.bench import Bench
+    from sae_bench.steering import LastPosition
     from sae_bench.steering.propensity import Sample
 
 ARMS = ("feature", "mean_difference", "random_direction")
@@ -57,35 +58,31 @@ def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None)
     """Choose the directions on one half and steer the other half and the shifted variant with them."""
     import torch
 
-    from sae_bench import steering
-    from sae_bench.sae import unit_directions
-    from sae_bench.steering import candidates
+    from sae_bench.steering import LastPosition
     from sae_bench.steering import propensity as engine
     from sae_bench.steering.cells import first_of_cells, halves_by_cell
 
     choosing, scored = halves_by_cell(asked.pairs)
     told = engine.samples(bench, asked, choosing)
-    lines = {pair.line for pair in first_of_cells(choosing, CHOOSING)}
-    some = [sample for sample in told if sample.pair.line in lines]
-    runner = steering.LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
-    gradient = candidates.gradient(bench, runner, some, asked.sha256)
-    features, signs = candidates.candidate_features(bench, told, gradient, CANDIDATES)
-    own = unit_directions(bench.sae)[features] * signs[:, None].to(bench.settings.device)
-    tried = _reliability(engine.slopes(engine.propensities(bench, runner, some, own, "contrast: choosing")))
-    difference = _mean_difference(bench, told, asked.path)
-    random = steering.random_directions(RANDOM, len(difference), bench.settings.seed)
-    directions = torch.cat([own, difference[None].to(own), random.to(own)])
+    runner = LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
+    own = _candidates(bench, runner, asked, told)
+    floors = torch.stack([_mean_difference(bench, told, asked.path), *_random(bench)]).to(own.directions)
 
     def steered(dataset: ContrastSet, half: tuple[Pair, ...], label: str) -> tuple[tuple[Pair, ...], Floats]:
         pairs = first_of_cells(half, bench.settings.tier.questions)
-        return pairs, engine.propensities(bench, runner, engine.samples(bench, dataset, pairs), directions, label)
+        questions = engine.samples(bench, dataset, pairs)
+        # Neither floor depends on the SAE.
+        key = ("contrast floors", asked.sha256, dataset.sha256, len(pairs), bench.settings.seed)
+        floor = bench.site_data.shared(key, lambda: engine.propensities(bench, runner, questions, floors, label))
+        return pairs, np.concatenate([engine.propensities(bench, runner, questions, own.directions, label), floor])
 
     pairs, propensity = steered(asked, scored, "contrast: scoring")
     moved = None
     if shifted is not None:
         moved = engine.slopes(steered(shifted, halves_by_cell(shifted.pairs)[1], "contrast: shifted")[1])
-    best = int(np.argmax(tried)) if len(features) else None
-    rows = {"mean_difference": slice(len(features), len(features) + 1), "random_direction": slice(-RANDOM, None)}
+    count = len(own.features)
+    rows = {"mean_difference": slice(count, count + 1), "random_direction": slice(count + 1, None)}
+    best = int(np.argmax(own.reliability)) if count else None
     if best is not None:
         rows["feature"] = slice(best, best + 1)
     return Contrasted(
@@ -94,11 +91,43 @@ def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None)
         propensity=propensity,
         slopes=engine.slopes(propensity),
         shifted=moved,
-        candidates=tuple(features),
-        signs=tuple(int(sign) for sign in signs.tolist()),
-        choosing=tried,
-        chosen=features[best] if best is not None else None,
+        candidates=own.features,
+        signs=own.signs,
+        choosing=own.reliability,
+        chosen=own.features[best] if best is not None else None,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    features: tuple[int, ...]
+    signs: tuple[int, ...]
+    directions: Tensor
+    "(candidates, d) unit vectors, turned by their sign."
+    reliability: Floats
+
+
+def _candidates(bench: Bench, runner: LastPosition, asked: ContrastSet, told: Sequence[Sample]) -> _Candidates:
+    """The features tried, and how reliably each steers some of the choosing half's questions."""
+    from sae_bench.sae import unit_directions
+    from sae_bench.steering import candidates
+    from sae_bench.steering import propensity as engine
+    from sae_bench.steering.cells import first_of_cells
+
+    lines = {pair.line for pair in first_of_cells([sample.pair for sample in told], CHOOSING)}
+    some = [sample for sample in told if sample.pair.line in lines]
+    gradient = candidates.gradient(bench, runner, some, asked.sha256)
+    features, signs = candidates.candidate_features(bench, told, gradient, CANDIDATES)
+    directions = unit_directions(bench.sae)[features] * signs[:, None].to(bench.settings.device)
+    slopes = engine.slopes(engine.propensities(bench, runner, some, directions, "contrast: choosing"))
+    return _Candidates(tuple(features), tuple(int(sign) for sign in signs.tolist()), directions, _reliability(slopes))
+
+
+def _random(bench: Bench) -> Tensor:
+    """(8, d) unit vectors."""
+    from sae_bench.steering import random_directions
+
+    return random_directions(RANDOM, bench.site_data.x.shape[-1], bench.settings.seed)
 
 
 def _mean_difference(bench: Bench, questions: Sequence[Sample], path: str) -> Tensor:

@@ -96,13 +96,12 @@ def respond(
         compared: directions whose slopes are wanted on every target set.
         targets: all target sets.
     """
-    strength = unit_strength(bench)
     count, sets = len(directions), targets.weights.shape[1]
     moving = torch.tensor([k for k in STRENGTHS if k != 0], dtype=torch.float32, device=directions.device)
-    shifts = (strength * moving[None, :, None] * directions[:, None, :]).flatten(0, 1)  # (D * moving, d)
+    shifts = (unit_strength(bench) * moving[None, :, None] * directions[:, None, :]).flatten(0, 1)  # (D * moving, d)
     of, on = (torch.tensor(each) for each in zip(*pairs, strict=True))  # (A,) each
     shape = (len(pairs), len(documents), len(moving))
-    effect, kl, ce = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    effect, kl, ce = (np.zeros(shape) for _ in range(3))
     clean_effect, clean_ce = np.zeros((len(documents), sets)), np.zeros(len(documents))
     slopes = np.zeros((len(compared), len(documents), sets), dtype=np.float32)
     weights = moving.cpu() / moving.square().sum().cpu()

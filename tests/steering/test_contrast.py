@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -255,11 +256,44 @@ def test_a_shifted_variant_is_scored_as_well(solved: Any, bench_of: Any, write: 
     assert found["steerability_shifted"].value == pytest.approx(found["steerability"].value, rel=0.3)
 
 
-def test_slopes_do_not_depend_on_the_run(solved: Any, bench_of: Any, write: Callable[..., Path]) -> None:
+def test_the_same_run_twice_is_identical_and_batches_do_not_matter(
+    solved: Any, bench_of: Any, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked, path = Asked(solved, bench_of, False), write(balanced())
-    first = {name: each.value for name, each in measure(asked.bench(path)).estimates.items()}
-    again = {name: each.value for name, each in measure(asked.bench(path, batch_size=2)).estimates.items()}
-    assert first == pytest.approx(again, abs=1e-5, nan_ok=True)
+    write([{**each, "prompt": "long " + each["prompt"]} for each in balanced()], "questions_shifted.jsonl")
+
+    def run(**settings: Any) -> dict[str, float]:
+        monkeypatch.setattr("sae_bench.capture._cache", OrderedDict())
+        return {
+            name: each.value
+            for name, each in measure(asked.bench(path, **settings)).estimates.items()
+            if not isinstance(each, Undefined)
+        }
+
+    first = run()
+    assert len(first) > 20
+    assert run() == first
+    assert run(batch_size=2) == pytest.approx(first, abs=1e-5)
+    assert run(memory_bytes=1 << 16) == pytest.approx(first, abs=1e-5)
+
+
+def test_floors_are_run_once_for_all_saes_of_a_site(
+    solved: Any, bench_of: Any, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, path = Asked(solved, bench_of, False), write(balanced())
+    shifts: list[int] = []
+    log_probs = LastPosition.log_probs
+    monkeypatch.setattr(
+        LastPosition,
+        "log_probs",
+        lambda self, prompt, values: shifts.append(len(values)) or log_probs(self, prompt, values),
+    )
+    first = measure(asked.bench(path)).estimates
+    alone, shifts[:] = sum(shifts), []
+    second = measure(asked.bench(path)).estimates
+    # Screening every coordinate and 9 directions at 6 multipliers and at 0 are missing the second time.
+    assert alone - sum(shifts) == 2 * WIDTH * 20 + (9 * 6 + 1) * 20
+    assert first["steerability_random_direction"].value == second["steerability_random_direction"].value
 
 
 def test_answers_of_several_tokens_are_steered_up_to_their_end(
