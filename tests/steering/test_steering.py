@@ -17,9 +17,10 @@ from sae_bench import controls
 from sae_bench.bench import TIERS, Settings
 from sae_bench.errors import MeasurementError
 from sae_bench.limits import parse_rule
-from sae_bench.measurement import Influence, Measurement
+from sae_bench.measurement import Influence, Measurement, Undefined
 from sae_bench.outcome import PropertyVerdict, Verdict
 from sae_bench.properties.steering import METRICS, PROPERTY, measure
+from sae_bench.sae import ReLU
 from sae_bench.stats import interval
 from sae_bench.steering import LastPosition, find_targets, respond
 from sae_bench.steering.responses import STRENGTHS, unit_strength
@@ -130,6 +131,14 @@ def test_the_same_run_twice_is_identical_and_batches_do_not_matter(
         assert again.keys() == first.keys()
         for name, values in first.items():
             np.testing.assert_allclose(again[name], values, atol=1e-5, err_msg=name)
+
+
+def test_an_sae_of_three_live_features_has_nothing_to_hold_a_feature_against(planted: Any) -> None:
+    sae = planted.sae()
+    silent = torch.where(torch.arange(sae.d_sae) < 3, -1.5, -1e3)
+    found = measure(planted.bench(dataclasses.replace(sae, activation=ReLU(silent)))).estimates
+    assert isinstance(found["steer_share"], Undefined)
+    assert found["anti_share_gap"].value < -0.4
 
 
 def test_another_seed_chooses_other_features(planted: Any) -> None:
