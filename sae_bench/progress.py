@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 PATIENCE = 2.0
@@ -20,32 +20,40 @@ class ProgressLine:
     """Called with (what, done, total); writes to ``stream`` past pytest's capture."""
 
     stream: TextIO
+    interactive: bool
+    "Whether a terminal is at the other end. While pytest captures, the stream's own answer is that of a file."
     uncaptured: Callable[[], AbstractContextManager[Any]] = nullcontext
     clock: Callable[[], float] = time.monotonic
     _label: str = ""
     _started: float = 0.0
-    _shown: float = field(default=0.0)
+    _begun: int = 0
+    "How far the measurement was when it was first heard of."
+    _shown: float | None = None
     _open: bool = False
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show ``done`` of ``total``, if it is time to."""
         now = self.clock()
-        if what != self._label or done <= 1:
-            self._label, self._started, self._shown = what, now, now
-        interactive = self.stream.isatty()
-        finished = done >= total
-        patient = now - self._started < PATIENCE if interactive else False
-        due = now - self._shown >= (INTERVAL_TERMINAL if interactive else INTERVAL_LOG)
-        if self._open and finished:
+        if what != self._label or done <= self._begun:
+            self._label, self._started, self._begun = what, now, done
+        if self._shown is None:
+            self._shown = now
+        patient = self.interactive and now - self._started < PATIENCE
+        due = now - self._shown >= (INTERVAL_TERMINAL if self.interactive else INTERVAL_LOG)
+        if self._open and done >= total:
             self._write("\r\x1b[K")
             self._open = False
-        elif due and not patient and not finished:
+        elif due and not patient and done < total:
             self._shown = now
-            elapsed = now - self._started
-            left = elapsed / max(done, 1) * (total - done)
-            text = f"{what}  {done}/{total} documents  {elapsed:.0f} s, about {left:.0f} s left"
-            self._write(f"\r\x1b[K{text}" if interactive else f"\n{text}\n")
-            self._open = interactive
+            text = self._text(done, total, now)
+            self._write(f"\r\x1b[K{text}" if self.interactive else f"\n{text}\n")
+            self._open = self.interactive
+
+    def _text(self, done: int, total: int, now: float) -> str:
+        elapsed = now - self._started
+        # The first step was done before the clock was started.
+        left = f", about {elapsed / (done - self._begun) * (total - done):.0f} s left" if done > self._begun else ""
+        return f"{self._label}  {done}/{total}  {elapsed:.0f} s{left}"
 
     def _write(self, text: str) -> None:
         with self.uncaptured():
@@ -58,4 +66,8 @@ class ProgressLine:
         if config.get_verbosity() < 0:
             return None
         capture = config.pluginmanager.getplugin("capturemanager")
-        return cls(sys.__stderr__ or sys.stderr, capture.global_and_fixture_disabled if capture else nullcontext)
+        uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
+        stream = sys.__stderr__ or sys.stderr
+        with uncaptured():
+            interactive = stream.isatty()
+        return cls(stream, interactive, uncaptured)

@@ -65,8 +65,8 @@ def token(text: object) -> str:
 
 
 def shorten(value: float) -> float | None:
-    """Five significant digits; None (JSON's null, a gap in a line) where there is no number."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+    """Four significant digits, finer than a pixel; None (JSON's null, a gap) where there is no number."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def numbers(column: Sequence[Any]) -> list[float | None]:
@@ -217,7 +217,7 @@ def curve(name: str, series: Series) -> Figure | None:
     data = _many(columns, given, xs) if len(columns) > MANY else _band(columns, xs) if set(columns) == QUARTILES else []
     if not data:
         for index, (key, column) in enumerate(columns.items()):
-            more: dict[str, Any] = {"error_y": _errors(errors[key])} if key in errors else {}
+            more: dict[str, Any] = {"error_y": _errors(column, errors[key], log)} if key in errors else {}
             if len(xs) <= FEW:
                 more |= {"mode": "lines+markers", "marker": {"symbol": SYMBOLS[index % 8], "size": 7}}
             data.append(line(key, index, xs, column, **more))
@@ -226,13 +226,22 @@ def curve(name: str, series: Series) -> Figure | None:
         "yaxis": axis(log=log),
         "showlegend": len(columns) > 1,
     }
-    bars = f"Bars: ±1.96 standard errors{'' if len(errors) == len(columns) else ' of ' + ', '.join(errors)}."
+    bars = f"Bars: 95% intervals{'' if len(errors) == len(columns) else ' of ' + ', '.join(errors)}."
     return Figure(series.title or name, data, layout, " ".join(filter(None, [said, bars if errors else ""])))
 
 
-def _errors(column: Sequence[float | None]) -> dict[str, Any]:
-    array = [None if each is None else shorten(1.96 * each) for each in column]
-    return {"type": "data", "array": array, "thickness": 1}
+def _errors(column: Sequence[float | None], errors: Sequence[float | None], log: bool) -> dict[str, Any]:
+    """95% intervals; on a logarithmic axis those of the logarithm, which end above 0."""
+    up: list[float | None] = []
+    down: list[float | None] = []
+    for value, error in zip(column, errors, strict=True):
+        if value is None or error is None:
+            up, down = [*up, None], [*down, None]
+            continue
+        factor = math.exp(min(1.96 * error / value, 50.0)) if log else 1.0
+        up.append(shorten(value * (factor - 1) if log else 1.96 * error))
+        down.append(shorten(value * (1 - 1 / factor) if log else 1.96 * error))
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1}
 
 
 def _band(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> list[dict[str, Any]]:
@@ -243,13 +252,11 @@ def _band(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> li
 
 
 def _many(columns: Columns, given: Columns, x: Sequence[Any]) -> list[dict[str, Any]]:
-    """Every line thin; the mean is that of all values, also of those that a logarithmic axis leaves out."""
-    thin = {"color": "$faint", "width": 1, "dash": "solid"}
-    data = [
-        line(key, 0, x, column, showlegend=row == 0, legendgroup="each", opacity=0.6) | {"line": thin}
-        for row, (key, column) in enumerate(columns.items())
-    ]
-    data[0]["name"] = f"each of {len(columns)}"
+    """Every line thin, all of them one trace with gaps; the mean is that of all values, also of those left out."""
+    xs = [each for _ in columns for each in [*x, None]]
+    ys = [each for column in columns.values() for each in [*column, None]]
+    each = line(f"each of {len(columns)}", 0, xs, ys, opacity=0.6, hoverinfo="skip")
+    data = [each | {"line": {"color": "$faint", "width": 1, "dash": "solid"}}]
     rows = [[each for each in row if each is not None] for row in zip(*given.values(), strict=True)]
     mean = [shorten(sum(row) / len(row)) if row else None for row in rows]
     return [*data, line("mean", 0, x, mean)]

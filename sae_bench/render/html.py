@@ -60,7 +60,7 @@ def report_html(report: Report, *, accepted: Report | None = None, title: str = 
     parts.append("<div id=saes>")
     for row, sae in enumerate(sorted(report.saes)):
         parts.append(sections.sae_section(report, sae, accepted, gallery, calm and row < OPEN))
-    parts += ["</div><h2 id=all>All metrics</h2>", _filters()]
+    parts += ["</div><h2 id=all>All metrics</h2>", _filters(), sections.meanings(report)]
     links = {
         "grid": "verdicts",
         "changes": "changes",

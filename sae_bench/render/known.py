@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sae_bench import texts
@@ -97,21 +97,26 @@ def documents(result: PropertyResult, before: PropertyResult | None) -> Figure |
     low, high = min(*x, *y), max(*x, *y)
     log = low > 0 and high / low > 10
     changes = moved(result, before)
-    far = {cluster for cluster, _ in changes[:3]}
-    trace = {
-        "type": "scatter", "mode": "markers+text", "name": "a document",
-        "x": [shorten(each) for each in x], "y": [shorten(each) for each in y],
-        "text": [f"#{cluster}" if cluster in far else "" for cluster in both], "textposition": "top center",
-        "customdata": both, "hovertemplate": "#%{customdata}: %{x} → %{y}",
-        "marker": {"size": 7, "color": ["$1" if cluster in far else "$0" for cluster in both],
-                   "symbol": ["diamond" if cluster in far else "circle" for cluster in both]},
-    }  # fmt: skip
-    diagonal = {"type": "scatter", "mode": "lines", "x": [low, high], "y": [low, high], "name": "unchanged",
+    far = [cluster for cluster, _ in changes[:3]]
+    data = [_dots("a document", [cluster for cluster in both if cluster not in far], then, now)]
+    if far:
+        named = {"mode": "markers+text", "textposition": "top center", "text": [f"#{each}" for each in far],
+                 "marker": {"size": 9, "color": "$1", "symbol": "diamond"}}  # fmt: skip
+        data.append(_dots("moved most", far, then, now) | named)
+    unchanged = {"type": "scatter", "mode": "lines", "x": [low, high], "y": [low, high], "name": "unchanged",
                 "line": {"color": "$ink", "dash": "dash", "width": 1}, "hoverinfo": "skip"}  # fmt: skip
     unit = f", {metric.unit}" if metric.unit else ""
     layout: dict[str, Any] = {"xaxis": axis(f"accepted{unit}", log=log), "yaxis": axis(f"now{unit}", log=log)}
     title = f"{result.headline} of each document, accepted and now"
-    return Figure(title, [trace, diagonal], layout, _counted(metric, dict(changes), len(both)))
+    return Figure(title, [*data, unchanged], layout, _counted(metric, dict(changes), len(both)))
+
+
+def _dots(name: str, clusters: Sequence[int], then: Mapping[int, float], now: Mapping[int, float]) -> dict[str, Any]:
+    return {
+        "type": "scatter", "mode": "markers", "name": name, "marker": {"size": 7, "color": "$0"},
+        "x": [shorten(then[each]) for each in clusters], "y": [shorten(now[each]) for each in clusters],
+        "customdata": list(clusters), "hovertemplate": "#%{customdata}: %{x} → %{y}",
+    }  # fmt: skip
 
 
 def _counted(metric: MetricResult, changes: Mapping[int, float], total: int) -> str:

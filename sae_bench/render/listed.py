@@ -71,7 +71,7 @@ def documents_as_text(series: Series, result: PropertyResult, before: PropertyRe
     parts = [f"<h3>{title}</h3><p class=quiet>Darker: larger KL, in steps of a factor 3 from 0.01 nats.</p>"]
     for document, said in chosen:
         spans = "".join(
-            f'<span class="k{_shade(kl)}" title="{kl:.3g} nats">{escape(token)}</span>'
+            f'<span class="k{_shade(kl)}" title="{kl:.2g} nats">{escape(token)}</span>' if _shade(kl) else escape(token)
             for token, kl in documents[document]
         )
         parts.append(f'<p class="tokens"><span class="quiet">{escape(said)}</span>\n{spans}</p>')

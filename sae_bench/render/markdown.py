@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from sae_bench.outcome import Verdict
 from sae_bench.render import facts, words
 from sae_bench.render.rows import Row, accept_commands, all_rows, changed, properties, undefined, verdict_line
 from sae_bench.results import Report
@@ -33,7 +34,7 @@ def summary(report: Report, *, report_path: str | None = None, details: bool = T
     if report_path:
         parts.append(f"Report: {code(report_path)}")
     if details:
-        parts += [_everything(report), _provenance(report)]
+        parts += [_grid(report), _everything(report), _provenance(report)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -72,15 +73,32 @@ def _table(rows: Sequence[Row], sae: bool = True) -> list[str]:
                 words.interval(metric),
                 words.allowed(metric),
             ]
-        word = words.verdict_word(row.verdict, row.beyond)
-        word = f"**{word}**" if word.isupper() else word
-        cells = [code(row.sae), code(row.name), *numbers, word + (f" (+{row.more})" if row.more else "")]
+        word = _word(row.verdict, row.beyond) + (f" (+{row.more})" if row.more else "")
+        cells = [code(row.sae), code(row.name), *numbers, word]
         lines.append("| " + " | ".join(cell.strip() for cell in (cells if sae else cells[1:])) + " |")
     return lines
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
     return [f"- {code(row.name)} of {code(row.sae)}: {text(note)}" for row in rows for note in row.notes]
+
+
+def _grid(report: Report) -> str:
+    """A verdict per SAE and property."""
+    names = sorted({name for _, name, _ in properties(report)})
+    if not names:
+        return ""
+    lines = ["| SAE | " + " | ".join(map(code, names)) + " |", "|" + "---|" * (len(names) + 1)]
+    for sae in sorted(report.saes):
+        held = [report.saes[sae].properties.get(name) for name in names]
+        cells = ["not run" if each is None else _word(each.verdict, each.beyond) or "reported" for each in held]
+        lines.append(f"| {code(sae)} | " + " | ".join(cells) + " |")
+    return "\n\n".join(["<details><summary>Verdicts by property</summary>", "\n".join(lines), "</details>"])
+
+
+def _word(verdict: Verdict | None, beyond: bool) -> str:
+    word = words.verdict_word(verdict, beyond)
+    return f"**{word}**" if word.isupper() else word
 
 
 def _everything(report: Report) -> str:

@@ -6,13 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae_bench.errors import UsageError
+from sae_bench.limits import parse_rule
+from sae_bench.properties import load_property
 from sae_bench.render.figures import SYMBOLS, Figure, axis, label, shorten
-from sae_bench.render.words import limits_of
 from sae_bench.results import MetricResult
+
+Z95 = 1.96
 
 
 def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[MetricResult | None]]) -> Figure | None:
     """One metric over accepted reports, a line per SAE, with intervals; a hard limit is drawn across.
+
+    Accepted files keep standard errors, not intervals, and no limits: the limits are those the property comes with.
 
     Args:
         metric: ``property.metric``.
@@ -20,25 +26,21 @@ def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[Met
         values: by SAE, one entry per label.
     """
     data: list[dict[str, object]] = []
-    limits: set[float] = set()
+    hard = _hard(metric)
     for index, (sae, column) in enumerate(sorted(values.items())):
         if not any(each is not None and each.value is not None for each in column):
             continue
-        spans = [each.value_interval if each is not None else None for each in column]
         ys = [each.value if each is not None else None for each in column]
-        pairs = list(zip(spans, ys, strict=True))
-        up = [0.0 if span is None or y is None else max(span[1] - y, 0.0) for span, y in pairs]
-        down = [0.0 if span is None or y is None else max(y - span[0], 0.0) for span, y in pairs]
-        limits |= {limit.bound for each in column if each is not None for limit in limits_of(each) if limit.hard}
+        error = [None if each is None or each.se is None else shorten(Z95 * each.se) for each in column]
         data.append({"type": "scatter", "mode": "lines+markers", "name": label(sae), "x": [label(d) for d in dates],
                      "y": [None if y is None else shorten(y) for y in ys], "connectgaps": True,
-                     "error_y": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1},
+                     "error_y": {"type": "data", "array": error, "thickness": 1, "color": "$faint"},
                      "line": {"color": f"${index % 8}"},
                      "marker": {"symbol": SYMBOLS[index % 8], "size": 8}})  # fmt: skip
     if not data:
         return None
     shapes = [{"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": y, "y1": y,
-               "line": {"color": "$bad", "dash": "dot", "width": 2}} for y in sorted(limits)]  # fmt: skip
+               "line": {"color": "$bad", "dash": "dot", "width": 2}} for y in hard.values()]  # fmt: skip
     # Labels must differ, or reports of one day would be one point; what is written below the axis may be shorter.
     every = max(1, math.ceil(len(dates) / 6))
     shown = [label(date) for date in dates[::every]]
@@ -49,4 +51,17 @@ def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[Met
         "tickfont": {"size": 10},
     }
     layout = {"xaxis": axis(type="category", **ticks), "yaxis": axis(), "shapes": shapes, "showlegend": len(data) > 1}
-    return Figure(metric, data, layout, f"{len(dates)} accepted reports" + ("; dotted: limits" if shapes else ""))
+    said = [f"{len(dates)} accepted reports, ±{Z95} standard errors"] + ([f"dotted: {', '.join(hard)}"] if hard else [])
+    return Figure(metric, data, layout, "; ".join(said) + ".")
+
+
+def _hard(metric: str) -> dict[str, float]:
+    """The hard limits that a property declares for one of its metrics, by how they are written."""
+    name, _, wanted = metric.partition(".")
+    try:
+        rules = [parse_rule(f"{name}.{limit}", "property") for limit in load_property(name).limits]
+    except UsageError:
+        # Properties of other packages need not be installed where their reports are read.
+        return {}
+    limits = [rule.limit for rule in rules if rule.metric == wanted and rule.limit.hard]
+    return {f"{'≤' if limit.kind == 'max' else '≥'} {limit.bound:g}": limit.bound for limit in limits}

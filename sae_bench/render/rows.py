@@ -75,6 +75,8 @@ def _notes(metric: MetricResult) -> tuple[str, ...]:
         notes.append(words.documents(metric))
     if verdict in (Verdict.ERROR, Verdict.MISSING, Verdict.INCOMPARABLE):
         notes.append(metric.message or metric.reason)
+    if verdict is Verdict.UNDEFINED and metric.limit:
+        notes.append(metric.reason)
     if verdict is Verdict.FAIL:
         tail = metric.message.partition("; ")[2]
         if "since the anchor" in metric.message or "known_failures" in metric.message:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from sae_bench.outcome import Verdict
 from sae_bench.render import facts, known, pareto, words
 from sae_bench.render.bullets import bullet
-from sae_bench.render.figures import Figure
+from sae_bench.render.figures import Figure, shorten
 from sae_bench.render.listed import documents_as_text, scroll, series_table
 from sae_bench.render.rows import Row, all_rows, changed, properties, property_rows
 from sae_bench.results import MetricResult, PropertyResult, Report, SAEResult
@@ -119,7 +119,7 @@ def rows_table(rows: Sequence[Row], sae: bool = True) -> str:
     right = ("accepted", "now", "change")
     head = "".join(f"<th scope=col{' class=n' if n in right else ''}>{n}</th>" if n else "<td></td>" for n in names)
     body = "".join(_row(row, sae, len(names)) for row in rows)
-    return scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return scroll(f"<table class=rows><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def _row(row: Row, sae: bool, width: int) -> str:
@@ -135,17 +135,38 @@ def _row(row: Row, sae: bool, width: int) -> str:
     else:
         unit = words.unit(metric) if metric.value is not None else ""
         cells += [
-            f'<td class="n">{escape(text)}</td>'
-            for text in (words.accepted(metric), f"{words.value(metric)} {unit}".strip(), words.change(metric))
+            _cell("accepted", words.accepted(metric), right=True),
+            _cell("now", f"{words.value(metric)} {unit}".strip(), right=True),
+            _cell("change", words.change(metric), right=True),
+            _cell("interval", words.interval(metric) or words.value_interval(metric)),
+            _cell("allowed", words.allowed(metric)),
+            f"<td>{bullet(metric)}</td>",
         ]
-        span = words.interval(metric) or words.value_interval(metric)
-        cells += [f"<td>{escape(text)}</td>" for text in (span, words.allowed(metric))]
-        cells.append(f"<td>{bullet(metric)}</td>")
     text = f"<tr>{''.join(cells)}</tr>"
     if row.notes:
         why = "<br>".join(map(escape, row.notes))
         text += f'<tr class="note"><td></td><td class="why" colspan="{width - 1}">{why}</td></tr>'
     return text
+
+
+def _reported(rows: Sequence[Row]) -> str:
+    """Metrics without a limit: fewer columns, and no verdict."""
+    head = "".join(f"<th scope=col>{name}</th>" for name in ("metric", "accepted", "now", "interval"))
+    lines = []
+    for row in rows:
+        assert row.result is not None
+        metric = row.result
+        value = f"{words.value(metric)} {words.unit(metric)}" if metric.value is not None else metric.reason
+        texts = (words.accepted(metric), value.strip(), words.value_interval(metric))
+        cells = "".join(f"<td>{escape(each)}</td>" for each in (row.metric, *texts))
+        lines.append(f"<tr>{cells}</tr>")
+    return scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
+
+
+def _cell(name: str, text: str, *, right: bool = False) -> str:
+    """A cell that knows its column's name, for windows too narrow for columns."""
+    label = f' data-name="{name}"' if text else ""
+    return f"<td{' class=n' if right else ''}{label}>{escape(text)}</td>"
 
 
 def sae_section(report: Report, sae: str, accepted: Report | None, gallery: Gallery, opened: bool) -> str:
@@ -179,13 +200,13 @@ def property_section(
     figures, empty = known.pictures(result, before)
     parts += [f'<div class="figures">{"".join(map(gallery.add, figures))}</div>'] if figures else []
     if not figures and result.metrics:
-        parts.append("<p class=quiet>The report holds no distribution to draw for this property.</p>")
+        parts.append("<p class=quiet>This property has no distribution to draw; its numbers stand above and below.</p>")
     parts += [f"<p class=quiet>{escape(each)}: nothing to draw, it holds no values</p>" for each in empty]
     parts += [series_table(title, series, found) for title, series in result.series.items()]
     parts += [documents_as_text(series, result, before) for series in result.series.values()]
     if reported:
-        table = rows_table(reported, sae=False)
-        parts.append(f"<details><summary>{len(reported)} metrics reported, not judged</summary>{table}</details>")
+        summary = f"{len(reported)} metrics reported, not judged"
+        parts.append(f"<details><summary>{summary}</summary>{_reported(reported)}</details>")
     parts += [f"<p>{escape(note)}</p>" for note in result.notes if "\n" not in note]
     parts += [f'<pre class="lines">{escape(note)}</pre>' for note in result.notes if "\n" in note]
     parts.append(f"<p class=quiet>{escape(_footnote(result))}</p>")
@@ -218,6 +239,15 @@ def compare(report: Report, gallery: Gallery) -> str:
     return f'<div class="figures fit">{"".join(map(gallery.add, figures))}</div>'
 
 
+def meanings(report: Report) -> str:
+    """What every metric of the report is, once."""
+    found = {row.name: row.result.meaning for row in all_rows(report) if row.result is not None and row.result.meaning}
+    if not found:
+        return ""
+    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(found[name])}</dd>" for name in sorted(found))
+    return f"<details id=meanings><summary>What the {len(found)} metrics mean</summary><dl>{entries}</dl></details>"
+
+
 def provenance(report: Report) -> str:
     """Context, which decides what may be compared, and where the run comes from."""
     parts = ["<h2 id=about>Context and provenance</h2>"]
@@ -237,7 +267,7 @@ def _whose(results: Iterable[str]) -> str:
 
 
 def table_data(report: Report) -> dict[str, Any]:
-    """The table of all metrics, as the page's script reads it: a number and its text, or a text."""
+    """The table of all metrics, as the page's script reads it: a number to sort by and its text, or a text."""
     columns = ["SAE", "metric", "now", "accepted", "change", "interval", "allowed", "verdict"]
     rows = []
     for row in all_rows(report):
@@ -246,12 +276,15 @@ def table_data(report: Report) -> dict[str, Any]:
         if metric is not None:
             unit = words.unit(metric)
             numbers = [
-                [metric.value, f"{words.value(metric)} {unit}".strip() if metric.value is not None else "-"],
-                [metric.accepted, words.accepted(metric)] if metric.accepted is not None else None,
-                [metric.change, words.change(metric)] if metric.change is not None else None,
+                [
+                    shorten(metric.value) if metric.value is not None else None,
+                    f"{words.value(metric)} {unit}".strip() if metric.value is not None else "-",
+                ],
+                [shorten(metric.accepted), words.accepted(metric)] if metric.accepted is not None else None,
+                [shorten(metric.change), words.change(metric)] if metric.change is not None else None,
                 words.interval(metric) or words.value_interval(metric),
                 words.allowed(metric),
             ]
         judged = row.verdict is not None and (row.verdict is not Verdict.UNDEFINED or bool(metric and metric.limit))
-        rows.append([row.sae, row.name, *numbers, word, anchor(row.sae, row.property_name), judged])
+        rows.append([row.sae, row.name, *numbers, word, row.property_name, int(judged)])
     return {"columns": columns, "rows": rows}

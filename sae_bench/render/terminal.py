@@ -15,6 +15,7 @@ from sae_bench.render.rows import (
     Row,
     accept_commands,
     count_line,
+    counts,
     properties,
     undefined,
     verdict_line,
@@ -82,7 +83,7 @@ def summary(
 def _header(report: Report, width: int, baselines: str) -> list[_Line]:
     found = list(properties(report))
     names = {name for _, name, _ in found}
-    judged = sum(each.verdict is not None for _, _, result in found for each in result.metrics.values())
+    judged = counts(report).total()
     title = (
         f" SAE quality: {_count(len(report.saes), 'SAE')}, {_count(len(names), 'property', 'properties')}, "
         f"{_count(judged, 'metric')} judged "

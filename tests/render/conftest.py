@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sae_bench import texts
 from sae_bench.conversion import context_digest
 from sae_bench.measurement import Series
 from sae_bench.outcome import Verdict
@@ -119,7 +120,7 @@ def kl_series(seed: int, documents: int = 64) -> dict[str, Series]:
             "curve", {"x": positions, **{a: (v[:63].cumsum() / 63).tolist() for a, v in draws.items()}},
             "Mean KL by position", "position in the document",
         ),
-        "kl_texts": texts(seed),
+        "kl_text": text_of(seed),
         "kl_documents": Series(
             "table",
             {"document": list(range(documents)), "kl_sae": rng.lognormal(-3, 0.3, documents).tolist()},
@@ -134,19 +135,12 @@ def kl_series(seed: int, documents: int = 64) -> dict[str, Series]:
     }  # fmt: skip
 
 
-def texts(seed: int) -> Series:
+def text_of(seed: int) -> Series:
     """Documents as text, with the KL of each token."""
     rng = np.random.default_rng(seed)
     words = ["Then", " Mary", " gave", " a", " drink", " to", " <script>alert(2)</script>", " John", ".", "\n"]
-    rows = [(document, word) for document in range(64) for word in words * 2]
-    return Series(
-        "table",
-        {
-            "document": [row[0] for row in rows],
-            "token": [row[1] for row in rows],
-            "kl": rng.lognormal(-3, 1.5, len(rows)).round(4).tolist(),
-        },
-        "KL of each token",
+    return texts.pack(
+        (document, [f"{document}", *words * 2], rng.lognormal(-3, 1.5, 21).tolist()) for document in range(64)
     )
 
 

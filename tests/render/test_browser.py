@@ -95,7 +95,7 @@ def test_the_table_sorts_by_number_and_back(found: dict[str, Any]) -> None:
 
 
 def test_nothing_is_cut_off_at_400_pixels(browser: Browser, found: dict[str, Any]) -> None:
-    browser.call("Emulation.setDeviceMetricsOverride", width=400, height=900, deviceScaleFactor=1, mobile=False)
+    browser.size(400, 900)
     narrow = browser.run("window.probeNarrow()")
     assert narrow["width"] <= 400
     assert narrow["overflowing"] == []

@@ -140,7 +140,8 @@ def test_documents_then_and_now_are_paired_by_their_ids(make: Any) -> None:
     now, before = held({1: 0.1, 2: 0.2, 3: 0.9, 7: 5.0}), held({3: 0.3, 2: 0.2, 1: 0.2, 9: 1.0})
     figure = known.documents(now, before)
     assert figure is not None
-    points = sorted(zip(figure.data[0]["x"], figure.data[0]["y"], strict=True))
+    dots = [pair for trace in figure.data[:2] for pair in zip(trace["x"], trace["y"], strict=True)]
+    points = sorted(dots)
     assert points == [(0.2, 0.1), (0.2, 0.2), (0.3, 0.9)]
     assert "1 of 3 documents are worse, 1 better" in figure.caption
     assert [document for document, _ in known.moved(now, before)] == [3, 1]

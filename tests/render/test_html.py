@@ -172,6 +172,39 @@ def test_documents_are_shown_as_text_those_that_moved_most_first(text: str, make
     assert 'title="' in re.findall(r'<p class="tokens">.*?</p>', text, re.DOTALL)[0]
 
 
+def test_a_document_that_moved_has_its_text_also_where_it_loses_least(make: Any) -> None:
+    sae = make.full_sae("a", 0)
+    result = sae["kl_gap"]
+    parts = result.metrics["kl_sae"].per_cluster
+    values = [above / below for above, below in zip(parts.numerator, parts.denominator, strict=True)]
+    least = values.index(min(values))
+    before = replace(parts, numerator=tuple(n * (0.5 if row == least else 1) for row, n in enumerate(parts.numerator)))
+    metrics = {**result.metrics, "kl_sae": replace(result.metrics["kl_sae"], per_cluster=before)}
+    accepted = make.report({"a": {"kl_gap": replace(result, metrics=metrics)}})
+    page = Page(html.report_html(make.report({"a": {"kl_gap": result}}), accepted=accepted))
+    assert "1 of 64 documents are worse, 0 better." in page.words
+    told = [word for word in page.words if word.startswith("#")]
+    assert told == [f"#{least} moved by +{values[least] / 2:.3g}"]
+    assert page.words[page.words.index(told[0]) + 2] == f"{least}", "the text begins with the document's number"
+
+
+def test_where_no_document_moved_none_is_called_moved(make: Any) -> None:
+    result = make.full_sae("a", 0)["kl_gap"]
+    parts = result.metrics["kl_sae"].per_cluster
+    rounded = replace(parts, numerator=tuple(float(f"{n:.6g}") for n in parts.numerator))
+    metrics = {**result.metrics, "kl_sae": replace(result.metrics["kl_sae"], per_cluster=rounded)}
+    accepted = make.report({"a": {"kl_gap": replace(result, metrics=metrics)}})
+    shown = html.report_html(make.report({"a": {"kl_gap": result}}), accepted=accepted)
+    assert "None of 64 documents moved." in shown
+    assert "moved by" not in shown
+
+
+def test_text_that_cannot_be_read_says_so(make: Any) -> None:
+    broken = Series("table", {"documents": [1], "packed": ["?"]})
+    shown = html.report_html(make.report({"a": {"p": make.prop("p", {"m": make.metric()}, series={"t": broken})}}))
+    assert "The text of the documents cannot be read." in shown
+
+
 def test_history_has_a_picture_a_metric_and_says_who_and_why(make: Any) -> None:
     entries = []
     for day in (2, 1, 3):

@@ -27,7 +27,8 @@ def test_the_worst_comes_first_and_the_rest_is_folded(make: Any) -> None:
     assert text.startswith("## SAE quality: FAIL: 1 fail")
     words = re.findall(r"\| (\**\w+\**) \|$", text.partition("<details>")[0], re.MULTILINE)
     assert words[:3] == ["verdict", "**FAIL**", "inconclusive"]
-    assert text.count("<details>") == text.count("</details>") == 2
+    assert text.count("<details>") == text.count("</details>") == 3
+    assert re.search(r"^\| `demo/topk-1` \| \*\*FAIL\*\* \|", text, re.MULTILINE)
     assert "`kl_gap.kl_isotropic`" not in text.partition("<details>")[0]
     assert "`kl_gap.kl_isotropic`" in text
     assert "reports/x/report.html" in text
@@ -47,7 +48,7 @@ def test_every_table_row_has_as_many_cells_as_its_head(make: Any) -> None:
     known = make.metric(1.0, Verdict.KNOWN, message=f"m; known: {why}")
     text = markdown.summary(make.report({sae: {"p|q": make.prop("p|q", {"m|n": known})}}))
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
-    assert widths == {9, 8}
+    assert widths == {9, 8, 3}
     for part in ("<b>", "@someone", "\nz", "](http"):
         assert part not in text.replace("\\]", "")
     assert "&#60;b&#62; &#64;someone" in text

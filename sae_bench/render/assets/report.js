@@ -27,8 +27,8 @@
       autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: css("--ink"), size: 12, family: "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif" },
       margin: { l: 48, r: 12, t: 12, b: 40 }, hovermode: "closest",
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 },
-        ...(narrow && longest(spec) < 16 ? { entrywidthmode: "fraction", entrywidth: 0.5 } : {}) },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: narrow ? 10 : 11 },
+        ...(narrow && longest(spec) < 17 ? { entrywidthmode: "fraction", entrywidth: 0.5 } : {}) },
       hoverlabel: { bgcolor: css("--raised"), bordercolor: css("--rule"), font: { color: css("--ink") } },
       xaxis: Object.assign({}, lines, given.xaxis), yaxis: Object.assign({}, lines, given.yaxis),
     });
@@ -100,7 +100,7 @@
       const td = document.createElement("td"), value = row[at], shown = value && typeof value === "object" ? value[1] : value;
       if (table.columns[at] === "metric") {
         const link = document.createElement("a");
-        link.href = "#" + encodeURIComponent(row[table.columns.length]);
+        link.href = "#" + encodeURIComponent(`${row[0]}--${row[table.columns.length]}`);
         link.textContent = shown;
         td.append(link);
       } else if (table.columns[at] === "verdict" && value) {
