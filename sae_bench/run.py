@@ -192,8 +192,21 @@ class Run:
         if self._loader is None:
             from sae_bench.loading import Loader
 
-            self._loader = (self._make_loader or Loader)(self.options.settings(), self._advance)
+            settings = Settings(
+                tier=TIERS[self.options.tier],
+                documents=self.options.documents,
+                seed=self.options.seed,
+                batch_size=self.options.batch_size,
+                device=self.options.device,
+                dtype=self.options.dtype,
+            )
+            self._loader = Loader(settings, self._advance)
         return self._loader
+
+    def _advance(self, what: str, done: int, total: int) -> None:
+        """Tell how far the measurement is, with the SAE that it is about."""
+        if self.progress is not None:
+            self.progress(f"{what} of {self._current.id}" if self._current is not None else what, done, total)
 
     def _judged(
         self,
@@ -213,11 +226,6 @@ class Run:
             declared.name,
             declared.metrics,
             declared.headline,
-    def _advance(self, what: str, done: int, total: int) -> None:
-        """Tell how far the measurement is, with the SAE that it is about."""
-        if self.progress is not None:
-            self.progress(f"{what} of {self._current.id}" if self._current is not None else what, done, total)
-
             measurement,
             accepted,
             sae=spec.id,
