@@ -15,11 +15,29 @@ from sae_bench.measurement import Estimate, Floats, Influence, Undefined
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sae_bench.bench import Bench
+    from sae_bench.bench import Batch, Bench
 
 MINIMUM = 50
 "Occurrences a token type needs before its mean is read."
 FEWEST_TYPES = 10
+TOKEN_GAP = "KL of every token beyond isotropic noise"
+"Key of a table that `kl_gap` leaves for `tokens`."
+
+
+def token_gap(bench: Bench) -> Tensor:
+    """(documents, pos) KL of the SAE beyond that of isotropic noise of its error's norm, averaged over draws."""
+    return bench.shared(TOKEN_GAP, lambda: bench.collect(lambda batch: {"gap": _gap(bench, batch)}, "tokens")["gap"])
+
+
+def _gap(bench: Bench, batch: Batch) -> Tensor:
+    import torch
+
+    from sae_bench import floors
+
+    x, error = batch.x, bench.error(batch)
+    draws = [bench.draw(batch, "isotropic", index) for index in range(bench.settings.tier.draws)]
+    noise = [bench.outcome(batch, floors.isotropic(x, error, bench.pool(), draw)).kl.double() for draw in draws]
+    return bench.outcome(batch, x + error).kl.double() - torch.stack(noise).mean(0)
 
 
 def type_sums(bench: Bench, table: Tensor) -> tuple[Floats, Floats, NDArray[np.int64]]:

@@ -20,7 +20,7 @@ from sae_bench.properties import Property
 from sae_bench.properties._kl_parts import error_parts
 from sae_bench.properties._kl_series import kl_series
 from sae_bench.properties._kl_tail import TAIL_METRICS, tail
-from sae_bench.properties._kl_tokens import frequency_correlation
+from sae_bench.properties._kl_tokens import TOKEN_GAP, frequency_correlation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ def measure(bench: Bench) -> Measurement:
         **_error_parts(sums),
     }
     has_error = float(sums["square/sae"].sum()) > 0
-    gap = tables["kl/sae"] - tables["kl/isotropic"]
+    gap = bench.shared(TOKEN_GAP, lambda: tables["kl/sae"] - tables["kl/isotropic"])
     estimates["frequency_correlation"] = (
         frequency_correlation(bench, gap) if has_error else Undefined("the KL gap is 0 for every token type")
     )

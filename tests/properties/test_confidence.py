@@ -1,4 +1,4 @@
-"""`confidence`: a changed temperature is undone, a changed length is seen with the scale frozen, and nothing else is."""
+"""`confidence`: a temperature is undone, a length is seen with the scale frozen, and nothing else is."""
 
 from __future__ import annotations
 
