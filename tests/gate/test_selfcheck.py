@@ -110,6 +110,7 @@ class Bench:
     include_bos: bool = False
     partner: Any = None
     contrast: Any = None
+    source: Any = None
 
 
 @dataclass
