@@ -32,7 +32,7 @@ def test_planted_types_are_found() -> None:
     effects[:4] = 1.0, -1.0, 1.0, -1.0
     found = compare(*simulated(0, effects, shared=0.5), np.arange(TYPES))
     assert set(np.flatnonzero(found.q() < FALSE_DISCOVERIES)) == {0, 1, 2, 3}
-    assert found.between == pytest.approx(np.var(effects), rel=0.1)
+    assert found.between == pytest.approx(np.var(effects), rel=0.2)
 
 
 def test_shrunk_gaps_are_nearer_to_the_truth() -> None:
