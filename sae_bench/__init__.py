@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sae_bench.properties import register_property
     from sae_bench.registration import register_sae
     from sae_bench.report import Report
     from sae_bench.spec import SAESpec
@@ -25,9 +26,10 @@ _HOMES = {
     "SAESpec": "sae_bench.spec",
     "check_sae": "sae_bench.testing",
     "property_test": "sae_bench.testing",
+    "register_property": "sae_bench.properties",
     "register_sae": "sae_bench.registration",
 }
-__all__ = ["Report", "SAESpec", "check_sae", "property_test", "register_sae"]
+__all__ = ["Report", "SAESpec", "check_sae", "property_test", "register_property", "register_sae"]
 
 
 def __getattr__(name: str) -> Any:

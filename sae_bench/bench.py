@@ -86,6 +86,11 @@ class Bench:
         self._shared: dict[Hashable, Any] = {}
 
     @property
+    def has_model(self) -> bool:
+        """False where only activations were given: whatever runs the model has no value there."""
+        return getattr(self.model, "runs", True)
+
+    @property
     def keep(self) -> Tensor:
         """bool (documents, pos) of the measured documents."""
         return self.site_data.keep[: self.documents]
@@ -222,6 +227,11 @@ class Bench:
         where = batch.keep if where is None else where
         value = batch.x if value is None else value
         return torch.cat([logq for logq, _ in self._runs(batch, value, where)])
+
+    def final_residual(self, batch: Batch, value: Tensor) -> Tensor:
+        """(rows, d_model) float32, what the final norm reads at `keep` when ``value`` (b, p, d) stands at the site."""
+        value = torch.where(batch.keep[..., None], value.to(batch.x), batch.x)
+        return self.model.final_residual(batch.tokens, batch.block_input, self.site, value)[batch.keep]
 
     def pool(self) -> Pool:
         """What noise is drawn from, over the whole corpus."""

@@ -7,6 +7,7 @@ it was killed.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -39,7 +40,7 @@ def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, A
         "settings": asdict(loader.settings),
         "packages": {name: _version(name) for name in _PACKAGES},
         "hardware": hardware(),
-        "sources": sources_sha256(),
+        "sources": [sources_sha256(), _own_source(declared)],
     }
 
 
@@ -51,6 +52,15 @@ def sources_sha256(package: Path = Path(__file__).parent) -> str:
         if path.relative_to(package).parts[0] not in ("demo", "render", "cli"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _own_source(declared: Property) -> str | None:
+    """Hash of the file of a property that is not in this package; None where its code is in no file."""
+    try:
+        path = inspect.getsourcefile(declared.measure)
+    except TypeError:
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else None
 
 
 def _behaviour(bench: Bench) -> str | None:

@@ -26,6 +26,7 @@ MARKERS = {
     "geometry": "properties of the dictionary's directions",
     "steering": "what adding a feature's direction does",
     "concepts": "what the codes know of labelled concepts",
+    "contract": "what every SAE must satisfy on any input",
 }
 _session_key = pytest.StashKey["Session"]()
 _error_key = pytest.StashKey[str]()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 from sae_bench import baselines, store
 from sae_bench.content import content_of
 from sae_bench.conversion import Declared, measurement_from
-from sae_bench.errors import SAEBenchError, StoreError, UsageError
+from sae_bench.errors import SAEBenchError, StoreError
 from sae_bench.limits import Rule
-from sae_bench.measurement import Measurement, Metric
+from sae_bench.measurement import Measurement, Metric, Undefined
 from sae_bench.preflight import rules_for
-from sae_bench.properties import Property, load_property, property_names
-from sae_bench.provenance import Provenance
-from sae_bench.report import PropertyResult, Report, property_result
+from sae_bench.properties import Property, load_property
+from sae_bench.report import PropertyResult, property_result
 from sae_bench.selfcheck import check_noise, measured_noise
 from sae_bench.spec import SAESpec
 from sae_bench.tiers import TIERS, Settings
@@ -53,6 +52,17 @@ class RunOptions:
     strict: bool = False
     selfcheck: bool = False
     "Measure again with what should make no difference changed, and keep the spread."
+
+    def settings(self) -> Settings:
+        """How a bench measures under these options."""
+        return Settings(
+            tier=TIERS[self.tier],
+            documents=self.documents,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class Run:
         folder: Path | None = None,
         progress: Progress | None = None,
         earlier: Mapping[str, store.Record] | None = None,
+        make_loader: Callable[[Settings, Progress | None], Loader] | None = None,
     ) -> None:
         self.options = options
         self.folder = folder
@@ -110,6 +121,7 @@ class Run:
         "What kinds of SAEs this process has loaded, by id."
         self.unwritten: list[str] = []
         "Why records could not be written."
+        self._make_loader = make_loader
         self._loader: Loader | None = None
         self._found: dict[tuple[str, str], _Found] = {}
         self._current: SAESpec | None = None
@@ -147,6 +159,12 @@ class Run:
             )
             verdict = PropertyVerdict(name, sae, Verdict.MISSING, False, "", (), lines, 0.98)
         return self._finished(sae, verdict, _Vanished(verdict.property), None, verdict.lines[0], {})
+
+    def undefined(self, spec: SAESpec, name: str, why: str) -> Checked:
+        """UNDEFINED, for a property that cannot be measured with what there is."""
+        declared = load_property(name)
+        found = _Found(Measurement({metric.name: Undefined(why) for metric in declared.metrics}), {})
+        return self._judged(spec, declared, found, {}, 0.0, ())
 
     def close(self) -> None:
         """Let go of models and activations."""
@@ -192,15 +210,7 @@ class Run:
         if self._loader is None:
             from sae_bench.loading import Loader
 
-            settings = Settings(
-                tier=TIERS[self.options.tier],
-                documents=self.options.documents,
-                seed=self.options.seed,
-                batch_size=self.options.batch_size,
-                device=self.options.device,
-                dtype=self.options.dtype,
-            )
-            self._loader = Loader(settings, self._advance)
+            self._loader = (self._make_loader or Loader)(self.options.settings(), self._advance)
         return self._loader
 
     def _advance(self, what: str, done: int, total: int) -> None:
@@ -258,7 +268,9 @@ class Run:
             result = _noisy(result, found.noise)
         self.results[sae, declared.name] = result
         record = self._write(sae, result, found)
-        failure = "\n".join(verdict.lines) if verdict.fails else None
+        # What the numbers do not say, such as the input that breaks a contract.
+        said = measurement.notes if isinstance(measurement, Measurement) else ()
+        failure = "\n".join((*verdict.lines, *(f"  {note}" for note in said))) if verdict.fails else None
         return Checked(result, verdict, user_properties(verdict, record), failure)
 
     def _write(self, sae: str, result: PropertyResult, found: _Found | str) -> Path | None:
@@ -341,18 +353,3 @@ def user_properties(verdict: PropertyVerdict, record: Path | None) -> tuple[tupl
     # Empty where nothing could be written: the item is one of ours all the same.
     properties.append((store.RECORD, str(record or "")))
     return tuple(properties)
-
-
-def check_one(sae: Any, properties: Sequence[str] | None, options: Mapping[str, Any]) -> Report:
-    """Measure one SAE outside pytest; see `sae_bench.check_sae`."""
-    run_fields = {name: value for name, value in options.items() if name in RunOptions.__dataclass_fields__}
-    rest = {name: value for name, value in options.items() if name not in run_fields}
-    unknown = sorted(set(rest) - set(SAESpec.__dataclass_fields__))
-    if unknown:
-        raise UsageError(f"check_sae does not know the option {unknown[0]!r}")
-    where = {"path": str(sae)} if isinstance(sae, (str, Path)) else {"load": lambda: sae}
-    spec = SAESpec(**{"id": "sae", **where, "origin": "check_sae", **rest})
-    run = Run(replace(RunOptions(**run_fields), compare=False))
-    started = time.time()
-    results = {name: run.check(spec, name).result for name in properties or property_names()}
-    return Report.of({spec.id: results}, Provenance.collect(Path.cwd(), started=started))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,12 +36,56 @@ def property_test(name: str) -> Callable[..., None]:
     return test
 
 
-def check_sae(sae: Any, *, properties: tuple[str, ...] | None = None, **options: Any) -> Report:
-    """Measure one SAE outside pytest: a path, a target or an object with ``encode`` and ``decode``.
+def check_sae(
+    sae: Any,
+    *,
+    id: str = "sae",
+    model: Any = None,
+    site: str | None = None,
+    corpus: Any = None,
+    tokens: Any = None,
+    activations: Any = None,
+    properties: Sequence[str] | None = None,
+    baselines: str | Path | None = None,
+    **options: Any,
+) -> Report:
+    """Measure one SAE outside pytest and judge it as pytest would; nothing is written.
 
-    ``options`` are those of `SAESpec` (``model``, ``site``, ``corpus`` ...) and `RunOptions` (``tier``, ``seed`` ...).
-    Hard limits are judged; nothing is compared and nothing is written.
+    Args:
+        sae: a path or target, an object with ``encode`` and ``decode``, or a `SAESpec`.
+        id: what the report calls it, and the name of its accepted report.
+        model: Hugging Face folder or name, or a TransformerBridge or HookedTransformer that is in memory.
+        site: where the SAE reads and writes; what its config says is used otherwise.
+        corpus: a pinned corpus file.
+        tokens: token ids (documents, positions) instead of a corpus file.
+        activations: (documents, positions, width) of those tokens, or (tokens, width) of any: what needs no model is
+            measured on them without one. The rest is measured where `model` and token ids are given, and is UNDEFINED
+            otherwise. Position 0 of documents is left out, as always; rows of a matrix are all used.
+        properties: only these; all of them otherwise.
+        baselines: the folder of accepted reports to compare with; hard limits only without.
+        options: ``tier``, ``documents``, ``seed``, ``device``, ``dtype``, ``batch_size``, ``strict``, ``selfcheck``;
+            of `SAESpec` ``model_kwargs``, ``include_bos``, ``l0``, ``tags``, ``partner``, ``contrast``,
+            ``known_failures``, ``limits``.
+
+    Returns:
+        The report; ``report.exit_code()`` is the exit code that pytest would end with.
+
+    Raises:
+        UsageError: an option, property or shape is wrong. What is wrong with the SAE is the verdict ERROR.
     """
-    from sae_bench.run import check_one
+    from sae_bench._identity import verify_identity
+    from sae_bench.checking import check
 
-    return check_one(sae, properties, options)
+    verify_identity()
+    return check(
+        sae,
+        id=id,
+        model=model,
+        site=site,
+        corpus=corpus,
+        tokens=tokens,
+        activations=activations,
+        properties=properties,
+        baselines=baselines,
+        options=options,
+    )

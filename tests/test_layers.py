@@ -25,7 +25,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "sparse_codes",
         "contrast",
     ),
-    3: ("capture", "handed", "batch", "bench", "scales", "steering"),
+    3: ("capture", "handed", "batch", "bench", "scales", "steering", "contract"),
     4: ("properties",),
     5: ("codec", "provenance", "results", "conversion", "report", "baselines", "accepting", "store"),
     6: ("loading", "content", "selfcheck", "preflight", "run", "checking", "rescaling", "render", "progress"),

@@ -1,6 +1,8 @@
 """The properties: one file each, found by file name. A file declares metrics and limits as data and one `measure`.
 
-A property module imports no torch while it is imported: listing, collecting and checking limits must stay quick.
+Others come from outside: `register_property` in a ``conftest.py``, or an entry point of the group
+``sae_bench.properties``. A property module imports no torch while it is imported: listing, collecting and checking
+limits must stay quick.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from sae_bench.errors import UsageError, near
+from sae_bench.extensions import Extensions
 from sae_bench.measurement import Measurement, Metric
 
 if TYPE_CHECKING:
     from sae_bench.bench import Bench
 
-Marker = Literal["fidelity", "geometry", "steering", "concepts"]
+Marker = Literal["fidelity", "geometry", "steering", "concepts", "contract"]
+NO_MODEL = "needs the model, and only activations were given"
+"Why a metric is undefined in ``check_sae(activations=...)``."
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Property:
     marker: Marker
     "pytest marker of the property's items."
     version: int = 1
+    needs_model: bool = True
+    "False when activations are enough: it is measured by ``check_sae(activations=...)`` as well."
 
     def __post_init__(self) -> None:
         names = {metric.name for metric in self.metrics}
@@ -45,17 +52,44 @@ class Property:
             raise ValueError(f"property {self.name!r} speaks of metrics it does not declare: {sorted(unknown)}")
 
 
+def register_property(declared: Property) -> Property:
+    """Add a property of your own; call it in ``conftest.py``.
+
+    A package names its `Property` in an entry point of the group ``sae_bench.properties`` instead.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    EXTENSIONS.register(declared.name, declared)
+    return declared
+
+
 def property_names() -> tuple[str, ...]:
-    """Names of all properties, sorted; found by file name, nothing is imported."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+    """Names of all properties, sorted; found by file name, entry point or registration, nothing is imported."""
+    return tuple(sorted({*built_in(), *EXTENSIONS.names()}))
+
+
+def load_property(name: str) -> Property:
+    """The property called ``name``; unknown is a `UsageError` with near names."""
+    if name in built_in():
+        return _checked(name, importlib.import_module(f"{__name__}.{name}").PROPERTY)
+    if name in EXTENSIONS:
+        return EXTENSIONS.load(name)
+    raise UsageError(f"unknown property {name!r}{near(name, property_names())}")
 
 
 @cache
-def load_property(name: str) -> Property:
-    """The property called ``name``; unknown is a `UsageError` with near names."""
-    if name not in property_names():
-        raise UsageError(f"unknown property {name!r}{near(name, property_names())}")
-    found = importlib.import_module(f"{__name__}.{name}").PROPERTY
-    assert isinstance(found, Property)
-    assert found.name == name
-    return found
+def built_in() -> tuple[str, ...]:
+    """Names of this package's own properties, sorted."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def _checked(name: str, found: object) -> Property:
+    if isinstance(found, Property) and found.name == name:
+        return found
+    said = f"a Property called {found.name!r}" if isinstance(found, Property) else f"a {type(found).__name__}"
+    raise UsageError(f"what is registered as property {name!r} is {said}; it must be a Property with that name")
+
+
+EXTENSIONS: Extensions[Property] = Extensions("property", built_in, _checked)
+"Properties of other packages and of this run's ``conftest.py``."

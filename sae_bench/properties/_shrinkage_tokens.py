@@ -56,7 +56,9 @@ def _losses(bench: Bench, half: Batch, scales: Scales | None) -> dict[str, Tenso
         arms["per_feature"] = bench.decode(half, bench.codes(half) * t)
     tables = {"scored": half.keep}
     for arm, value in arms.items():
-        tables |= {f"mse/{arm}": _square((value - half.x).double()), f"kl/{arm}": bench.outcome(half, value).kl}
+        tables[f"mse/{arm}"] = _square((value - half.x).double())
+        if bench.has_model:
+            tables[f"kl/{arm}"] = bench.outcome(half, value).kl
     return tables
 
 

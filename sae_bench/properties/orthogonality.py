@@ -233,4 +233,5 @@ PROPERTY = Property(
     limits=("nn1:0.02", "nn10:0.02", "nn100:0.02", "duplicates:max:0.02", "modal_nn_share:max:0.05"),
     measure=measure,
     marker="geometry",
+    needs_model=False,
 )

@@ -106,4 +106,5 @@ PROPERTY = Property(
     limits=("fvu:5%", "explained_variance:min:0.5"),
     measure=measure,
     marker="fidelity",
+    needs_model=False,
 )

@@ -19,7 +19,7 @@ import numpy as np
 
 from sae_bench.errors import MeasurementError
 from sae_bench.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Undefined
-from sae_bench.properties import Property
+from sae_bench.properties import NO_MODEL, Property
 from sae_bench.properties._shrinkage_series import shrinkage_notes, shrinkage_series
 from sae_bench.properties._shrinkage_tokens import token_tables
 from sae_bench.stats import leave_one_out, standard_error
@@ -148,15 +148,19 @@ def _losses(sums: dict[str, Floats]) -> dict[str, Estimate]:
     """Held-out losses, gains and shares; Undefined where the fit is missing or there is no loss to gain."""
     scored = sums["scored"]
     found: dict[str, Estimate] = {}
-    for loss in ("mse", "kl"):
+    if "kl/heldout" not in sums:
+        found = {metric.name: Undefined(NO_MODEL) for metric in METRICS if "kl" in metric.name.split("_")}
+        found["rescalable"] = Undefined(NO_MODEL)
+    for loss in ("mse", "kl") if "kl/heldout" in sums else ("mse",):
         for arm in ("heldout", "uniform", "per_feature"):
             table = sums.get(f"{loss}/{arm}")
             found[f"{loss}_{arm}"] = Undefined(NO_DECODER) if table is None else Ratio(table, scored)
         for arm in ("uniform", "per_feature"):
             found[f"{loss}_gain_{arm}"] = _gain(sums, loss, arm)
         found[f"suppression_uniform_share_{loss}"] = _uniform_share(sums, loss, found[f"{loss}_gain_per_feature"])
-    found["kl_norm_corrected_gain"] = _gain(sums, "kl", "norm_corrected")
-    found["rescalable"] = _rescalable(found["kl_gain_per_feature"])
+    if "kl/heldout" in sums:
+        found["kl_norm_corrected_gain"] = _gain(sums, "kl", "norm_corrected")
+        found["rescalable"] = _rescalable(found["kl_gain_per_feature"])
     return found
 
 
@@ -194,4 +198,5 @@ PROPERTY = Property(
     limits=("gamma_centred:min:0.95", "gamma_centred:max:1.05"),
     measure=measure,
     marker="fidelity",
+    needs_model=False,
 )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_bench.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Series, Undefined
-from sae_bench.properties import Property
+from sae_bench.properties import NO_MODEL, Property
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,8 @@ def measure(bench: Bench) -> Measurement:
         else Undefined("no feature fires on the documents measured"),
     }
     for name in ("kl_dense_only", "kl_without_dense"):
-        estimates[name] = Ratio(sums[name], count) if dense.any() else Undefined("no feature is dense")
+        why = NO_MODEL if dense.any() else "no feature is dense"
+        estimates[name] = Ratio(sums[name], count) if name in sums else Undefined(why)
     return Measurement(estimates, bench.clusters, _series(bench, tables["l0"], density))
 
 
@@ -88,7 +89,7 @@ def _tokens(bench: Bench, batch: Batch, dense: NDArray[np.bool_]) -> dict[str, T
         "l1": strength.sum(-1, dtype=torch.float64),
         "dense": (strength * mask).sum(-1, dtype=torch.float64),
     }
-    if dense.any():
+    if dense.any() and bench.has_model:
         for name, kept in {"kl_dense_only": mask, "kl_without_dense": 1 - mask}.items():
             tables[name] = bench.outcome(batch, bench.decode(batch, codes * kept)).kl
     return tables
@@ -169,4 +170,5 @@ PROPERTY = Property(
     limits=("l0:5%",),
     measure=measure,
     marker="fidelity",
+    needs_model=False,
 )

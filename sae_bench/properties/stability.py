@@ -135,4 +135,5 @@ PROPERTY = Property(
     limits=(),
     measure=measure,
     marker="geometry",
+    needs_model=False,
 )

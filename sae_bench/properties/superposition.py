@@ -167,4 +167,5 @@ PROPERTY = Property(
     limits=(),
     measure=measure,
     marker="geometry",
+    needs_model=False,
 )

@@ -1,0 +1,1 @@
+"""What `contract` tries an SAE with, and what it looks at."""
