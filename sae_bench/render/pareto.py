@@ -44,9 +44,7 @@ def _pareto(report: Report, property: str, metric: str) -> Figure | None:
     kinds: dict[str, list[str]] = {}
     for name in points:
         kinds.setdefault(architecture(report.saes[name]), []).append(name)
-    # Neighbours on the axis are named above and below their points in turn.
-    along = sorted(points, key=lambda name: points[name][0].value or 0.0)
-    sides = {name: ("top center", "bottom center")[row % 2] for row, name in enumerate(along)}
+    sides = _sides({name: (x.value or 0.0, y.value or 0.0) for name, (x, y) in points.items()})
     data = [_kind(kind, index, names, points, sides) for index, (kind, names) in enumerate(kinds.items())]
     front = _front({name: (x.value or 0.0, y.value or 0.0) for name, (x, y) in points.items()}, better)
     if len(front) > 1:
@@ -89,6 +87,20 @@ def _kind(
         "marker": {"size": 10, "symbol": SYMBOLS[index % 8], "color": f"${index % 8}"},
         "error_x": bars(0), "error_y": bars(1), "cliponaxis": False,
     }  # fmt: skip
+
+
+def _sides(points: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+    """Where each point's name stands: away from the point that is nearest to it."""
+    spans = [max(column) - min(column) or 1.0 for column in zip(*points.values(), strict=True)]
+
+    def distance(one: str, other: str) -> float:
+        return sum(((a - b) / span) ** 2 for a, b, span in zip(points[one], points[other], spans, strict=True))
+
+    sides = {}
+    for name, (_, y) in points.items():
+        nearest = min((each for each in points if each != name), key=lambda each: distance(name, each), default=name)
+        sides[name] = "bottom center" if y < points[nearest][1] else "top center"
+    return sides
 
 
 def _front(points: Mapping[str, tuple[float, float]], better: str) -> list[tuple[float, float]]:
