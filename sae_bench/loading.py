@@ -17,9 +17,10 @@ from sae_bench.controls import CONTROLS
 from sae_bench.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
 from sae_bench.errors import LoadError, SAEBenchError
 from sae_bench.formats import as_sae, read_sae
+from sae_bench.load_checks import explained_variance, looked_at
 from sae_bench.model import Model, load_model
 from sae_bench.sae import SAE, check_contract, check_fit, weights_sha256
-from sae_bench.site import Site, parse_site
+from sae_bench.site import INPUTS, Site, parse_site
 from sae_bench.spec import CONTROL, SAESpec
 
 _CONTROL_TOKENS = 16_384
@@ -33,6 +34,9 @@ class Place:
     model: str
     model_kwargs: Mapping[str, Any]
     site: Site
+    "Where it writes, and what it is held against."
+    source: Site
+    "Where it reads; the same unless it is a transcoder."
     corpus: str
 
 
@@ -46,6 +50,7 @@ class Loader:
         self._corpora: dict[str, Corpus] = {}
         self._benches: dict[str, Bench] = {}
         self._errors: dict[str, SAEBenchError] = {}
+        self._checks: dict[str, dict[str, str]] = {}
 
     def bench(self, spec: SAESpec) -> Bench:
         """The bench of ``spec``, loaded once; a failure is remembered and raised again."""
@@ -73,13 +78,18 @@ class Loader:
             "sae_dtype": spec.dtype or "float32",
             "site": str(bench.site_data.site),
             "include_bos": spec.include_bos,
+            **({} if bench.source is bench.site_data else {"source": str(bench.source.site)}),
         }
 
     def provenance(self, spec: SAESpec) -> dict[str, str]:
-        """What kind of SAE it is, as its own config says: explains, never decides."""
-        info = self.bench(spec).sae.info
+        """What kind of SAE it is, as its own config says, and what was looked at: explains, never decides."""
+        bench = self.bench(spec)
+        info = bench.sae.info
         said = {"architecture": info.architecture, "format": info.format, "neuronpedia_id": info.neuronpedia}
-        return {name: value for name, value in said.items() if value}
+        if spec.id not in self._checks:
+            self._checks[spec.id] = {} if spec.control is not None else looked_at(bench, spec)
+        checks = {f"load_check.{name}": text for name, text in self._checks[spec.id].items()}
+        return {name: value for name, value in said.items() if value} | checks
 
     def weights(self, spec: SAESpec) -> str:
         """Hash of the SAE's weights."""
@@ -93,9 +103,13 @@ class Loader:
         check_vocabulary(corpus, model.d_vocab)
         check_tokenizer(corpus, model.tokenizer_sha256)
         check_context(corpus, model.context)
-        check_fit(sae, model.width(place.site), str(place.site))
+        site, source = model.canonical(place.site), model.canonical(place.source)
+        if site.kind in INPUTS:
+            raise LoadError(f"SAE {spec.id!r} would write to {site}, which can only be read; give its output_site")
+        check_fit(sae, model.width(site), str(site), (model.width(source), str(source)))
         check_contract(sae)
-        data = site_data(model, place.site, corpus, self.settings, spec.include_bos)
+        data = site_data(model, site, corpus, self.settings, spec.include_bos)
+        read = data if source == site else site_data(model, source, corpus, self.settings, spec.include_bos)
         if spec.control is not None:
             x = data.rows[data.kept[:_CONTROL_TOKENS]].to(self.settings.device)
             sae = CONTROLS[spec.control](sae, x, torch.Generator().manual_seed(self.settings.seed))
@@ -109,6 +123,7 @@ class Loader:
             progress=self.progress,
             partner=self._partner(spec, sae),
             contrast=spec.contrast,
+            source=read,
         )
         if CONTROL not in spec.tags:
             _check_explains(bench, spec, sae)
@@ -157,7 +172,10 @@ class Loader:
 def complete(spec: SAESpec, sae: SAE) -> Place:
     """Model, site and corpus of an SAE; what nobody says is one error that lists all of it."""
     model = spec.model or sae.info.model
-    site = spec.site or sae.site_in
+    site, output = spec.site or sae.site_in, spec.output_site
+    if output is None:
+        # A transcoder's own config names its output; another site for an autoencoder moves both its ends.
+        output = sae.site_out if sae.site_out != sae.site_in or spec.site is None else spec.site
     missing = [name for name, value in (("model", model), ("site", site), ("corpus", spec.corpus)) if not value]
     if missing:
         remedy = [f"register_sae(..., {name}=...) or --sae-{name}" for name in missing]
@@ -175,15 +193,12 @@ def complete(spec: SAESpec, sae: SAE) -> Place:
     kwargs = spec.model_kwargs or sae.info.model_kwargs
     folder = Path(spec.path).parent / model if spec.path and not spec.model else None
     model = str(folder) if folder is not None and folder.is_dir() else model
-    return Place(model, kwargs, parse_site(site), spec.corpus)
+    return Place(model, kwargs, parse_site(output or site), parse_site(site), spec.corpus)
 
 
 def _check_explains(bench: Bench, spec: SAESpec, sae: SAE) -> None:
     """Explained variance below 0 on the first documents: the activations are not those the SAE was trained on."""
-    batch = next(iter(bench.batches()))
-    x, xhat = batch.x[batch.keep].double(), bench.reconstruct(batch)[batch.keep].double()
-    variance = (x - bench.site_data.mean.to(x)).square().sum()
-    explained = 1 - float((xhat - x).square().sum() / variance) if float(variance) > 0 else 0.0
+    explained = explained_variance(bench, next(iter(bench.batches())))
     if explained < 0:
         processing = dict(bench.model.identity.get("processing", {})) or "none"
         raise LoadError(

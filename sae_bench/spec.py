@@ -31,6 +31,8 @@ class SAESpec:
     "Weight processing of the model, by TransformerLens' names (``fold_ln``, ``center_writing_weights`` ...)."
     site: str | None = None
     "Where the SAE reads and writes, ``blocks.8.hook_resid_pre``."
+    output_site: str | None = None
+    "Where it writes, if that is elsewhere: a transcoder is held against what stands there."
     corpus: str | None = None
     "A pinned corpus file made by ``pytest-sae-bench corpus build``."
     dtype: str | None = None

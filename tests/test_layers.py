@@ -28,7 +28,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: ("capture", "handed", "batch", "bench", "scales", "steering", "contract"),
     4: ("properties",),
     5: ("codec", "provenance", "results", "conversion", "report", "baselines", "accepting", "store"),
-    6: ("loading", "content", "selfcheck", "preflight", "run", "checking", "rescaling", "render", "progress"),
+    6: ("load_checks", "loading", "content", "selfcheck", "preflight", "run", "checking", "rescaling", "render", "progress"),
     7: ("testing", "suite", "options"),
     8: ("plugin", "session", "choices", "scheduling", "cli", "__main__", "demo"),
 }

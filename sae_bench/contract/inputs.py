@@ -60,7 +60,7 @@ class Inputs:
     """Turns words into activations of one site."""
 
     def __init__(self, bench: Bench) -> None:
-        data, device = bench.site_data, bench.settings.device
+        data, device = bench.source, bench.settings.device
         kept = data.kept
         spread = torch.linspace(0, len(kept) - 1, min(_POOL, len(kept))).long()
         self.real: Tensor = data.rows[kept[spread]].to(device)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_bench.bench import Bench
+    from sae_bench.capture import SiteData
     from sae_bench.contract.clauses import Clause
     from sae_bench.contract.inputs import Drawn, Inputs, Strategy
 
@@ -165,9 +166,9 @@ def _on_corpus(bench: Bench) -> tuple[Tensor, Exact]:
     fired = torch.zeros(int(bench.sae.d_sae), dtype=torch.bool)
     error = variance = 0.0
     mean = bench.site_data.mean
-    for x in _first_documents(bench):
-        codes = bench.sae.encode(x)
-        xhat = bench.sae.decode(codes, like=x)
+    for x, read in zip(_first_documents(bench, bench.site_data), _first_documents(bench, bench.source), strict=True):
+        codes = bench.sae.encode(read)
+        xhat = bench.sae.decode(codes, like=read)
         fired |= (codes != 0).any(0).cpu()
         error += float((xhat.double() - x.double()).square().sum())
         variance += float((x.double() - mean.to(x.device)).square().sum())
@@ -176,11 +177,10 @@ def _on_corpus(bench: Bench) -> tuple[Tensor, Exact]:
     return fired, Exact(1 - error / variance)
 
 
-def _first_documents(bench: Bench) -> Iterator[Tensor]:
-    """(kept, d) activations of each of the smoke tier's documents, whatever the tier."""
+def _first_documents(bench: Bench, data: SiteData) -> Iterator[Tensor]:
+    """(kept, d) activations at a site of each of the smoke tier's documents, whatever the tier."""
     from sae_bench.tiers import TIERS
 
-    data = bench.site_data
     for x, keep in zip(data.x[: TIERS["smoke"].documents], data.keep, strict=False):
         yield x[keep].to(bench.settings.device)
 

@@ -91,6 +91,10 @@ class AbsTopK(ReLU):
         indices = pre.abs().topk(self.k, dim=-1, sorted=False).indices
         return torch.zeros_like(pre).scatter_(-1, indices, pre.gather(-1, indices))
 
+    def settings(self) -> dict[str, Any]:
+        """See `Activation.settings`; says that codes have signs."""
+        return {**super().settings(), "signed": True}
+
 
 @dataclass(frozen=True, eq=False)
 class GroupMax(ReLU):

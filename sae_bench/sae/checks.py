@@ -24,12 +24,15 @@ def check_contract(sae: SAE, x: Tensor | None = None) -> None:
     _check_output("decode", sae.decode(codes, x), x, sae.d_out)
 
 
-def check_fit(sae: SAE, width: int, site: object) -> None:
-    """`LoadError` unless the SAE reads and writes ``width`` dimensions, the width of the model at ``site``."""
-    for verb, size in (("reads", sae.d_in), ("writes", sae.d_out)):
-        if size != width:
+def check_fit(sae: SAE, width: int, site: object, source: tuple[int, object] | None = None) -> None:
+    """`LoadError` unless the SAE writes ``width`` dimensions, the width of the model at ``site``, and reads as many.
+
+    ``source`` is width and name of the site it reads, where that is another one.
+    """
+    for verb, size, (wide, where) in (("reads", sae.d_in, source or (width, site)), ("writes", sae.d_out, (width, site))):
+        if size != wide:
             raise LoadError(
-                f"the SAE {verb} {size} dimensions but the model is {width} wide at {site}; "
+                f"the SAE {verb} {size} dimensions but the model is {wide} wide at {where}; "
                 f"it belongs to another model or site, give the right ones with model=... and site=..."
             )
 
