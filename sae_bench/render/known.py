@@ -23,7 +23,8 @@ _SCALES = {"t_star": ("uniform_scale", "s*, one scale for all")}
 _FIRST = (
     "t_star", "kl_ nats", "kl_tokens", "kl_quantiles", "documents", "kl_position", "kl_types", "kl_documents",
     "suppression_density_curve", "suppression_strength_curve", "fvu", "nn1", "nn10", "nn100", "nn_quantiles",
-    "steerability", "slopes", "propensity_lines", "effect", "anti_share", "slope_mean", "features",
+    "steerability", "slopes", "propensity_lines", "propensity_lines_mean_difference",
+    "propensity_lines_random_direction", "variance_explained_", "effect", "anti_share", "slope_mean", "features",
     "l0", "density", "interference_excess",
 )  # fmt: skip
 "Names of pictures in their order; the others follow."

@@ -51,7 +51,7 @@
   const marks = ".scatterlayer .point, .scatterlayer path.js-line, .barlayer .point";
   const drawing = (plot) => plot.querySelector(".main-svg")?.getBoundingClientRect().width ?? 0;
   found.plots = all(".plot").map((plot) => ({
-    title: plot.getAttribute("aria-label"), section: plot.closest("details")?.id, marks: all(marks, plot).length, width: drawing(plot), room: plot.offsetWidth,
+    title: plot.getAttribute("aria-label"), section: plot.closest("details")?.id ?? "", marks: all(marks, plot).length, width: drawing(plot), room: plot.offsetWidth,
   }));
   found.texts = all("section h2").map((each) => each.textContent);
 
