@@ -13,10 +13,10 @@ prompt of at most 64 tokens, lambda a tenth of the mean norm, k from -2 to 2, an
 
 Targets read off the direction itself would make every direction steer. Other features are the fair opponents: decoder
 rows move logits up to 1.4 times as much as random directions on the demo, whatever they are meant to raise, so against
-random directions alone a permuted decoder steers as well. Random directions count together with their
-opposites, so their anti_share is 1/2 and their mean slope 0 up to ties; what they show is the size of everything else.
-Every number is clustered both ways, by feature and by prompt. Formulas: definitions of Tan et al. 2024 (arXiv
-2407.12404) for slopes and anti_share, Arad et al. 2025 (arXiv 2505.20063) for output and input score.
+random directions alone a permuted decoder steers as well. Random directions count together with their opposites, so
+their anti_share is 1/2 and their mean slope 0 up to ties; what they show is the size of everything else. Every number
+is clustered both ways, by feature and by prompt. Formulas: definitions of Tan et al. 2024 (arXiv 2407.12404) for slopes
+and anti_share, Arad et al. 2025 (arXiv 2505.20063) for output and input score.
 """
 
 from __future__ import annotations

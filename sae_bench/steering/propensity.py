@@ -8,7 +8,7 @@ Shapes: m shifts, D directions, K multipliers, d site width, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -147,11 +147,12 @@ def propensities(
     still = torch.zeros_like(shifts[:1] if len(moving) < len(multipliers) else shifts[:0])
     found = np.zeros((len(directions), len(questions), len(multipliers)))
     moves = np.array([multiplier != 0 for multiplier in multipliers])
-    for at, sample in enumerate(questions if len(directions) else ()):
-        values = _propensities(runner, sample, torch.cat([still, shifts]))
+    if not len(directions):
+        return found
+    for done, (at, values) in enumerate(_propensities(runner, questions, torch.cat([still, shifts])), 1):
         found[:, at, ~moves] = values[: len(still)]
         found[:, at, moves] = values[len(still) :].reshape(len(directions), len(moving))
-        bench.advance(label, at + 1, len(questions))
+        bench.advance(label, done, len(questions))
     return found
 
 
@@ -164,18 +165,16 @@ def slopes(propensity: Floats, multipliers: Sequence[float] = MULTIPLIERS) -> Fl
     return np.asarray(propensity @ (steps / np.square(steps).sum()))
 
 
-def _propensities(runner: LastPosition, sample: Sample, shifts: Tensor) -> Floats:
-    """(m,) log-probability of the positive answer minus that of the negative one."""
-    positive, negative = sample.answers
-    if len(positive) == len(negative) == 1:
-        parts = [
-            found[:, int(positive)] - found[:, int(negative)]
-            for found, _ in runner.log_probs(sample.prompt, sample.prompt.last + shifts)
-        ]
-        return torch.cat(parts).double().cpu().numpy()
-    start = len(sample.prompt.tokens) - 1
-    first, second = (_answer_log_prob(runner, answered, start, shifts) for answered in sample.answered)
-    return first - second
+def _propensities(runner: LastPosition, questions: Sequence[Sample], shifts: Tensor) -> Iterator[tuple[int, Floats]]:
+    """Of every question its index and (m,) log-probabilities of the positive answer minus those of the negative one."""
+    short = [at for at, sample in enumerate(questions) if all(len(answer) == 1 for answer in sample.answers)]
+    for rank, found in runner.shifted([questions[at].prompt for at in short], shifts):
+        positive, negative = (int(answer) for answer in questions[short[rank]].answers)
+        yield short[rank], (found[:, positive] - found[:, negative]).double().cpu().numpy()
+    for at in sorted(set(range(len(questions))) - set(short)):
+        start = len(questions[at].prompt.tokens) - 1
+        first, second = (_answer_log_prob(runner, answered, start, shifts) for answered in questions[at].answered)
+        yield at, first - second
 
 
 def _answer_log_prob(runner: LastPosition, answered: Prompt, start: int, shifts: Tensor) -> Floats:

@@ -281,18 +281,20 @@ def test_floors_are_run_once_for_all_saes_of_a_site(
     solved: Any, bench_of: Any, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, path = Asked(solved, bench_of, False), write(balanced())
-    shifts: list[int] = []
-    log_probs = LastPosition.log_probs
-    monkeypatch.setattr(
-        LastPosition,
-        "log_probs",
-        lambda self, prompt, values: shifts.append(len(values)) or log_probs(self, prompt, values),
-    )
+    runs: list[int] = []
+    shifted = LastPosition.shifted
+
+    def counted(runner: LastPosition, prompts: Any, shifts: torch.Tensor) -> Any:
+        runs.append(len(prompts) * len(shifts))
+        return shifted(runner, prompts, shifts)
+
+    monkeypatch.setattr(LastPosition, "shifted", counted)
     first = measure(asked.bench(path)).estimates
-    alone, shifts[:] = sum(shifts), []
+    alone = sum(runs)
+    runs.clear()
     second = measure(asked.bench(path)).estimates
     # Screening every coordinate and 9 directions at 6 multipliers and at 0 are missing the second time.
-    assert alone - sum(shifts) == 2 * WIDTH * 20 + (9 * 6 + 1) * 20
+    assert alone - sum(runs) == 2 * WIDTH * 20 + (9 * 6 + 1) * 20
     assert first["steerability_random_direction"].value == second["steerability_random_direction"].value
 
 
@@ -316,7 +318,7 @@ def test_answers_of_several_tokens_are_steered_up_to_their_end(
         x[start - 1 :] += shift
         log_probs = torch.log_softmax(asked.model.head(x), dim=-1)
         wanted.append(sum(float(log_probs[start - 1 + at, token]) for at, token in enumerate(answer)))
-    assert _propensities(runner, sample, shift[None])[0] == pytest.approx(wanted[0] - wanted[1], abs=1e-5)
+    assert dict(_propensities(runner, [sample], shift[None]))[0][0] == pytest.approx(wanted[0] - wanted[1], abs=1e-5)
 
 
 @pytest.mark.parametrize(

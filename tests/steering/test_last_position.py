@@ -88,6 +88,26 @@ def test_it_gives_what_whole_prompts_give(models: dict[str, Model], architecture
     assert runner.packed == (architecture != "Gemma2")
 
 
+@pytest.mark.parametrize("memory", [1 << 30, 16 * 61 * 4 * 7])
+@pytest.mark.parametrize("architecture", list(CONFIGS))
+def test_prompts_that_are_run_together_give_what_each_gives(
+    models: dict[str, Model], architecture: str, memory: int
+) -> None:
+    model, site = models[architecture], parse_site("blocks.1.hook_mlp_out")
+    prompts = []
+    for seed, length in enumerate((9, 12, 9, 2, 9, 12, 9)):
+        tokens = torch.randint(2, 61, (length,), generator=torch.Generator().manual_seed(seed))
+        seen = model.capture(tokens[None], site)
+        prompts.append(Prompt(f"prompt {seed}", tokens, seen.block_input[0], seen.value[0]))
+    shifts = torch.randn(5, 16, generator=torch.Generator().manual_seed(3)) * prompts[0].x.std()
+    found = dict(LastPosition(model, site, memory).shifted(prompts, shifts))
+    assert sorted(found) == list(range(7))
+    for index, prompt in enumerate(prompts):
+        wanted = full_passes(model, site, prompt, prompt.last + shifts)
+        torch.testing.assert_close(found[index], wanted, atol=1e-4, rtol=0)
+    assert (found[0] - found[2]).abs().max() > 0.01
+
+
 def test_parts_are_handed_out_in_order_and_within_memory(models: dict[str, Model]) -> None:
     model, site = models["GPT2"], parse_site("blocks.1.hook_resid_pre")
     prompt = prompt_of(model, site, 9)
