@@ -1,7 +1,7 @@
 """What is looked at when an SAE is loaded, so that none is measured wrong in silence: one named sentence each.
 
-A sentence begins with ``ok`` or with ``LOOK``: the second kind is not an error, since it may be meant, but whoever reads
-the report has to know. What cannot be meant (NaN, shapes, an explained variance below 0) is refused before.
+A sentence begins with ``ok`` or with ``LOOK``: the second kind is not an error, since it may be meant, but whoever
+reads the report has to know. What cannot be meant (NaN, shapes, an explained variance below 0) is refused before.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def _norms(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str
         return
     least, most = float(norms.min()), float(norms.max())
     unit = abs(least - 1) < _UNIT and abs(most - 1) < _UNIT
-    yield "decoder_norms", _say(unit, f"{least:.3g} to {most:.3g}", "codes are multiplied by them wherever size matters")
+    yield (
+        "decoder_norms",
+        _say(unit, f"{least:.3g} to {most:.3g}", "codes are multiplied by them where size matters"),
+    )
 
 
 def _l0(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:

@@ -29,7 +29,8 @@ def check_fit(sae: SAE, width: int, site: object, source: tuple[int, object] | N
 
     ``source`` is width and name of the site it reads, where that is another one.
     """
-    for verb, size, (wide, where) in (("reads", sae.d_in, source or (width, site)), ("writes", sae.d_out, (width, site))):
+    written = (width, site)
+    for verb, size, (wide, where) in (("reads", sae.d_in, source or written), ("writes", sae.d_out, written)):
         if size != wide:
             raise LoadError(
                 f"the SAE {verb} {size} dimensions but the model is {wide} wide at {where}; "
