@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sae_bench.measurement import Better, Series
 from sae_bench.outcome import Verdict, exit_code, worst_exit
 from sae_bench.provenance import Provenance
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas
 
 Kind: TypeAlias = Literal["ratio", "influence", "exact", "undefined"]
 SCHEMA = 1
@@ -133,6 +138,19 @@ class Report:
     def of(cls, results: Mapping[str, Mapping[str, PropertyResult]], run: Provenance) -> Report:
         """A report of results by SAE id and property name."""
         return cls(run, {sae: SAEResult(dict(properties)) for sae, properties in results.items()})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Report:
+        """The report in a file; one that cannot be read is a `StoreError`."""
+        from sae_bench.report import load_report
+
+        return load_report(path)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A tidy pandas data frame: one row per SAE, property and metric."""
+        from sae_bench.report import to_frame
+
+        return to_frame(self)
 
     def exit_code(self, strict: bool = False) -> int:
         """The exit code that the verdicts in this report come to."""

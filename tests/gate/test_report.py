@@ -231,6 +231,16 @@ def test_tables_are_tidy(gate, rich) -> None:
     assert read.set_index("metric").loc["ev", "reason"] == "no variance"
 
 
+def test_a_report_loads_itself_and_becomes_a_frame(gate, rich, tmp_path: Path) -> None:
+    write_report(gate.report(rich), tmp_path / "report.json")
+    from sae_bench import Report
+
+    report = Report.load(tmp_path / "report.json")
+    assert report.to_frame().equals(to_frame(gate.report(rich)))
+    with pytest.raises(StoreError, match="no report at"):
+        Report.load(tmp_path / "other.json")
+
+
 def test_digests_follow_the_context_only() -> None:
     one = context_digest({"a": 1, "b": {"c": (1, 2)}})
     assert one == context_digest({"b": {"c": [1, 2]}, "a": 1})

@@ -1,0 +1,113 @@
+"""Pictures that set arms side by side, and those of known series: what is marked, joined, named and left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sae_bench.measurement import Series
+from sae_bench.render import arms, kl_pictures, known, over_time
+from sae_bench.render.figures import picture
+
+
+def test_the_sae_stands_out_among_its_floors_with_intervals_and_its_limit(make: Any) -> None:
+    metrics = {
+        "kl_sae": make.metric(0.04, limit="10%", accepted=0.04, value_interval=(0.03, 0.06)),
+        "kl_isotropic": make.reported(0.01, value_interval=None),
+        "kl_zero_ablation": make.reported(4.0, value_interval=(3.5, 4.5)),
+        "kl_level": make.metric(0.1, unit="ratio"),
+    }
+    figure = arms.families(make.prop("kl_gap", metrics, confidence=0.98))["kl_ nats"]
+    points = figure.data[0]
+    assert points["y"] == ["isotropic", "sae", "zero_ablation"]
+    assert points["error_x"]["array"] == pytest.approx([0, 0.02, 0.5])
+    assert points["error_x"]["arrayminus"] == pytest.approx([0, 0.01, 0.5])
+    assert len(set(points["marker"]["symbol"])) == 2
+    assert [shape["x0"] for shape in figure.layout["shapes"]] == pytest.approx([0.044])
+    assert figure.layout["xaxis"]["type"] == "log"
+    assert figure.caption == "Bars: 98% intervals."
+
+
+def test_variance_has_a_bar_per_factor_and_arm(make: Any) -> None:
+    metrics = {
+        "variance_explained_wording": make.reported(0.1, "share", value_interval=(0.0, 0.3)),
+        "variance_explained_wording_mean_difference": make.reported(0.5, "share"),
+        "variance_explained_answer_position": make.reported(0.2, "share"),
+        "variance_explained_answer_position_mean_difference": make.metric(None),
+    }
+    figure = arms.families(make.prop("contrast", metrics))["variance_explained_"]
+    feature, difference = figure.data
+    assert (feature["name"], feature["x"], feature["y"]) == ("feature", ["answer_position", "wording"], [0.2, 0.1])
+    assert (difference["name"], difference["x"], difference["y"]) == ("mean_difference", ["wording"], [0.5])
+    assert feature["error_y"]["array"][1] == pytest.approx(0.2)
+    assert feature["marker"]["pattern"] != difference["marker"]["pattern"]
+
+
+def test_directions_that_steer_are_set_beside_the_features(make: Any) -> None:
+    metrics = {"anti_share": make.reported(0.02, "share"), "anti_share_random_direction": make.reported(0.5, "share"),
+               "anti_share_gap": make.metric(-0.48, unit="share")}  # fmt: skip
+    figure = arms.families(make.prop("steering", metrics))["anti_share"]
+    assert figure.data[0]["y"] == ["feature", "random_direction"]
+    assert figure.layout["xaxis"].get("type") != "log", "a share of 0 belongs on the axis"
+
+
+def test_near_directions_have_a_colour_per_rank_and_a_dash_per_floor() -> None:
+    columns = {"q": [0.5, 0.9], "nn1": [0.5, 0.6], "nn10": [0.3, 0.4], "isotropic_nn1": [0.2, 0.3]}
+    figure = arms.near(Series("quantiles", columns))
+    assert figure is not None
+    looks = {trace["name"]: (trace["line"]["color"], trace["line"]["dash"]) for trace in figure.data}
+    assert looks["features nn1"][0] == looks["isotropic nn1"][0] != looks["features nn10"][0]
+    assert looks["features nn1"][1] == looks["features nn10"][1] != looks["isotropic nn1"][1]
+
+
+def test_tokens_at_the_end_of_the_axis_are_counted_beside_it() -> None:
+    series = Series(
+        "histogram", {"edges": [1e-6, 1e-3, 1.0, 10.0], "sae": [90, 6, 4], "noise": [50, 25, 25]}, log_x=True
+    )
+    figure = kl_pictures.tokens(series)
+    assert figure is not None
+    assert figure.layout["yaxis"]["range"] == pytest.approx([0, 0.275])
+    assert "sae 90%, noise 50%" in figure.caption
+    inside = Series("histogram", {"edges": edges, "sae": [0, 6, 4]}, log_x=True)
+    assert "range" not in kl_pictures.tokens(inside).layout["yaxis"]  # type: ignore[union-attr]
+
+
+def test_token_types_outside_the_funnel_are_named() -> None:
+    columns = {"token": ["a", " b", "c"], "n": [100, 100, 100], "gap": [0.33, 1.0, 0.34], "se": [0.3, 0.3, 0.3]}
+    figure = kl_pictures.funnel(Series("table", columns, "title"))
+    assert figure is not None
+    assert figure.data[0]["text"] == ["", "␣b", ""], "|0.33 - mean| and |0.34 - mean| are below 1.96 * 0.3"
+    assert figure.data[0]["customdata"] == ["a", "␣b", "c"]
+
+
+def test_the_histogram_of_scales_has_the_one_scale_for_all_in_it(make: Any) -> None:
+    series = {"t_star": Series("histogram", {"edges": [0.9, 1.0, 1.1], "features": [3, 4]}, "t*", "t*")}
+    metrics = {"gamma_centred": make.metric(0.95), "uniform_scale": make.reported(1.05, "ratio")}
+    figures, _ = known.pictures(make.prop("shrinkage", metrics, series=series), None)
+    (figure,) = [each for each in figures if each.title == "t*"]
+    assert [shape["x0"] for shape in figure.layout["shapes"]] == [1.05]
+    assert any(trace["name"] == "s*, one scale for all" for trace in figure.data)
+
+
+def test_intervals_on_a_logarithmic_axis_end_above_zero() -> None:
+    columns = {"x": [1, 2, 3], "sae": [0.001, 0.1, 1.0], "sae_se": [0.002, 0.01, 0.1], "noise": [0.01, 0.1, 1.0]}
+    figure = picture("kl_position", Series("curve", columns))
+    assert figure is not None
+    bars = figure.data[0]["error_y"]
+    assert figure.layout["yaxis"]["type"] == "log"
+    assert all(0 < down < value for down, value in zip(bars["arrayminus"], [0.001, 0.1, 1.0], strict=True))
+    assert bars["array"][2] == pytest.approx(0.2165, rel=1e-3)
+    assert figure.caption == "Bars: 95% intervals of sae."
+
+
+def test_history_draws_the_limits_that_a_property_comes_with(make: Any) -> None:
+    values = {"a": [make.metric(0.9, se=0.01, value_interval=None), None, make.metric(0.8, se=None)]}
+    figure = over_time.history("reconstruction.explained_variance", ["one", "two", "three"], values)
+    assert figure is not None
+    assert [shape["y0"] for shape in figure.layout["shapes"]] == [0.5]
+    assert "≥ 0.5" in figure.caption
+    assert figure.data[0]["error_y"]["array"] == [pytest.approx(0.0196), None, None]
+    unknown = over_time.history("another.metric", ["one", "two", "three"], values)
+    assert unknown is not None
+    assert unknown.layout["shapes"] == []
