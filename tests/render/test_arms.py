@@ -69,15 +69,15 @@ def test_tokens_at_the_end_of_the_axis_are_counted_beside_it() -> None:
     assert figure is not None
     assert figure.layout["yaxis"]["range"] == pytest.approx([0, 0.275])
     assert "sae 90%, noise 50%" in figure.caption
-    inside = Series("histogram", {"edges": edges, "sae": [0, 6, 4]}, log_x=True)
+    inside = Series("histogram", {"edges": [1e-6, 1e-3, 1.0, 10.0], "sae": [0, 6, 4]}, log_x=True)
     assert "range" not in kl_pictures.tokens(inside).layout["yaxis"]  # type: ignore[union-attr]
 
 
 def test_token_types_outside_the_funnel_are_named() -> None:
-    columns = {"token": ["a", " b", "c"], "n": [100, 100, 100], "gap": [0.33, 1.0, 0.34], "se": [0.3, 0.3, 0.3]}
+    columns = {"token": ["a", " b", "c"], "n": [100, 100, 100], "gap": [0.33, 1.0, 0.34], "se": [0.2, 0.2, 0.2]}
     figure = kl_pictures.funnel(Series("table", columns, "title"))
     assert figure is not None
-    assert figure.data[0]["text"] == ["", "␣b", ""], "|0.33 - mean| and |0.34 - mean| are below 1.96 * 0.3"
+    assert figure.data[0]["text"] == ["", "␣b", ""], "|0.33 - mean| and |0.34 - mean| are below 1.96 * 0.2"
     assert figure.data[0]["customdata"] == ["a", "␣b", "c"]
 
 
