@@ -6,33 +6,19 @@ import ast
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 JUDGING = tuple(f"sae_bench/{name}.py" for name in ("stats", "change", "limits", "comparison", "verdict"))
 DEMO = tuple(f"sae_bench/demo/{name}.safetensors" for name in ("corpus", "model/*", "saes/*/*"))
-JUDGED = (
-    "contract",
-    "_contract_*",
-    "kl_gap",
-    "_kl_[!s]*",
-    "orthogonality",
-    "_dictionary",
-    "reconstruction",
-    "shrinkage",
-    "_shrinkage_tokens",
-    "sparsity",
-    "steering",
-    "_steering_[!s]*",
-    "_steering_stats",
-)
-"Properties with limits, and what their numbers are made of; series are for looking at."
+JUDGED = "properties that judge"
+"Stands for those with limits and what their numbers are made of in the same folder; series are for looking at."
 SPEAKS_OF: dict[str, tuple[str, ...]] = {
     "sensitivity": (
         *JUDGING,
         "sae_bench/controls.py",
-        *(f"sae_bench/properties/{name}.py" for name in JUDGED),
+        JUDGED,
         *DEMO,
         "tests/evidence/sensitivity.py",
         "tests/evidence/corpora.py",
@@ -56,20 +42,39 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
         "tests/evidence/oldest_pytest.py",
     ),
 }
-"Globs below the root, by the name of the evidence."
+"Globs below the root and `JUDGED`, by the name of the evidence."
 
 
 def sources_hash(evidence: str) -> str:
     """Hash of what a piece of evidence speaks of; comments, docstrings and layout of code do not count."""
     digest = hashlib.sha256()
     for pattern in SPEAKS_OF[evidence]:
-        found = sorted(ROOT.glob(pattern))
+        found = _judged() if pattern == JUDGED else sorted(ROOT.glob(pattern))
         if not found:
             raise FileNotFoundError(f"{evidence} speaks of {pattern}, which names no file")
         for path in found:
             digest.update(path.name.encode() + b"\0")
             digest.update(_code(path).encode() if path.suffix == ".py" else path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _judged() -> list[Path]:
+    from sae_bench.properties import load_property, property_names
+
+    folder = ROOT / "sae_bench" / "properties"
+    found: set[Path] = set()
+    waiting = [folder / f"{name}.py" for name in property_names() if load_property(name).limits]
+    while waiting:
+        path = waiting.pop()
+        if path not in found and path.is_file() and not path.stem.endswith("_series"):
+            found.add(path)
+            modules = [each.module or "" for each in ast.walk(ast.parse(path.read_text())) if _imports(each)]
+            waiting += [folder / f"{module.rpartition('.')[2]}.py" for module in modules]
+    return sorted(found)
+
+
+def _imports(node: ast.AST) -> TypeGuard[ast.ImportFrom]:
+    return isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sae_bench.properties.")
 
 
 def _code(path: Path) -> str:
