@@ -12,6 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sae_bench.controls import register_control
+    from sae_bench.formats import register_format
     from sae_bench.properties import register_property
     from sae_bench.registration import register_sae
     from sae_bench.report import Report
@@ -26,10 +28,21 @@ _HOMES = {
     "SAESpec": "sae_bench.spec",
     "check_sae": "sae_bench.testing",
     "property_test": "sae_bench.testing",
+    "register_control": "sae_bench.controls",
+    "register_format": "sae_bench.formats",
     "register_property": "sae_bench.properties",
     "register_sae": "sae_bench.registration",
 }
-__all__ = ["Report", "SAESpec", "check_sae", "property_test", "register_property", "register_sae"]
+__all__ = [
+    "Report",
+    "SAESpec",
+    "check_sae",
+    "property_test",
+    "register_control",
+    "register_format",
+    "register_property",
+    "register_sae",
+]
 
 
 def __getattr__(name: str) -> Any:

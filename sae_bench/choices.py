@@ -86,9 +86,9 @@ def chosen_saes(resolved: Resolved) -> list[SAESpec]:
     chosen = select(resolved["sae"], defaults, SAES)
     if not resolved["sae_controls"]:
         return chosen
-    from sae_bench.controls import CONTROLS
+    from sae_bench.controls import control_names
 
-    return [each for spec in chosen for each in (spec, *(spec.as_control(name) for name in CONTROLS))]
+    return [each for spec in chosen for each in (spec, *(spec.as_control(name) for name in control_names()))]
 
 
 def chosen_properties(patterns: list[str]) -> list[str]:

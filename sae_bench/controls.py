@@ -15,12 +15,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Generator, Tensor
 
-from sae_bench.errors import MeasurementError
+from sae_bench.errors import MeasurementError, UsageError
+from sae_bench.extensions import Extensions
 from sae_bench.sae import SAE, Gated, JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TopK, decoder_norms
 
 Defect: TypeAlias = Callable[[SAE, Generator], LinearDecoderSAE]
@@ -242,6 +243,39 @@ CONTROLS: Mapping[str, DataDefect] = MappingProxyType(
     }
 )
 "What a property is read beside, by name; ``--sae-controls`` measures them beside every chosen SAE."
+
+
+def _checked(name: str, found: object) -> DataDefect:
+    if not callable(found):
+        raise UsageError(f"control {name!r} is a {type(found).__name__}; it must be a function of (sae, x, generator)")
+    return cast(DataDefect, found)
+
+
+EXTENSIONS: Extensions[DataDefect] = Extensions("control", lambda: CONTROLS, _checked)
+"Controls of other packages and of this run's ``conftest.py``."
+
+
+def register_control(name: str, make: DataDefect) -> None:
+    """Add a control; call it in ``conftest.py``.
+
+    ``make(sae, x, generator)`` returns an SAE of known quality, given the SAE it stands beside and activations of its
+    site (tokens, d_in). A package names its function in an entry point of the group ``sae_bench.controls`` instead.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    EXTENSIONS.register(name, make)
+
+
+def control_names() -> tuple[str, ...]:
+    """Names of all controls, this package's first."""
+    return (*CONTROLS, *EXTENSIONS.names())
+
+
+def load_control(name: str) -> DataDefect:
+    """The control called ``name``, which must be in `control_names`."""
+    return CONTROLS[name] if name in CONTROLS else EXTENSIONS.load(name)
+
 
 DEFECTS: Mapping[str, Defect] = MappingProxyType(
     {

@@ -29,15 +29,15 @@ class NoModel:
     runs = False
     name = "none"
     n_layers = 0
-    d_vocab = 1
     context = 1 << 62
     device = "cpu"
     dtype = "float32"
     tokenizer = None
     tokenizer_sha256 = None
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, vocabulary: int) -> None:
         self.d_model = width
+        self.d_vocab = vocabulary
         self.identity = {"weights": "none: activations were given"}
 
     def width(self, site: Site) -> int:
@@ -90,7 +90,7 @@ def handed_corpus(x: Tensor, lengths: Tensor) -> Corpus:
 
 def handed_data(x: Tensor, corpus: Corpus, site: str | None, include_bos: bool) -> SiteData:
     """The site's data, with ``x`` (docs, pos, d) as what the model would have shown."""
-    model = cast(Model, NoModel(x.shape[-1]))
+    model = cast(Model, NoModel(x.shape[-1], int(corpus.tokens.max()) + 1))
     data = SiteData(model, parse_site(site or NOWHERE), corpus, include_bos=include_bos, memory_bytes=2 * x.nbytes)
     data.x.copy_(x)
     data.block_input.copy_(x)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sae_bench.bench import Bench, Settings, site_data
-from sae_bench.controls import CONTROLS
+from sae_bench.controls import load_control
 from sae_bench.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
 from sae_bench.errors import LoadError, SAEBenchError
 from sae_bench.formats import as_sae, read_sae
@@ -112,7 +112,7 @@ class Loader:
         read = data if source == site else site_data(model, source, corpus, self.settings, spec.include_bos)
         if spec.control is not None:
             x = data.rows[data.kept[:_CONTROL_TOKENS]].to(self.settings.device)
-            sae = CONTROLS[spec.control](sae, x, torch.Generator().manual_seed(self.settings.seed))
+            sae = load_control(spec.control)(sae, x, torch.Generator().manual_seed(self.settings.seed))
         bench = Bench(
             sae,
             model,

@@ -1,9 +1,11 @@
-"""The wheel holds what a user needs: the package, its types, the suite and the demo, in at most 20 MB."""
+"""The wheel holds what a user needs (the package, its types, the suite and the demo), and is enough by itself."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -11,6 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MEGABYTE = 1_000_000
+OFFLINE = """
+import socket
+def refuse(*given): raise OSError("this test has no network")
+socket.socket.connect = socket.getaddrinfo = refuse
+"""
+"sitecustomize of an environment without a network."
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +51,35 @@ def test_it_registers_the_plugin_under_its_own_name(wheel: zipfile.ZipFile) -> N
 def test_nothing_else_is_in_it(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"sae_bench"}
+
+
+def test_it_is_at_most_35_megabytes(wheel: zipfile.ZipFile) -> None:
+    assert Path(str(wheel.filename)).stat().st_size <= 35 * MEGABYTE
+
+
+def test_the_suite_runs_from_it_in_an_empty_environment_without_a_network(
+    wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    """Its dependencies are those of this environment, which lies behind the empty one on the path."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    site = tmp_path / "env" / "lib" / version / "site-packages"
+    wheel.extractall(site)
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    (site / "sitecustomize.py").write_text(OFFLINE)
+    suite = ["-m", "pytest", "--pyargs", "sae_bench.suite", "--sae", "demo/topk", "--sae-tier", "smoke"]
+    few = ["--sae-docs", "8", "--sae-property", "contract", "--sae-property", "reconstruction"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    folder = tmp_path / "anywhere"
+    folder.mkdir()
+    done = subprocess.run(
+        [str(tmp_path / "env" / "bin" / "python"), *suite, *few, "-v"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_contract[demo/topk] PASSED" in done.stdout
+    assert "test_reconstruction[demo/topk] PASSED" in done.stdout
+    assert (folder / "reports" / "latest.json").is_file()

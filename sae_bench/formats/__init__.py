@@ -14,11 +14,12 @@ import pkgutil
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from sae_bench.errors import LoadError
+from sae_bench.errors import LoadError, UsageError
+from sae_bench.extensions import Extensions
 from sae_bench.formats import _targets
 from sae_bench.formats._tensors import PICKLES, peek_names
 from sae_bench.formats._write_sae_lens import write_sae_lens
@@ -84,11 +85,42 @@ def read_folder(path: Path) -> SAE:
     raise _unrecognised(folder, [file.name for file in files])
 
 
-@cache
 def readers() -> tuple[ModuleType, ...]:
-    """The modules of this package that read a family of files, by name."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return tuple(importlib.import_module(f"{__name__}.{name}") for name in names)
+    """The modules that read a family of files: this package's by name, then those of others (`register_format`)."""
+    return (*_own_readers(), *(EXTENSIONS.load(name) for name in EXTENSIONS.names()))
+
+
+def register_format(reader: ModuleType, name: str | None = None) -> None:
+    """Add a family of files; call it in ``conftest.py``.
+
+    ``reader`` is a module (or an object) with ``recognise(folder)`` and ``read(folder)``. A package names its module in
+    an entry point of the group ``sae_bench.formats`` instead.
+
+    Raises:
+        UsageError: the name is taken, or a function is missing.
+    """
+    EXTENSIONS.register(name or reader.__name__.rsplit(".", 1)[-1], reader)
+
+
+@cache
+def _own_readers() -> tuple[ModuleType, ...]:
+    return tuple(importlib.import_module(f"{__name__}.{name}") for name in _own_names())
+
+
+@cache
+def _own_names() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def _checked(name: str, found: object) -> ModuleType:
+    missing = [method for method in ("recognise", "read") if not callable(getattr(found, method, None))]
+    if missing:
+        raise UsageError(f"format {name!r} has no {missing[0]}(); it needs recognise(folder) and read(folder)")
+    return cast(ModuleType, found)
+
+
+EXTENSIONS: Extensions[ModuleType] = Extensions("format", _own_names, _checked)
+"Formats of other packages and of this run's ``conftest.py``."
 
 
 def _readers_of(file: Path) -> list[ModuleType]:
