@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from sae_bench.outcome import SEVERITY, Verdict
-from sae_bench.render import facts, over_time, sections, words
+from sae_bench.render import facts, over_time, sections, tables, words
 from sae_bench.render.rows import accept_commands, properties, undefined, verdict_line
 from sae_bench.results import MetricResult, Report
 
@@ -60,7 +60,7 @@ def report_html(report: Report, *, accepted: Report | None = None, title: str = 
     parts.append("<div id=saes>")
     for row, sae in enumerate(sorted(report.saes)):
         parts.append(sections.sae_section(report, sae, accepted, gallery, calm and row < OPEN))
-    parts += ["</div><h2 id=all>All metrics</h2>", _filters(), sections.meanings(report)]
+    parts += ["</div><h2 id=all>All metrics</h2>", _filters(), tables.meanings(report)]
     links = {
         "grid": "verdicts",
         "changes": "changes",
@@ -71,7 +71,7 @@ def report_html(report: Report, *, accepted: Report | None = None, title: str = 
     }
     if len(report.saes) < 2:
         del links["compare"]
-    return _page(title, links, "".join(parts), sections.provenance(report), gallery, sections.table_data(report))
+    return _page(title, links, "".join(parts), sections.provenance(report), gallery, tables.table_data(report))
 
 
 def history(entries: Sequence[AcceptedAt], *, title: str = "Accepted reports over time") -> str:

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 
 from sae_bench.measurement import Series
-from sae_bench.render.figures import Figure, axis, histogram, numbers, shorten, token
+from sae_bench.render.by_kind import histogram
+from sae_bench.render.figures import Figure, axis, numbers, shorten, token
 
 NAMED = 3
 "Token types that lie farthest outside of the funnel and are named in it."

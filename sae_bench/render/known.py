@@ -8,7 +8,8 @@ from typing import Any
 from sae_bench import texts
 from sae_bench.measurement import Series
 from sae_bench.render import arms, kl_pictures
-from sae_bench.render.figures import Figure, axis, marked, picture, shorten
+from sae_bench.render.by_kind import marked, picture
+from sae_bench.render.figures import Figure, axis, shorten
 from sae_bench.results import MetricResult, PropertyResult
 
 _SPECIAL: Mapping[str, tuple[Callable[[Series], Figure | None], ...]] = {

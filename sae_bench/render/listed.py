@@ -10,7 +10,8 @@ from urllib.parse import quote
 from sae_bench import texts
 from sae_bench.measurement import Series
 from sae_bench.render import known
-from sae_bench.render.figures import is_coded, is_number, ordered, picture
+from sae_bench.render.by_kind import is_coded, picture
+from sae_bench.render.figures import is_number, ordered
 from sae_bench.results import PropertyResult, SAEResult
 from sae_bench.wording import number
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
-from urllib.parse import quote
 
 from sae_bench.outcome import Verdict
 from sae_bench.render import facts, known, pareto, words
-from sae_bench.render.bullets import bullet
-from sae_bench.render.figures import Figure, shorten
+from sae_bench.render.figures import Figure
 from sae_bench.render.listed import documents_as_text, scroll, series_table
-from sae_bench.render.rows import Row, all_rows, changed, properties, property_rows
+from sae_bench.render.rows import all_rows, changed, properties, property_rows
+from sae_bench.render.tables import anchor, link, mark, reported_table, rows_table
 from sae_bench.results import MetricResult, PropertyResult, Report, SAEResult
 
-GLYPHS = {
-    Verdict.PASS: "✓", Verdict.IMPROVED: "▲", Verdict.KNOWN: "◆", Verdict.UNDEFINED: "∅", Verdict.NEW: "+",
-    Verdict.INCONCLUSIVE: "?", Verdict.FAIL: "✗", Verdict.INCOMPARABLE: "≠", Verdict.MISSING: "⊘", Verdict.ERROR: "!",
-}  # fmt: skip
-"A shape beside each colour."
 CHANGES = 60
+_LOOKED = "load_check."
 _SILENT = (None, Verdict.UNDEFINED)
 
 
@@ -41,25 +36,6 @@ class Gallery:
             f'<div class="plot" data-figure="{name}" role="img" aria-label="{escape(figure.title)}"></div>'
             f"{caption}</figure>"
         )
-
-
-def anchor(sae: str, name: str = "") -> str:
-    """The id of a section."""
-    return f"{sae}--{name}" if name else f"{sae}--"
-
-
-def link(sae: str, name: str = "") -> str:
-    """The address of a section."""
-    return "#" + quote(anchor(sae, name), safe="")
-
-
-def mark(verdict: Verdict | None, beyond: bool = False, more: str = "", metric: MetricResult | None = None) -> str:
-    """A verdict as glyph and word."""
-    if verdict is None:
-        return f'<span class="v v-none">· {words.unjudged_word(metric)}</span>'
-    alarm = " alarm" if words.needs_attention(verdict, beyond) else ""
-    word = words.verdict_word(verdict, beyond)
-    return f'<span class="v v-{verdict.value.lower()}{alarm}">{GLYPHS[verdict]} {word}{escape(more)}</span>'
 
 
 def grid(report: Report) -> str:
@@ -113,69 +89,17 @@ def _share_of_limit(metric: MetricResult | None) -> float:
     return abs(metric.change) / widths[0] if widths and widths[0] else 0.0
 
 
-def rows_table(rows: Sequence[Row], sae: bool = True) -> str:
-    """Metrics with their numbers, limits and verdicts."""
-    names = ["verdict", *(["SAE"] if sae else []), "metric", "accepted", "now", "change", "interval", "allowed", ""]
-    right = ("accepted", "now", "change")
-    head = "".join(f"<th scope=col{' class=n' if n in right else ''}>{n}</th>" if n else "<td></td>" for n in names)
-    body = "".join(_row(row, sae, len(names)) for row in rows)
-    return scroll(f"<table class=rows><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-
-
-def _row(row: Row, sae: bool, width: int) -> str:
-    metric = row.result
-    cells = [f"<td>{mark(row.verdict, row.beyond, f' (+{row.more})' if row.more else '', metric)}</td>"]
-    cells += [f"<td class=name>{escape(row.sae).replace('/', '/<wbr>')}</td>"] if sae else []
-    name = escape(row.name if sae else row.metric or row.name)
-    title = f' title="{escape(metric.meaning)}"' if metric is not None and metric.meaning else ""
-    shown = f'<a href="{link(row.sae, row.property_name)}">{name}</a>' if sae and row.metric else name
-    cells.append(f"<td{title}>{shown}</td>")
-    if metric is None:
-        cells += ["<td></td>"] * 6
-    else:
-        unit = words.unit(metric) if metric.value is not None else ""
-        cells += [
-            _cell("accepted", words.accepted(metric), right=True),
-            _cell("now", f"{words.value(metric)} {unit}".strip(), right=True),
-            _cell("change", words.change(metric), right=True),
-            _cell("interval", words.interval(metric) or words.value_interval(metric)),
-            _cell("allowed", words.allowed(metric)),
-            f"<td>{bullet(metric)}</td>",
-        ]
-    text = f"<tr>{''.join(cells)}</tr>"
-    if row.notes:
-        why = "<br>".join(map(escape, row.notes))
-        text += f'<tr class="note"><td></td><td class="why" colspan="{width - 1}">{why}</td></tr>'
-    return text
-
-
-def _reported(rows: Sequence[Row]) -> str:
-    """Metrics without a limit: fewer columns, and no verdict."""
-    head = "".join(f"<th scope=col>{name}</th>" for name in ("metric", "accepted", "now", "interval"))
-    lines = []
-    for row in rows:
-        assert row.result is not None
-        metric = row.result
-        value = f"{words.value(metric)} {words.unit(metric)}" if metric.value is not None else metric.reason
-        texts = (words.accepted(metric), value.strip(), words.value_interval(metric))
-        cells = "".join(f"<td>{escape(each)}</td>" for each in (row.metric, *texts))
-        lines.append(f"<tr>{cells}</tr>")
-    return scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
-
-
-def _cell(name: str, text: str, *, right: bool = False) -> str:
-    """A cell that knows its column's name, for windows too narrow for columns."""
-    label = f' data-name="{name}"' if text else ""
-    return f"<td{' class=n' if right else ''}{label}>{escape(text)}</td>"
-
-
 def sae_section(report: Report, sae: str, accepted: Report | None, gallery: Gallery, opened: bool) -> str:
     """Everything about one SAE; properties that need attention are unfolded."""
     found = report.saes[sae]
     described = [pareto.architecture(found), *(tag for tag in found.tags if not tag.startswith("architecture:"))]
-    described += [f"{key} {value}" for key, value in facts.flat(found.provenance).items() if key != "architecture"]
+    known_as = facts.flat(found.provenance)
+    described += [f"{key} {known_as[key]}" for key in known_as if key != "architecture" and not key.startswith(_LOOKED)]
     parts = [f'<section><h2 id="{escape(anchor(sae))}">{escape(sae)}</h2>']
     parts.append(f"<p class=quiet>{escape(' · '.join(described))}</p>")
+    parts.append(
+        _looked_at({key.removeprefix(_LOOKED): text for key, text in known_as.items() if key.startswith(_LOOKED)})
+    )
     if not found.properties:
         parts.append("<p>No property of it was measured.</p>")
     before = accepted.saes.get(sae) if accepted is not None else None
@@ -183,6 +107,20 @@ def sae_section(report: Report, sae: str, accepted: Report | None, gallery: Gall
         held = before.properties.get(name) if before is not None else None
         parts.append(property_section(sae, found, name, held, gallery, opened))
     return "".join([*parts, "</section>"])
+
+
+def _looked_at(checks: Mapping[str, str]) -> str:
+    """What was looked at when the SAE was loaded; unfolded where a person should look as well."""
+    if not checks:
+        return ""
+    odd = [name for name, text in checks.items() if not text.startswith("ok")]
+    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in checks.items())
+    said = (
+        f"{len(odd)} of {len(checks)} checks on loading want a look"
+        if odd
+        else f"{len(checks)} checks on loading are ok"
+    )
+    return f"<details{' open' if odd else ''}><summary>{said}</summary><dl>{entries}</dl></details>"
 
 
 def property_section(
@@ -206,7 +144,7 @@ def property_section(
     parts += [documents_as_text(series, result, before) for series in result.series.values()]
     if reported:
         summary = f"{len(reported)} metrics reported, not judged"
-        parts.append(f"<details><summary>{summary}</summary>{_reported(reported)}</details>")
+        parts.append(f"<details><summary>{summary}</summary>{reported_table(reported)}</details>")
     parts += [f"<p>{escape(note)}</p>" for note in result.notes if "\n" not in note]
     parts += [f'<pre class="lines">{escape(note)}</pre>' for note in result.notes if "\n" in note]
     parts.append(f"<p class=quiet>{escape(_footnote(result))}</p>")
@@ -239,15 +177,6 @@ def compare(report: Report, gallery: Gallery) -> str:
     return f'<div class="figures fit">{"".join(map(gallery.add, figures))}</div>'
 
 
-def meanings(report: Report) -> str:
-    """What every metric of the report is, once."""
-    found = {row.name: row.result.meaning for row in all_rows(report) if row.result is not None and row.result.meaning}
-    if not found:
-        return ""
-    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(found[name])}</dd>" for name in sorted(found))
-    return f"<details id=meanings><summary>What the {len(found)} metrics mean</summary><dl>{entries}</dl></details>"
-
-
 def provenance(report: Report) -> str:
     """Context, which decides what may be compared, and where the run comes from."""
     parts = ["<h2 id=about>Context and provenance</h2>"]
@@ -264,27 +193,3 @@ def provenance(report: Report) -> str:
 def _whose(results: Iterable[str]) -> str:
     names = list(results)
     return f" ({', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''})"
-
-
-def table_data(report: Report) -> dict[str, Any]:
-    """The table of all metrics, as the page's script reads it: a number to sort by and its text, or a text."""
-    columns = ["SAE", "metric", "now", "accepted", "change", "interval", "allowed", "verdict"]
-    rows = []
-    for row in all_rows(report):
-        metric, word = row.result, words.verdict_word(row.verdict, row.beyond)
-        numbers: list[Any] = [None, None, None, "", ""]
-        if metric is not None:
-            unit = words.unit(metric)
-            numbers = [
-                [
-                    shorten(metric.value) if metric.value is not None else None,
-                    f"{words.value(metric)} {unit}".strip() if metric.value is not None else "-",
-                ],
-                [shorten(metric.accepted), words.accepted(metric)] if metric.accepted is not None else None,
-                [shorten(metric.change), words.change(metric)] if metric.change is not None else None,
-                words.interval(metric) or words.value_interval(metric),
-                words.allowed(metric),
-            ]
-        judged = row.verdict is not None and (row.verdict is not Verdict.UNDEFINED or bool(metric and metric.limit))
-        rows.append([row.sae, row.name, *numbers, word, row.property_name, int(judged)])
-    return {"columns": columns, "rows": rows}

@@ -8,7 +8,7 @@ import pytest
 
 from sae_bench.measurement import Series
 from sae_bench.render import arms, kl_pictures, known, over_time
-from sae_bench.render.figures import picture
+from sae_bench.render.by_kind import picture
 
 
 def test_the_sae_stands_out_among_its_floors_with_intervals_and_its_limit(make: Any) -> None:

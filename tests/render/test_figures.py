@@ -14,7 +14,8 @@ from sae_bench.measurement import Series
 from sae_bench.outcome import Verdict
 from sae_bench.render import kl_pictures, known, pareto
 from sae_bench.render.bullets import bullet
-from sae_bench.render.figures import bounds, marked, picture, token
+from sae_bench.render.by_kind import marked, picture
+from sae_bench.render.figures import bounds, token
 
 NUMBER = st.one_of(st.none(), st.floats(), st.integers(-5, 5))
 CELL = st.one_of(NUMBER, st.text(max_size=4))

@@ -1,0 +1,27 @@
+"""What an SAE's own config says of it reaches the report: its kind, and where its dashboards are."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sae_bench.loading import Loader
+from sae_bench.sae import SAEInfo
+from sae_bench.spec import SAESpec
+from sae_bench.tiers import TIERS, Settings
+
+INFO = SAEInfo(format="sae_lens", architecture="jumprelu", d_in=4, d_sae=8)
+
+
+@pytest.mark.parametrize("neuronpedia", ["gpt2-small/8-res-jb", None])
+def test_kind_and_dashboard_are_those_of_the_config(monkeypatch: pytest.MonkeyPatch, neuronpedia: str | None) -> None:
+    loader = Loader(Settings(TIERS["smoke"]))
+    info = SAEInfo(**{**vars(INFO), "neuronpedia": neuronpedia})
+    bench: Any = SimpleNamespace(sae=SimpleNamespace(info=info))
+    monkeypatch.setattr(loader, "bench", lambda spec: bench)
+    monkeypatch.setattr("sae_bench.loading.looked_at", lambda bench, spec: {})
+    said = loader.provenance(SAESpec("lab/a", path="a", origin="here"))
+    dashboard = {"neuronpedia_id": neuronpedia} if neuronpedia else {}
+    assert said == {"architecture": "jumprelu", "format": "sae_lens", **dashboard}
