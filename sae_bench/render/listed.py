@@ -18,6 +18,8 @@ from sae_bench.wording import number
 ROWS = 30
 "Of a series that is a table of names."
 SHADES = 5
+_FEATURES = {"feature", "that_neighbour", "explained_by"}
+"Columns that name features, one or several."
 
 
 def scroll(table: str) -> str:
@@ -44,10 +46,16 @@ def series_table(name: str, series: Series, sae: SAEResult) -> str:
     return f"<details><summary>{escape(series.title or name)} as a table{more}</summary>{table}</details>"
 
 
+def _link(dashboard: Any, feature: int) -> str:
+    address = f"https://www.neuronpedia.org/{quote(str(dashboard))}/{feature}"
+    return f'<a href="{address}" rel="noreferrer">{feature}</a>'
+
+
 def _cell(key: str, value: Any, dashboard: Any) -> str:
-    if key == "feature" and dashboard and is_number(value):
-        address = f"https://www.neuronpedia.org/{quote(str(dashboard))}/{int(value)}"
-        return f'<td class="n"><a href="{address}" rel="noreferrer">{int(value)}</a></td>'
+    if key in _FEATURES and dashboard:
+        named = [value] if is_number(value) else str(value).split(", ")
+        if all(str(each).isdecimal() for each in named):
+            return f"<td>{', '.join(_link(dashboard, int(each)) for each in named)}</td>"
     if is_number(value):
         return f'<td class="n">{number(float(value), 4) if isinstance(value, float) else value}</td>'
     return f"<td>{'' if value is None else escape(str(value))}</td>"

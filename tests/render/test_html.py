@@ -193,6 +193,16 @@ def test_where_no_document_moved_none_is_called_moved(make: Any) -> None:
     assert "moved by" not in shown
 
 
+def test_every_feature_that_is_named_leads_to_its_dashboard(make: Any) -> None:
+    columns = {"feature": [3, 4], "explained_by": ["5, 6", "x, 7"], "cosine": [0.5, 0.25]}
+    result = make.prop("orthogonality", {"m": make.metric()}, series={"composed": Series("table", columns)})
+    sae = SAEResult({"orthogonality": result}, (), {"neuronpedia_id": "a/b c"})
+    for held, wanted in ((sae, [3, 5, 6, 4]), (replace(sae, provenance={}), [])):
+        page = Page(html.report_html(replace(make.report({}), saes={"s": held})))
+        outside = [link for link in page.links if not link.startswith("#")]
+        assert outside == [f"https://www.neuronpedia.org/a/b%20c/{feature}" for feature in wanted]
+
+
 @pytest.mark.parametrize(("text", "said", "shown"), [("ok: 16", "1 checks on loading are ok", "<details><summary>"),
     ("LOOK: <9>", "1 of 1 checks on loading want a look", "<details open><summary>")])  # fmt: skip
 def test_checks_on_loading_are_folded_unless_one_wants_a_look(make: Any, text: str, said: str, shown: str) -> None:
