@@ -37,6 +37,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "run",
         "checking",
         "rescaling",
+        "bridges",
         "render",
         "progress",
     ),

@@ -22,6 +22,7 @@ from sae_bench.provenance import author, utc
 from sae_bench.render import terminal
 from sae_bench.report import load_report
 from sae_bench.results import PropertyResult, Report
+from sae_bench.spec import SAESpec
 from sae_bench.verdict import judge
 
 
@@ -62,7 +63,7 @@ def _folder(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    now = load_report(options.now)
+    now = _own_report(options.now)
     rules = [parse_rule(text, "command line") for text in options.limit]
     results = [each for sae in now.saes.values() for each in sae.properties.items()]
     check_rules(rules, [f"{name}.{metric}" for name, result in results for metric in result.metrics])
@@ -111,9 +112,19 @@ class _Declared:
     version: int
 
 
+def _own_report(path: Path) -> Report:
+    """A report of this package; results of other tools follow other formulas under the same names."""
+    report = load_report(path)
+    for found in report.saes.values():
+        for result in found.properties.values():
+            if owner := result.context.get("formulas_of"):
+                raise UsageError(f"{path} holds results of {owner}, which can be shown but never compared or accepted")
+    return report
+
+
 def _accept(options: argparse.Namespace) -> int:
     changes = accepting.accept(
-        load_report(options.report),
+        _own_report(options.report),
         options.baselines,
         reason=options.reason,
         who=author(Path.cwd()),
@@ -128,7 +139,7 @@ def _accept(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    registered = options.keep if options.keep is not None else _registered(options.conftest)
+    registered = options.keep if options.keep is not None else [spec.id for spec in registered_by(options.conftest)]
     declared = {name: _metric_names(name) for name in property_names() if not _named(name, options.property)}
     gone = baselines.prune(options.baselines, registered, declared, write=options.yes)
     if not gone:
@@ -147,8 +158,8 @@ def _named(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in globs)
 
 
-def _registered(conftest: Path) -> list[str]:
-    """Ids that a conftest and the installed packages register."""
+def registered_by(conftest: Path) -> list[SAESpec]:
+    """SAEs that a conftest and the installed packages register."""
     import runpy
 
     from sae_bench.registration import SAES, load_entry_points
@@ -165,7 +176,7 @@ def _registered(conftest: Path) -> list[str]:
         raise
     except Exception as error:
         raise UsageError(f"{conftest} cannot be run: {type(error).__name__}: {error}; list ids with --keep") from error
-    return list(SAES)
+    return list(SAES.values())
 
 
 def _show(options: argparse.Namespace) -> int:
