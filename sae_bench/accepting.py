@@ -49,7 +49,8 @@ class NewValue:
 
 def describe(changes: Sequence[NewValue]) -> list[str]:
     """Lines for a person: every value that replaced another one, and how many are new or the same."""
-    moved = [each for each in changes if each.old is not None and each.old != each.new]
+    # An accepted file keeps six significant digits, so the same value seldom equals itself to the last bit.
+    moved = [each for each in changes if each.old is not None and rounded(each.old) != rounded(each.new)]
     first = [each for each in changes if each.old is None]
     lines = [f"  {each}" for each in moved]
     if first:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_bench.accepting import accept
+from sae_bench.accepting import accept, describe
 from sae_bench.baselines import (
     accepted_ids,
     accepted_property,
@@ -215,6 +215,16 @@ def test_undefined_and_fitted_values_survive_acceptance(gate, sound, tmp_path: P
     judged = _compare(gate, now, tmp_path)
     assert judged.by_metric["ev"].verdict is Verdict.UNDEFINED
     assert (judged.by_metric["l0"].verdict, judged.by_metric["l0"].change) == (Verdict.PASS, 0)
+
+
+def test_accepting_the_same_again_lists_no_change(gate, sound, tmp_path: Path) -> None:
+    """An accepted file keeps six digits; the rest of a value is no change."""
+    kl = sound.estimates["kl_sae"]
+    odd = replace(sound, estimates={**sound.estimates, "kl_sae": Ratio(kl.numerator * (1 + 1e-9), kl.denominator)})
+    accept(gate.report(odd), tmp_path, reason="first release", **WHO)
+    changes = accept(gate.report(odd), tmp_path, reason="the same again", **WHO)
+    assert any(each.old != each.new for each in changes), "the case is to have digits that are not kept"
+    assert describe(changes) == [f"  {len(changes)} values unchanged"]
 
 
 def test_an_accepted_file_keeps_the_weights_hash_and_the_series_that_say_so(gate, sound, tmp_path: Path) -> None:
