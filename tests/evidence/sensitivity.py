@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from sae_bench import controls
 from sae_bench.accepting import accept
+from sae_bench.bench import TIERS
 from sae_bench.demo.paths import BUNDLED, SITE
 from sae_bench.formats import read_sae
 from sae_bench.loading import Loader
@@ -27,7 +29,9 @@ from tests.evidence.corpora import cut_corpus
 SOUND, BIASED = "topk", "gated"
 "The sound SAE, and one whose features fire by the bias of its encoder."
 DOCUMENTS, MEASURED = 40, 32
-"Documents of the corpus and those measured: what a quarter of a minute an SAE allows."
+"Documents of the corpus and those measured."
+TIER = replace(TIERS["smoke"], features=12, prompts=8)
+"What a quarter of a minute an SAE allows; no defect is for steering to find."
 GAIN = 0.4
 "Of the end-to-end-like defect: with more the SAE explains less than nothing and is refused when it is loaded."
 CAUGHT = ("FAIL", "ERROR", "INCOMPARABLE", "MISSING", "INCONCLUSIVE beyond")
@@ -81,7 +85,8 @@ def measure() -> dict[str, Any]:
     names = [name for name in property_names() if load_property(name).limits]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        run = Run(RunOptions(tier="smoke", documents=MEASURED, baselines=folder / "baselines"))
+        options = RunOptions(tier="smoke", documents=MEASURED, baselines=folder / "baselines")
+        run = Run(options, make_loader=lambda settings, _: Loader(replace(settings, tier=TIER)))
         corpus = str(cut_corpus(folder / "sound.safetensors", DOCUMENTS))
         sound, biased = (
             SAESpec(id=name, path=str(BUNDLED.sae(name)), model=str(BUNDLED.model), site=SITE, corpus=corpus)
@@ -113,9 +118,10 @@ def _accept(run: Run, sound: SAESpec, names: list[str]) -> None:
 
 
 def _row(run: Run, planted: Planted, names: list[str]) -> tuple[str, dict[str, Any]]:
+    started = time.perf_counter()
     verdicts = {name: _cell(run.check(planted.spec, name)) for name in names}
     caught = sorted(name for name, cell in verdicts.items() if cell["verdict"] in CAUGHT)
-    _say(f"{planted.name}: {', '.join(caught) or 'not caught'}")
+    _say(f"{planted.name}, {time.perf_counter() - started:.0f} s: {', '.join(caught) or 'not caught'}")
     run._load().forget(planted.spec)
     return planted.name, {"meant_for": MEANT_FOR[planted.name], "caught_by": caught, "verdicts": verdicts}
 
