@@ -57,7 +57,8 @@ def token(text: object) -> str:
 
 def shorten(value: float) -> float | None:
     """Four significant digits, finer than a pixel; None (JSON's null, a gap) where there is no number."""
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+    short = float(f"{value:.4g}")
+    return short if math.isfinite(short) else None
 
 
 def numbers(column: Sequence[Any]) -> list[float | None]:

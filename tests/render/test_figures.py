@@ -15,7 +15,7 @@ from sae_bench.outcome import Verdict
 from sae_bench.render import kl_pictures, known, pareto
 from sae_bench.render.bullets import bullet
 from sae_bench.render.by_kind import marked, picture
-from sae_bench.render.figures import bounds, token
+from sae_bench.render.figures import bounds, shorten, token
 
 NUMBER = st.one_of(st.none(), st.floats(), st.integers(-5, 5))
 CELL = st.one_of(NUMBER, st.text(max_size=4))
@@ -107,6 +107,12 @@ def test_any_series_gives_strict_json_or_nothing(kind: Any, columns: dict[str, l
     if figure is not None:
         assert figure.data
         json.dumps(figure.spec, allow_nan=False)
+
+
+def test_the_largest_float_is_no_infinity_when_it_is_rounded() -> None:
+    assert shorten(1.7976e308) is None
+    assert shorten(float("nan")) is None
+    assert shorten(0.123456) == 0.1235
 
 
 def test_a_stored_report_which_sorts_its_columns_gives_the_same_pictures(make: Any) -> None:
