@@ -67,9 +67,11 @@ def as_sae(obj: Any) -> SAE:
 
 def read_folder(path: Path) -> SAE:
     """The SAE in a folder, or in the folder of a file, or in a file that is an SAE alone; float32, on the CPU."""
+    if not path.is_file() and not path.is_dir():
+        raise LoadError(f"{path} is neither a file nor a folder; give the folder or file that holds the SAE")
     folder = path.parent if path.is_file() else path
     found = [reader for reader in readers() if _recognises(reader, folder)]
-    files = [path] if path.is_file() else sorted(each for each in folder.iterdir() if each.suffix in _WEIGHTS)
+    files = [path] if path.is_file() else sorted(_weight_files(folder))
     if found:
         _only(found, folder)
         sae: SAE = found[0].read(folder)
@@ -121,6 +123,10 @@ def _checked(name: str, found: object) -> ModuleType:
 
 EXTENSIONS: Extensions[ModuleType] = Extensions("format", _own_names, _checked)
 "Formats of other packages and of this run's ``conftest.py``."
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [each for each in folder.iterdir() if each.suffix in _WEIGHTS and each.is_file()]
 
 
 def _readers_of(file: Path) -> list[ModuleType]:

@@ -26,7 +26,8 @@ def check_names(found: Mapping[str, Tensor], expected: Iterable[str], what: str)
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], what: str) -> None:
-    """`LoadError` unless ``tensor`` has ``shape``; says so when it is the transpose."""
+    """`LoadError` unless ``tensor`` has ``shape`` and holds real numbers; says so when it is the transpose."""
+    check_real(name, tensor, what)
     if tuple(tensor.shape) == shape:
         return
     hint = "transposed" if tuple(tensor.shape) == shape[::-1] else "of another SAE"
@@ -57,7 +58,6 @@ def check_weights(weights: Tensors, shapes: Mapping[str, tuple[int, ...]], what:
     check_names(weights, shapes, what)
     for name, shape in shapes.items():
         check_shape(name, weights[name], shape, what)
-        check_real(name, weights[name], what)
 
 
 def check_real(name: str, tensor: Tensor, what: str) -> None:

@@ -15,12 +15,12 @@ _MOST_BYTES = 16 * 2**20
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; `LoadError` when it is missing, unreadable or no object."""
+    if not path.is_file():
+        raise LoadError(f"{path.parent} has no {path.name}; copy it from where the SAE was saved")
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise LoadError(f"{path} has {path.stat().st_size} bytes; it is no SAE's config")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LoadError(f"{path.parent} has no {path.name}; copy it from where the SAE was saved") from None
     except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"{path} is not readable JSON ({error}); save or download it again") from None
     if not isinstance(content, dict):

@@ -31,6 +31,8 @@ _DENSEST = 4
 
 def peek_names(path: Path) -> set[str]:
     """Names of the tensors in a weight file, or none: for recognising, where nothing may fail."""
+    if not path.is_file():
+        return set()
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -23,6 +23,7 @@ from sae_bench.formats._assemble import (
     check_k,
     check_names,
     check_orientation,
+    check_real,
     check_shape,
     dtype_name,
     matrices_of,
@@ -117,6 +118,8 @@ def build(config: Mapping[str, Any], weights: Tensors, *, what: str) -> LinearDe
     check_names(stored, kind.names, f"{what} ({name})")
     dtype = dtype_name(stored["W_enc" if "W_enc" in stored else "encoder.weight"])
 
+    for key, tensor in stored.items():
+        check_real(key, tensor, what)
     tensors = {kind.names[key]: tensor.float() for key, tensor in stored.items()}
     if "encoder.weight" in kind.names:
         # Linear layers keep (out, in).

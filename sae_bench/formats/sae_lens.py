@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sae_bench.errors import LoadError, near
-from sae_bench.formats._assemble import check_k, check_orientation, check_weights, dtype_name
+from sae_bench.formats._assemble import check_k, check_orientation, check_real, check_weights, dtype_name
 from sae_bench.formats._files import peek_json, positive_int, read_json, said
 from sae_bench.formats._sae_lens_scale import SCALED, SCALER, TOKEN_NORMS, Scaler, fold_input, fold_norms, read_scaler
 from sae_bench.formats._tensors import Tensors, peek_names, read_safetensors
@@ -131,6 +131,8 @@ def build(config: Mapping[str, Any], weights: Tensors, *, what: str, scaler: Sca
     """
     config = _modern(config)
     architecture = _architecture(config, what)
+    for name, tensor in weights.items():
+        check_real(name, tensor, what)
     info = _info(config, architecture, weights, what)
     weights = _tidy({name: tensor.float() for name, tensor in weights.items()}, config, info.d_sae, what)
     if architecture == _PURSUIT:

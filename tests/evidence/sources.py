@@ -37,6 +37,11 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
         "tests/runs/toy_engine.py",
         "tests/evidence/kills.py",
     ),
+    "fuzz": ("sae_bench/formats/*.py", "sae_bench/sae/*.py", "sae_bench/site.py", "tests/evidence/fuzz.py"),
+    "architectures": (
+        *(f"sae_bench/{name}.py" for name in ("language_model", "model", "model_files", "site")),
+        "tests/evidence/architectures.py",
+    ),
     "oldest_pytest": (
         *(f"sae_bench/{name}.py" for name in ("plugin", "scheduling")),
         "tests/evidence/oldest_pytest.py",
