@@ -9,7 +9,7 @@ JOBS ?= 2
 # One thread a process: small products gain little from threads, and waiting threads take time from each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: bench test bench-engine evidence lint clean
+.PHONY: bench test bench-engine evidence lint docs clean
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks/ -n $(JOBS)
@@ -36,6 +36,15 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]' -c $(CONSTRAINTS)
 	# The SAEs of dictionary_learning are read as it reads them; what it trains with is not needed for that.
 	$(BIN)/python -m pip install --quiet --no-deps dictionary-learning -c $(CONSTRAINTS)
+	touch $@
+
+# The reference is read from the sources, so that the site's environment needs no torch. Warnings are errors.
+docs: .venv-docs/.ready
+	.venv-docs/bin/mkdocs build --strict
+
+.venv-docs/.ready: constraints-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet mkdocs-material 'mkdocstrings[python]' -c constraints-docs.txt
 	touch $@
 
 clean:
