@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +23,18 @@ SCHEMA = 1
 "The newest file layout this version reads and the one it writes."
 
 _BUILD = "make one with 'pytest-sae-bench corpus build --text FILE --model MODEL --out {path}'"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a corpus file may say beside its tokens."""
+
+    rules: str = ""
+    "How texts were cut into documents, in words."
+    ids: tuple[str, ...] | None = None
+    "Per document, which piece of which text it is."
+    texts: tuple[str, ...] | None = None
+    "Per document, its text, for showing."
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +57,16 @@ class Corpus:
     "Whether position 0 of every document is the beginning-of-sequence token."
     sha256: str
     "Of tokens, lengths and clusters; the same content in another file has the same one."
+    notes: Notes = field(default_factory=lambda: Notes())
+    "What does not decide any number."
 
     def __len__(self) -> int:
         return len(self.cluster)
 
     def take(self, count: int) -> Corpus:
         """The first ``count`` documents, as a corpus with its own sha256."""
-        return _corpus(
+        ids, texts = (None if each is None else each[:count] for each in (self.notes.ids, self.notes.texts))
+        taken = _corpus(
             self.tokens[:count],
             self.lengths[:count],
             self.cluster[:count],
@@ -61,6 +75,7 @@ class Corpus:
             source=self.source,
             has_bos=self.has_bos,
         )
+        return replace(taken, notes=Notes(self.notes.rules, ids, texts))
 
 
 def load_corpus(path: str | os.PathLike[str]) -> Corpus:
@@ -84,7 +99,7 @@ def load_corpus(path: str | os.PathLike[str]) -> Corpus:
     for name, tensor in (("lengths", lengths), ("cluster", cluster)):
         if tensor.shape[0] != docs:
             raise LoadError(f"corpus {file} has {tensor.shape[0]} {name} for {docs} documents; build it again")
-    return _corpus(
+    corpus = _corpus(
         tokens,
         lengths,
         tuple(cluster.tolist()),
@@ -93,6 +108,8 @@ def load_corpus(path: str | os.PathLike[str]) -> Corpus:
         source=metadata.get("source", ""),
         has_bos=_says_bos(metadata, tokens),
     )
+    columns = {name: _column(tensors.get(name), name, docs, file) for name in ("ids", "texts")}
+    return replace(corpus, notes=Notes(metadata.get("rules", ""), **columns))
 
 
 def save_corpus(path: str | os.PathLike[str], corpus: Corpus) -> None:
@@ -106,6 +123,12 @@ def save_corpus(path: str | os.PathLike[str], corpus: Corpus) -> None:
         "lengths": corpus.lengths.to(torch.int32).contiguous(),
         "cluster": torch.tensor(corpus.cluster, dtype=torch.int32),
     }
+    if corpus.notes.rules:
+        metadata["rules"] = corpus.notes.rules
+    for name, column in (("ids", corpus.notes.ids), ("texts", corpus.notes.texts)):
+        if column is not None:
+            packed = json.dumps(column, ensure_ascii=False, separators=(",", ":")).encode()
+            tensors[name] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -113,41 +136,6 @@ def save_corpus(path: str | os.PathLike[str], corpus: Corpus) -> None:
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def build_corpus(
-    texts: Iterable[str],
-    tokenizer: Any,
-    *,
-    length: int,
-    bos: bool,
-    source: str,
-    tokenizer_sha256: str | None = None,
-    documents: int | None = None,
-) -> Corpus:
-    """Cut texts into documents of at most ``length`` tokens; the chunks of one text share a cluster.
-
-    ``tokenizer`` is a Hugging Face tokenizer. With ``bos`` every document starts with its BOS token, the later chunks
-    of a text as well. A last chunk that would hold fewer than 2 tokens is dropped. ``documents`` stops early.
-    """
-    start = [_bos_id(tokenizer)] if bos else []
-    room = length - len(start)
-    if room < 1 or length < 2:
-        raise LoadError(f"documents of {length} tokens are too short to measure; choose a length of at least 2")
-    chunks: list[list[int]] = []
-    cluster: list[int] = []
-    for index, text in enumerate(texts):
-        ids = list(tokenizer.encode(text, add_special_tokens=False))
-        pieces = [start + ids[at : at + room] for at in range(0, len(ids), room)]
-        kept = [piece for piece in pieces if len(piece) >= 2]
-        chunks += kept
-        cluster += [index] * len(kept)
-        if documents is not None and len(chunks) >= documents:
-            break
-    chunks, cluster = chunks[:documents], cluster[:documents]
-    if not chunks:
-        raise LoadError(f"no text of {source or 'the source'} has 2 tokens or more; give a longer text")
-    return from_documents(chunks, cluster=cluster, has_bos=bos, source=source, tokenizer_sha256=tokenizer_sha256)
 
 
 def from_documents(
@@ -271,6 +259,19 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise LoadError(f"corpus {file} is not a readable safetensors file ({error}); build it again") from error
 
 
+def _column(packed: Tensor | None, name: str, docs: int, file: Path) -> tuple[str, ...] | None:
+    """One string a document, from UTF-8 JSON in a tensor of bytes."""
+    if packed is None:
+        return None
+    try:
+        found = json.loads(bytes(packed.to(torch.uint8).flatten().tolist()))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or len(found) != docs or not all(isinstance(each, str) for each in found):
+        raise LoadError(f"'{name}' of corpus {file} is not a list of {docs} strings; build it again")
+    return tuple(found)
+
+
 def _integers(tensor: Tensor, name: str, dimensions: int, file: Path) -> Tensor:
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise LoadError(f"'{name}' of corpus {file} is {str(tensor.dtype)[6:]}, but ids are integers (int32)")
@@ -286,13 +287,6 @@ def _says_bos(metadata: dict[str, str], tokens: Tensor) -> bool:
         if key in metadata:
             return metadata[key].strip().lower() == "true"
     return tokens.numel() > 0 and bool((tokens[:, 0] == tokens[0, 0]).all())
-
-
-def _bos_id(tokenizer: Any) -> int:
-    bos: Callable[[], Any] | int | None = getattr(tokenizer, "bos_token_id", None)
-    if not isinstance(bos, int):
-        raise LoadError("this tokenizer has no BOS token; build the corpus without one (--no-bos)")
-    return bos
 
 
 def _name(path: str) -> str:

@@ -16,6 +16,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "sae",
         "formats",
         "corpus",
+        "corpus_build",
         "language_model",
         "model",
         "model_files",

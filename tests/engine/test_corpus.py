@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from sae_bench.corpus import (
     Corpus,
-    build_corpus,
     check_context,
     check_tokenizer,
     check_vocabulary,
@@ -20,6 +19,7 @@ from sae_bench.corpus import (
     load_corpus,
     save_corpus,
 )
+from sae_bench.corpus_build import build_corpus
 from sae_bench.errors import LoadError
 
 

@@ -1,6 +1,7 @@
-"""Running on from a site equals a full pass, to the last bit: every architecture, block, site and head, raw and processed.
+"""Running on from a site equals a full pass, to the last bit: every architecture, block, site and head, in two forms.
 
-Under the transformer-lens of this environment, and of the other one where ``make`` or ``.ci/run`` has built it.
+Models are as stored, and processed; under the transformer-lens of this environment, and of the other one where
+``.ci/run`` has built it.
 """
 
 from __future__ import annotations
