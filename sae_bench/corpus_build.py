@@ -89,7 +89,7 @@ def from_jsonl(path: Path, field: str) -> Iterator[Text]:
 
 
 def from_dataset(name: str, field: str, split: str, revision: str | None, limit: int) -> Iterator[Text]:
-    """The first ``limit`` texts under ``field`` of a Hugging Face dataset, streamed: ``owner/name`` or ``owner/name:part``."""
+    """Up to ``limit`` texts under ``field`` of a Hugging Face dataset, ``owner/name`` or ``owner/name:part``."""
     try:
         from datasets import load_dataset
     except ImportError:
