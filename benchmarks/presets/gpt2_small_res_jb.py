@@ -1,0 +1,50 @@
+"""The field's reference case: twelve SAEs on GPT-2 small's residual stream (Bloom 2024), with all they need.
+
+In a ``conftest.py``, after ``pytest-sae-bench corpus build --dataset Skylion007/openwebtext --tokenizer gpt2 --docs 256
+--length 128 -o owt.safetensors``::
+
+    from benchmarks.presets import gpt2_small_res_jb
+
+    gpt2_small_res_jb.register("owt.safetensors")
+
+They were trained on activations of a model whose writing weights are centred, with BOS, in contexts of 128 tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sae_bench import register_sae
+from sae_bench.spec import SAESpec
+
+MODEL = "gpt2"
+PROCESSING = {"center_writing_weights": True}
+RELEASE = "gpt2-small-res-jb"
+LAYERS = range(12)
+CONTEXT = 128
+DATASET = "Skylion007/openwebtext"
+
+L0 = dict(zip(LAYERS, (10, 10, 18, 23, 31, 41, 51, 54, 60, 70, 52, 56), strict=True))
+"""By layer, as SAELens' table of releases gives it: rounded, on OpenWebText."""
+
+
+def register(corpus: str | Path, *, include_bos: bool = False) -> list[SAESpec]:
+    """Register them as ``gpt2-small-res-jb/<layer>``; ``include_bos`` replicates studies that intervened on BOS."""
+    return [
+        register_sae(
+            f"{RELEASE}/{layer}",
+            path=f"sae_lens:{RELEASE}/{site(layer)}",
+            model=MODEL,
+            model_kwargs=PROCESSING,
+            site=site(layer),
+            corpus=corpus,
+            include_bos=include_bos,
+            tags=("family:gpt2-small-res-jb", "architecture:standard", f"layer:{layer}"),
+        )
+        for layer in LAYERS
+    ]
+
+
+def site(layer: int) -> str:
+    """Where the SAE of a layer reads and writes."""
+    return f"blocks.{layer}.hook_resid_pre"
