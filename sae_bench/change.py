@@ -98,13 +98,18 @@ def paired_error(now: Estimate, accepted: Estimate, inflation: float = 1.0, weig
 
 def _inflation(accepted: Estimate, shared: Estimate) -> float:
     """How much more the accepted value varies from cluster to cluster over all of its clusters than over the shared."""
-    if not (isinstance(accepted, Ratio) and isinstance(shared, Ratio)):
+    if not (isinstance(accepted, Ratio) and isinstance(shared, Ratio)) or len(shared.numerator) < 2:
         return 1.0
-    errors = standard_error(accepted), standard_error(shared)
-    if not (errors[0] and errors[1]):
-        return 1.0
-    clusters = len(accepted.numerator) / len(shared.numerator)
-    return max(errors[0] * math.sqrt(clusters) / errors[1], 1.0)
+    everywhere, here = _spread(accepted), _spread(shared)
+    return max(everywhere / here, 1.0) if here > 0 and math.isfinite(everywhere) else 1.0
+
+
+def _spread(ratio: Ratio) -> float:
+    """Standard deviation of what a cluster adds to the ratio, in its unit: its error times sqrt(clusters)."""
+    level = ratio.denominator.mean()
+    if level == 0:
+        return math.nan
+    return float((ratio.numerator - ratio.numerator.mean() / level * ratio.denominator).std(ddof=1) / abs(level))
 
 
 def _snap(now: Floats, accepted: Floats) -> Floats:

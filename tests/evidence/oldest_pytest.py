@@ -28,10 +28,12 @@ def measure() -> dict[str, Any]:
             text=True,
         )
     version = re.search(r"pytest-(\d+\.\d+\.\d+)", done.stdout)
-    passed = re.search(r"(\d+) passed", done.stdout)
+    # The output of a test that failed may hold the counts of a run within it; the last line is ours.
+    passed = re.search(r"(\d+) passed", (done.stdout.splitlines() or [""])[-1])
     return {
         "pytest": version[1] if version else None,
         "xdist": XDIST,
         "exit_code": done.returncode,
         "passed": int(passed[1]) if passed else 0,
+        "failed": re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE),
     }

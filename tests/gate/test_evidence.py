@@ -107,5 +107,6 @@ def test_killed_runs_report_what_an_undisturbed_run_does(sources: Any) -> None:
 def test_the_oldest_supported_pytest_runs_the_suite_with_and_without_xdist(sources: Any) -> None:
     result = sources.read("oldest_pytest")["result"]
     assert result["pytest"] == "8.0.0"
+    assert result["failed"] == []
     assert result["exit_code"] == 0
     assert result["passed"] > 50
