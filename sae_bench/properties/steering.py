@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_bench.measurement import Estimate, Measurement, Metric, Undefined
-from sae_bench.properties import Property
+from sae_bench.properties import TRANSCODER, Property
 from sae_bench.properties._steering_arms import ARMS, OTHERS, RANDOM, Steered, steer
 from sae_bench.properties._steering_series import steering_series
 from sae_bench.properties._steering_stats import Arm, mean
@@ -75,6 +75,8 @@ NO_LENS = "directions of this site have no logit lens"
 
 def measure(bench: Bench) -> Measurement:
     """Slopes of every arm, what they cost, and which features steer."""
+    if bench.source is not bench.site_data:
+        return Measurement({metric.name: Undefined(TRANSCODER) for metric in METRICS})
     found = steer(bench)
     feature, floor = found.arms["feature"], found.arms["random_direction"]
     size = len(found.features)
