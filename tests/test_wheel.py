@@ -44,13 +44,13 @@ def test_the_demo_is_small(wheel: zipfile.ZipFile) -> None:
 def test_it_registers_the_plugin_under_its_own_name(wheel: zipfile.ZipFile) -> None:
     points = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     text = wheel.read(points).decode()
-    assert "[pytest11]\nsae_bench.plugin = sae_bench.plugin" in text
+    assert "[pytest11]\nsae_bench.plugin = pytest_sae_bench" in text
     assert "pytest-sae-bench = sae_bench.cli:main" in text
 
 
 def test_nothing_else_is_in_it(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"sae_bench"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"sae_bench", "pytest_sae_bench.py"}
 
 
 def test_it_is_at_most_35_megabytes(wheel: zipfile.ZipFile) -> None:

@@ -46,6 +46,12 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
         *(f"sae_bench/{name}.py" for name in ("plugin", "scheduling")),
         "tests/evidence/oldest_pytest.py",
     ),
+    "name_clash": (
+        "pytest_sae_bench.py",
+        "sae_bench/_identity.py",
+        "sae_bench/__init__.py",
+        "tests/evidence/name_clash.py",
+    ),
 }
 "Globs below the root and `JUDGED`, by the name of the evidence."
 
