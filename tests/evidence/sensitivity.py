@@ -18,6 +18,7 @@ from sae_bench.bench import TIERS
 from sae_bench.demo.paths import BUNDLED, SITE
 from sae_bench.formats import read_sae
 from sae_bench.loading import Loader
+from sae_bench.outcome import Verdict
 from sae_bench.properties import load_property, property_names
 from sae_bench.provenance import Provenance
 from sae_bench.report import Report
@@ -30,8 +31,8 @@ SOUND, BIASED = "topk", "gated"
 "The sound SAE, and one whose features fire by the bias of its encoder."
 DOCUMENTS, MEASURED = 40, 32
 "Documents of the corpus and those measured."
-TIER = replace(TIERS["smoke"], features=12, prompts=8)
-"What a quarter of a minute an SAE allows; no defect is for steering to find."
+TIER = replace(TIERS["smoke"], prompts=8)
+"What half a minute an SAE allows; no defect is for steering to find."
 GAIN = 0.4
 "Of the end-to-end-like defect: with more the SAE explains less than nothing and is refused when it is loaded."
 CAUGHT = ("FAIL", "ERROR", "INCOMPARABLE", "MISSING", "INCONCLUSIVE beyond")
@@ -71,7 +72,7 @@ MEANT_FOR: dict[str, tuple[str, ...]] = {
 "The properties that exist to catch a defect."
 REASONS = {
     "none": "the sound SAE itself",
-    "bfloat16": "does no harm: weights rounded to half precision move no metric beyond its limit",
+    "bfloat16": "does no harm: weights rounded to half precision leave reconstruction and KL within their limits",
     "encoder_bias_dropped": "does little harm to a TopK SAE, which keeps its k largest codes whatever the biases; "
     "an SAE whose features fire by their bias is caught, in the row below",
 }
@@ -81,8 +82,6 @@ REASONS = {
 def measure() -> dict[str, Any]:
     """The matrix: verdict of each property on each defect, with what moved."""
     torch.set_grad_enabled(False)
-    # Without a limit there is no verdict to be wrong.
-    names = [name for name in property_names() if load_property(name).limits]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         options = RunOptions(tier="smoke", documents=MEASURED, baselines=folder / "baselines")
@@ -92,6 +91,9 @@ def measure() -> dict[str, Any]:
             SAESpec(id=name, path=str(BUNDLED.sae(name)), model=str(BUNDLED.model), site=SITE, corpus=corpus)
             for name in (SOUND, BIASED)
         )
+        # Without a limit there is no verdict to be wrong, and without labelled questions nothing to measure.
+        limited = [name for name in property_names() if load_property(name).limits]
+        names = [name for name in limited if run.check(sound, name).verdict.verdict is not Verdict.UNDEFINED]
         _accept(run, sound, names)
         matrix = dict(_row(run, planted, names) for planted in _planted(sound, run._load(), folder))
         _accept(run, biased, names)
