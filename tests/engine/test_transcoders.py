@@ -31,7 +31,7 @@ def bench(tiny_model: Callable[..., Model], corpus: Corpus) -> Bench:
     sae = LinearDecoderSAE(
         info=SAEInfo("sae_lens", "jumprelu_transcoder", 64, 128, site_in=READ, site_out=WRITTEN),
         W_enc=both.T.contiguous(),
-        activation=JumpReLU(torch.zeros(128), torch.full((128,), 0.02)),
+        activation=JumpReLU(torch.zeros(128), torch.full((128,), 0.1)),
         W_dec=both @ solved[:64],
         b_dec=solved[64],
         pre_bias=torch.zeros(64),
@@ -45,11 +45,11 @@ def test_fidelity_is_that_of_the_output(bench: Bench) -> None:
     xhat = bench.sae.decode(bench.sae.encode(everything.source[everything.keep]))
     x = everything.x[everything.keep]
     due = 1 - float((xhat - x).square().sum() / (x - x.mean(0)).square().sum())
-    assert due > 0.9
+    assert 0.3 < due < 0.999
     assert found["explained_variance"].value == pytest.approx(due, abs=1e-5)
     gap = load_property("kl_gap").measure(bench).estimates
     sae = bench.outcome(everything, bench.reconstruct(everything)).kl[everything.keep]
-    assert gap["kl_sae"].value == pytest.approx(float(sae.double().mean()), rel=1e-5)
+    assert gap["kl_sae"].value == pytest.approx(float(sae.double().mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in property_names() if name not in ("reconstruction", "kl_gap")])
