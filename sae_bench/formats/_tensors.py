@@ -6,6 +6,7 @@ What a file claims is compared with its size before anything is read, so that a 
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,10 @@ def read_pickled(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_claims(path, archive, compressed=False)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            # Of protocols that other writers use: what cannot be read is an error below.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except LoadError:
         raise
     except Exception:
