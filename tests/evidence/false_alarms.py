@@ -22,7 +22,7 @@ from sae_bench.spec import SAESpec
 from sae_bench.verdict import ALPHA
 from tests.evidence.corpora import cut_corpus
 
-COMPARISONS, DOCUMENTS, MEASURED = 3000, 96, 4
+COMPARISONS, DOCUMENTS, MEASURED = 3000, 64, 4
 "Comparisons; documents of a run; measurements that runs are put together from."
 METRICS = ("kl_isotropic", "kl_covariance", "kl_real_difference", "kl_shuffled_error", "ratio_isotropic")
 SAE = "topk"
