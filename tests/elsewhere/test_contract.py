@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_bench.outcome import Verdict
 from sae_bench.properties.contract import CLAUSES
-from sae_bench.sae import TopK
+from sae_bench.sae import AbsTopK, TopK
 
 from .toys import WIDTH, Tied, linear
 
@@ -116,6 +116,12 @@ def test_sound_saes_break_nothing(contract: Callable[..., Any], sae: Any) -> Non
 def test_a_sound_topk_sae_breaks_nothing_although_features_tie(contract: Callable[..., Any]) -> None:
     sae = replace(linear(), activation=TopK(torch.zeros(2 * WIDTH), 4))
     assert contract(sae).verdict is Verdict.PASS
+
+
+def test_codes_that_are_declared_to_be_signed_may_be_negative(contract: Callable[..., Any]) -> None:
+    sae = replace(linear(), activation=AbsTopK(torch.zeros(2 * WIDTH), 4))
+    assert bool((sae.encode(torch.randn(8, WIDTH)) < 0).any())
+    assert contract(sae).metrics["wrong_sign"].value == 0
 
 
 def test_an_object_that_cannot_be_saved_says_so_and_passes(contract: Callable[..., Any]) -> None:
