@@ -252,10 +252,27 @@ def test_a_tier_is_a_prefix_of_the_next(make: Make) -> None:
     assert large.documents == 14
     first, second = everything(small), everything(large)
     for name, table in first.items():
-        assert torch.equal(table, second[name][:3]), name
+        torch.testing.assert_close(table, second[name][:3], atol=1e-6, rtol=1e-5, msg=lambda said, name=name: name)
     assert torch.equal(small.pool().covariance, large.pool().covariance)
     assert torch.equal(small.pool().error_pool, large.pool().error_pool)
     assert [tier.documents for tier in TIERS.values()] == [64, 256, None]
+
+
+def test_tiers_share_their_batches_so_that_their_numbers_are_the_same_to_the_last_bit(make: Make) -> None:
+    """Batches are made of documents of similar length, but only among those that a smaller tier has too."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 20, (150,), generator=generator).tolist()
+    documents = [[0, *torch.randint(2, 61, (n - 1,), generator=generator).tolist()] for n in lengths]
+    many = from_documents(documents, has_bos=True, source="random")
+    smoke, larger = make(of=many, tier=TIERS["smoke"]), make(of=many)
+    batches = [batch.documents for batch in smoke.batches()]
+    assert [batch.documents for batch in larger.batches()][: len(batches)] == batches
+    assert sorted(document for batch in batches for document in batch) == list(range(64))
+    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches]
+    assert max(spread) < max(lengths) - min(lengths)
+    first, second = everything(smoke), everything(larger)
+    for name, table in first.items():
+        assert torch.equal(table, second[name][:64]), name
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 14))
@@ -323,7 +340,7 @@ def test_values_that_are_not_finite_are_errors(make: Make, sae: TinySAE) -> None
     batch = good.batch((5, 0))
     with pytest.raises(MeasurementError, match="the model's output is NaN or infinite at document 5, position 1"):
         good.outcome(batch, batch.x * torch.inf)
-    with pytest.raises(MeasurementError, match="mine is NaN or infinite at document 0, position 1"):
+    with pytest.raises(MeasurementError, match="mine is NaN or infinite at document 3, position 1"):
         good.collect(lambda batch: {"mine": torch.full(batch.keep.shape, torch.nan)})
     padding = good.collect(lambda batch: {"mine": torch.where(batch.keep, 1.0, torch.nan)})
     assert torch.equal(padding["mine"], good.keep.double())
