@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -75,9 +76,10 @@ def report_html(report: Report, *, accepted: Report | None = None, title: str = 
 
 
 def history(entries: Sequence[AcceptedAt], *, title: str = "Accepted reports over time") -> str:
-    """Each judged metric over the commits at which reports were accepted, oldest first; a line per SAE."""
+    """Each judged metric over the commits at which reports were accepted, a line per SAE; ``entries`` oldest first."""
     gallery = sections.Gallery()
-    ordered = sorted(entries, key=lambda entry: (entry.when, entry.commit))
+    # By the moment, whatever the time zone; commits of one second stay in the order they came in.
+    ordered = sorted(entries, key=lambda entry: datetime.fromisoformat(entry.when))
     labels = [f"{entry.when[:10]} {entry.commit[:7]}" for entry in ordered]
     values: dict[str, dict[str, list[MetricResult | None]]] = {}
     for row, entry in enumerate(ordered):

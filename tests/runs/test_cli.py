@@ -216,3 +216,22 @@ print(int(code), [name for name in {HEAVY[:4]!r} if name in sys.modules])
     )
     assert done.stdout.splitlines()[-1] == "0 []", done.stdout
     assert "test_kl_gap[demo/topk]" in done.stdout
+
+
+@pytest.mark.parametrize(("first", "second"), [("12:00:00Z", "12:00:00Z"), ("13:30:00+02:00", "12:00:00Z")])
+def test_history_is_in_the_order_of_commits(
+    first: str, second: str, accepted: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commits of one second, and of one day in two time zones."""
+    monkeypatch.setenv("GIT_COMMITTER_DATE", f"2026-11-20T{first}")
+    _git(accepted, "commit", "--quiet", "--amend", "--no-edit")
+    assert main(["accept", "reports/latest.json", "--only", "kl_gap", "--reason", "a smaller dictionary"]) == 0
+    monkeypatch.setenv("GIT_COMMITTER_DATE", f"2026-11-20T{second}")
+    _git(accepted, "commit", "--quiet", "-am", "smaller dictionary")
+    assert main(["history", "lab/a", "--html", "history.html"]) == 0
+    page = (accepted.path / "history.html").read_text()
+    index = re.findall(r"<h4>(.*?)</h4>", page).index("kl_gap.kl_sae")
+    found = re.search(r"<script type=application/json id=figures>(.*?)</script>", page, re.DOTALL)
+    assert found
+    before, after = json.loads(found[1])[f"f{index}"]["data"][0]["y"]
+    assert after == pytest.approx(1.2 * before, rel=1e-2)
