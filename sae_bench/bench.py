@@ -120,11 +120,12 @@ class Bench:
         lengths = self.corpus.lengths[rows].clamp(max=self.corpus.tokens.shape[1] if stop is None else stop)
         longest = int(lengths.max())
         at = torch.arange(longest)
+        x = data.x[rows, :longest].to(device)
         return Batch(
             documents=documents,
             tokens=self.corpus.tokens[rows, :longest].to(device),
             lengths=tuple(lengths.tolist()),
-            x=(x := data.x[rows, :longest].to(device)),
+            x=x,
             source=x if self.source is data else self.source.x[rows, :longest].to(device),
             block_input=data.block_input[rows, :longest].to(device),
             keep=(data.keep[rows, :longest] & (at < lengths[:, None])).to(device),

@@ -130,12 +130,13 @@ class Model:
 
             return read
 
-        with torch.no_grad(), self._hooked(self._hook(Site(site.layer, KINDS[0])), keep("block_input")):
-            try:
-                with self._hooked(self._hook(site), keep("value")):
-                    self._forward(tokens)
-            except _Stop:
-                pass
+        with (
+            torch.no_grad(),
+            suppress(_Stop),
+            self._hooked(self._hook(Site(site.layer, KINDS[0])), keep("block_input")),
+            self._hooked(self._hook(site), keep("value")),
+        ):
+            self._forward(tokens)
         if "value" not in seen or "block_input" not in seen:
             raise _silent(site)
         return Capture(value=seen["value"], block_input=seen["block_input"])
@@ -316,10 +317,8 @@ class Model:
 
         handle = self.bridge.blocks[0].register_forward_hook(look)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), suppress(_Stop):
                 self._forward(torch.zeros(1, 2, dtype=torch.int64))
-        except _Stop:
-            pass
         finally:
             handle.remove()
         return found[0]

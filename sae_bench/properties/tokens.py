@@ -108,9 +108,10 @@ def measure(bench: Bench) -> Measurement:
     sums, counts, ids = sums[:, enough], counts[:, enough], ids[enough]
     found = compare(total, count, sums, counts, ids)
     estimates |= _with_errors(total, count, sums, counts)
-    differ = int((found.q() < FALSE_DISCOVERIES).sum())
+    q = found.q()
+    differ = int((q < FALSE_DISCOVERIES).sum())
     note = f"the gap of {differ} of {len(ids)} token types differs from the mean (false discoveries at 5%)"
-    return Measurement(estimates, bench.clusters, {"token_types": _table(bench, found)}, notes=(note,))
+    return Measurement(estimates, bench.clusters, {"token_types": _table(bench, found, q)}, notes=(note,))
 
 
 def compare(total: Floats, count: Floats, sums: Floats, counts: Floats, token: NDArray[np.int64]) -> Types:
@@ -151,11 +152,10 @@ def _with_errors(total: Floats, count: Floats, sums: Floats, counts: Floats) -> 
     }
 
 
-def _table(bench: Bench, found: Types) -> Series:
+def _table(bench: Bench, found: Types, q: Floats) -> Series:
     """The types that differ most from the mean, by their distance in standard errors."""
     distance = (found.gap - found.mean) / np.maximum(found.error, 1e-300)
     first = np.argsort(-np.abs(distance), kind="stable")[:LISTED]
-    q = found.q()
     return Series(
         "table",
         {

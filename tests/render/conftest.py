@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ from sae_bench.conversion import context_digest
 from sae_bench.measurement import Series
 from sae_bench.outcome import Verdict
 from sae_bench.results import MetricResult, PerCluster, PropertyResult, Provenance, Report, SAEResult
+from tests.render.browser import Browser
 
 RUN = Provenance(
     commit="4f2c1ab00000000000000000000000000000dead",
@@ -270,3 +271,11 @@ class Make:
 @pytest.fixture(scope="session")
 def make() -> Make:
     return Make()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A Chromium for the tests of one module."""
+    started = Browser(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,13 +56,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = [path.parent for path in reports.glob("*/report.html")]
     assert len(found) == 1, done.stdout + done.stderr
     return found[0]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    started = Browser(tmp_path_factory.mktemp("profile"))
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")
