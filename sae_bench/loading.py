@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from sae_bench.bench import Bench, Settings, site_data
-from sae_bench.controls import load_control
+from sae_bench.controls import make_control
+from sae_bench.controls.quality import AT_THE_OUTPUT
 from sae_bench.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
 from sae_bench.errors import LoadError, SAEBenchError
 from sae_bench.formats import as_sae, read_sae
@@ -111,8 +112,10 @@ class Loader:
         data = site_data(model, site, corpus, self.settings, spec.include_bos)
         read = data if source == site else site_data(model, source, corpus, self.settings, spec.include_bos)
         if spec.control is not None:
-            x = data.rows[data.kept[:_CONTROL_TOKENS]].to(self.settings.device)
-            sae = load_control(spec.control)(sae, x, torch.Generator().manual_seed(self.settings.seed))
+            x, y = (each.rows[each.kept[:_CONTROL_TOKENS]].to(self.settings.device) for each in (read, data))
+            generator = torch.Generator().manual_seed(self.settings.seed)
+            sae = make_control(spec.control, sae, x, x if read is data else y, generator)
+            read = data if spec.control in AT_THE_OUTPUT else read
         bench = Bench(
             sae,
             model,

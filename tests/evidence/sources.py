@@ -17,7 +17,7 @@ JUDGED = "properties that judge"
 SPEAKS_OF: dict[str, tuple[str, ...]] = {
     "sensitivity": (
         *JUDGING,
-        "sae_bench/controls.py",
+        "sae_bench/controls/*.py",
         JUDGED,
         *DEMO,
         "tests/evidence/sensitivity.py",
