@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +20,10 @@ from sae_bench.results import MetricResult, Report
 
 OPEN = 1
 "SAEs whose properties are unfolded when nothing needs attention."
+LONG = 1_000_000
+"Characters of JSON above which it is packed. What is not is there when the page has loaded, for printing at once."
+PACKED = "application/json+gzip+base64"
+"Type of the script elements that hold packed JSON."
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
@@ -156,8 +162,11 @@ def _page(
 
 
 def _data(name: str, tree: Any) -> str:
-    """JSON in a script element: no ``<`` in it, so that no text of a report can end the element."""
+    """JSON in a script element; no ``<`` in it, so that no text of a report can end the element. Packed when long."""
     text = json.dumps(tree, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    if len(text) > LONG:
+        packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+        return f"<script type={PACKED} id={name}>{packed}</script>"
     text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     return f"<script type=application/json id={name}>{text}</script>"
 

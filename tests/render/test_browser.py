@@ -106,3 +106,18 @@ def test_print_holds_every_plot_and_leaves_the_page_as_it_was(browser: Browser, 
     assert browser.run("Promise.resolve(document.querySelectorAll('.plot:not(:has(.main-svg))').length)") == 0
     assert browser.run(opened) == before
     assert browser.run("Promise.resolve(document.documentElement.className)") == ""
+
+
+def test_a_long_page_is_unpacked_by_its_script(
+    browser: Browser, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(html, "LONG", 100)
+    path = tmp_path / "report.html"
+    path.write_text(html.report_html(make.full(1)), encoding="utf-8")
+    assert path.read_text().count(html.PACKED) == 2
+    browser.open(path, 1280)
+    drawn = "() => document.querySelector('.plot .main-svg') && document.querySelector('#metrics td')"
+    assert browser.run(
+        f"(async () => {{ while (!({drawn})()) await new Promise((go) => setTimeout(go, 20)); return true; }})()"
+    )
+    assert browser.of(*WRONG) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,6 +16,7 @@ from sae_bench.render import html, terminal
 from sae_bench.render.markdown import summary
 from sae_bench.report import load_report
 from sae_bench.results import Acceptance, SAEResult
+from tests.render.packed import unpacked
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VOID = {"meta", "link", "input", "br", "wbr"}
@@ -95,8 +95,8 @@ def test_every_link_of_the_page_leads_somewhere(page: Page, make: Any) -> None:
     ]
 
 
-def test_every_figure_of_the_page_has_its_data(page: Page, text: str) -> None:
-    figures = json.loads(page.scripts[0])
+def test_every_figure_of_the_page_has_its_data(text: str) -> None:
+    figures = unpacked(text, "figures")
     assert re.findall(r'data-figure="(\w+)"', text) == list(figures)
     titles = re.findall(r"<h4>(.*?)</h4>", text)
     for title in ("KL of a token, by arm", "Quantiles of a token&#x27;s KL", "Mean KL by position", "t*",
@@ -226,8 +226,9 @@ def test_history_has_a_picture_a_metric_and_says_who_and_why(make: Any) -> None:
         taken = Acceptance("ann", f"2026-11-0{day}T00:00:00Z", f"why <{day}>")
         report = make.report({"a": {"kl_gap": replace(held, acceptance=taken)}})
         entries.append(html.AcceptedAt(f"{day}" * 40, f"2026-11-0{day}T00:00:00Z", report))
-    page = Page(html.history(entries))
-    (figure,) = json.loads(page.scripts[0]).values()
+    text = html.history(entries)
+    page = Page(text)
+    (figure,) = unpacked(text, "figures").values()
     assert figure["data"][0]["y"] == [0.1, 0.2, 0.3]
     assert "why <3>" in page.words
     assert "no accepted report" in html.history([])
@@ -236,9 +237,9 @@ def test_history_has_a_picture_a_metric_and_says_who_and_why(make: Any) -> None:
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.json")), ids=lambda path: path.name)
 def test_old_reports_are_still_shown(path: Path) -> None:
     report = load_report(path)
-    page = Page(html.report_html(report))
-    figures = json.loads(page.scripts[0])
-    assert len(figures) > 10
+    text = html.report_html(report)
+    page = Page(text)
+    assert len(unpacked(text, "figures")) > 10
     for sae in report.saes:
         assert sae in terminal.summary(report)
         assert sae in summary(report)

@@ -15,6 +15,7 @@ import pytest
 
 from sae_bench.cli import main
 from sae_bench.registration import SAES
+from tests.render.packed import unpacked
 
 HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "plotly", "scipy.stats", "pytest")
 
@@ -79,9 +80,7 @@ def test_history_draws_each_metric_over_commits(accepted: Any, capsys: pytest.Ca
         assert "kl_gap.kl_sae" in titles
         assert ("sparsity.l0" in titles) == ("--metric" not in named)
         assert ("lab/b" in page) == (named == ["baselines/"])
-        found = re.search(r"<script type=application/json id=figures>(.*?)</script>", page, re.DOTALL)
-        assert found
-        line = json.loads(found[1])[f"f{titles.index('kl_gap.kl_sae')}"]["data"][0]
+        line = unpacked(page, "figures")[f"f{titles.index('kl_gap.kl_sae')}"]["data"][0]
         assert line["name"] == "lab/a"
         assert line["y"][1] == pytest.approx(1.2 * line["y"][0], rel=1e-2)
         assert "a smaller dictionary" in page
@@ -231,7 +230,5 @@ def test_history_is_in_the_order_of_commits(
     assert main(["history", "lab/a", "--html", "history.html"]) == 0
     page = (accepted.path / "history.html").read_text()
     index = re.findall(r"<h4>(.*?)</h4>", page).index("kl_gap.kl_sae")
-    found = re.search(r"<script type=application/json id=figures>(.*?)</script>", page, re.DOTALL)
-    assert found
-    before, after = json.loads(found[1])[f"f{index}"]["data"][0]["y"]
+    before, after = unpacked(page, "figures")[f"f{index}"]["data"][0]["y"]
     assert after == pytest.approx(1.2 * before, rel=1e-2)

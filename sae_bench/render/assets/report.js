@@ -1,7 +1,12 @@
 "use strict";
-(() => {
-  const read = (id) => { const node = document.getElementById(id); return node ? JSON.parse(node.textContent) : null; };
-  const figures = read("figures") || {}, table = read("table");
+(async () => {
+  const read = async (id) => {
+    const node = document.getElementById(id);
+    if (!node || node.type === "application/json") return node && JSON.parse(node.textContent);
+    const packed = Uint8Array.from(atob(node.textContent), (each) => each.charCodeAt(0));
+    return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+  };
+  const [figures, table] = await Promise.all(["figures", "table"].map(read));
   const root = document.documentElement, drawn = new Set();
   const all = (selector, from = document) => [...from.querySelectorAll(selector)];
 
