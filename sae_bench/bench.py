@@ -58,6 +58,8 @@ class Bench:
         progress: Progress | None = None,
         partner: Any = None,
         contrast: str | None = None,
+        concepts: str | None = None,
+        id: str = "",
         source: SiteData | None = None,
     ) -> None:
         self.sae = sae
@@ -65,6 +67,10 @@ class Bench:
         "A second SAE of the same site, of another seed; None when none is registered."
         self.contrast = contrast
         "Path of a labelled dataset for contrast steering; None when none is registered."
+        self.concepts = concepts
+        "Path of a file of concepts and cycles; None when none is registered."
+        self.id = id
+        "What the SAE is registered as, by which files name it; '' for one that is not."
         self.model = model
         self.corpus = corpus
         self.site_data = site_data

@@ -126,6 +126,8 @@ class Loader:
             progress=self.progress,
             partner=self._partner(spec, sae),
             contrast=spec.contrast,
+            concepts=spec.concepts,
+            id=spec.id,
             source=read,
         )
         if CONTROL not in spec.tags:

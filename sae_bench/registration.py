@@ -39,6 +39,7 @@ def register_sae(
     tags: Sequence[str] = (),
     partner: str | Path | None = None,
     contrast: str | Path | None = None,
+    concepts: str | Path | None = None,
     known_failures: Mapping[str, str] | None = None,
     limits: Sequence[str] = (),
 ) -> SAESpec:
@@ -68,6 +69,7 @@ def register_sae(
         tags=tuple(tags),
         partner=_anchor(partner, base),
         contrast=_anchor(contrast, base),
+        concepts=_anchor(concepts, base),
         known_failures=dict(known_failures or {}),
         limits=tuple(limits),
         origin=f"{caller.f_code.co_filename}:{caller.f_lineno}",

@@ -93,6 +93,8 @@ def varied(bench: Bench, repeat: int, same_seed: bool = False) -> Bench:
         include_bos=bench.include_bos,
         partner=bench.partner,
         contrast=bench.contrast,
+        concepts=bench.concepts,
+        id=bench.id,
         source=bench.source,
     )
 

@@ -47,6 +47,8 @@ class SAESpec:
     "Path of a second SAE of the same recipe and another seed, for `stability`."
     contrast: str | None = None
     "Labelled dataset for contrast steering; ``NAME_shifted.jsonl`` beside ``NAME.jsonl`` is its shifted variant."
+    concepts: str | None = None
+    "File of labelled concepts and cycles, which `sae_bench.concepts` reads."
     known_failures: Mapping[str, str] = field(default_factory=dict)
     "``property.metric`` to the reason why its hard limit is known to fail."
     limits: tuple[str, ...] = ()

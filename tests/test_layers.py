@@ -25,6 +25,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "geometry",
         "sparse_codes",
         "contrast",
+        "concepts",
+        "concept_tokens",
     ),
     3: ("capture", "handed", "batch", "bench", "scales", "steering", "contract"),
     4: ("properties",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae_bench.demo.paths import CONTRAST, CORPUS, MODEL, SAES, SITE
+from sae_bench.demo.paths import CONCEPTS, CONTRAST, CORPUS, MODEL, SAES, SITE
 from sae_bench.registration import register_sae
 
 KNOWN_FAILURES = {
@@ -28,5 +28,6 @@ def register_demo() -> None:
             tags=("demo", f"architecture:{name}"),
             partner=twin,
             contrast=CONTRAST,
+            concepts=CONCEPTS,
             known_failures=KNOWN_FAILURES.get(name),
         )

@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -24,14 +24,21 @@ DOCUMENTS = 512
 QUESTIONS = 240
 
 
-def write_corpus(folder: DemoPaths) -> None:
-    """512 held-out documents, every one a cluster of its own, in the order they were drawn."""
+@cache
+def corpus_documents() -> tuple[Document, ...]:
+    """The documents of the evaluation corpus with what is known about them, in the order they were drawn."""
     rng = random.Random(CORPUS_SEED)
     documents: list[Document] = []
     while len(documents) < DOCUMENTS:
         item = document(rng)
         if len(item.words) >= SHORTEST:
             documents.append(item)
+    return tuple(documents)
+
+
+def write_corpus(folder: DemoPaths) -> None:
+    """512 held-out documents, every one a cluster of its own."""
+    documents = list(corpus_documents())
     batch = pack(documents)
     lengths = torch.tensor([len(item.words) for item in documents], dtype=torch.int32)
     tensors = {

@@ -44,6 +44,11 @@ class DemoPaths:
         return self.root / "contrast_shifted.jsonl"
 
     @property
+    def concepts(self) -> Path:
+        """What the language's words and sentences are known to mean, and its cycles."""
+        return self.root / "concepts.toml"
+
+    @property
     def card(self) -> Path:
         """The card with measured numbers."""
         return self.root / "README.md"
@@ -57,4 +62,5 @@ SAES = {name: BUNDLED.sae(name) for name in SAE_NAMES}
 CORPUS = BUNDLED.corpus
 CONTRAST = BUNDLED.contrast
 CONTRAST_SHIFTED = BUNDLED.contrast_shifted
+CONCEPTS = BUNDLED.concepts
 CARD = BUNDLED.card

@@ -14,11 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from sae_bench.demo import evaluation
+from sae_bench.demo import evaluation, labels
 from sae_bench.demo.language import document, vocabulary
 from sae_bench.demo.paths import (
     BUNDLED,
     CARD,
+    CONCEPTS,
     CONTRAST,
     CONTRAST_SHIFTED,
     CORPUS,
@@ -64,7 +65,7 @@ def _card_rows() -> dict[str, list[str]]:
 
 
 def test_everything_together_is_small():
-    files = [MODEL, CORPUS, CONTRAST, CONTRAST_SHIFTED, *SAES.values()]
+    files = [MODEL, CORPUS, CONCEPTS, CONTRAST, CONTRAST_SHIFTED, *SAES.values()]
     total = sum(p.stat().st_size for item in files for p in ([item] if item.is_file() else item.rglob("*")))
     assert total < 20e6
 
@@ -110,7 +111,9 @@ def test_the_corpus_has_its_format(corpus: dict[str, torch.Tensor]):
     assert metadata["source"]
 
 
-def test_corpus_and_contrast_sets_are_what_the_generator_makes(tmp_path: Path, corpus: dict[str, torch.Tensor]):
+def test_corpus_contrast_sets_and_concepts_are_what_the_generator_makes(
+    tmp_path: Path, corpus: dict[str, torch.Tensor]
+):
     again = DemoPaths(tmp_path)
     (again.model).mkdir()
     (again.model / "tokenizer.json").write_bytes((MODEL / "tokenizer.json").read_bytes())
@@ -119,6 +122,8 @@ def test_corpus_and_contrast_sets_are_what_the_generator_makes(tmp_path: Path, c
     assert all(torch.equal(tensor, corpus[name]) for name, tensor in load_file(again.corpus).items())
     assert again.contrast.read_bytes() == CONTRAST.read_bytes()
     assert again.contrast_shifted.read_bytes() == CONTRAST_SHIFTED.read_bytes()
+    labels.write_concepts(again)
+    assert again.concepts.read_bytes() == CONCEPTS.read_bytes()
 
 
 @pytest.mark.parametrize("path", [CONTRAST, CONTRAST_SHIFTED], ids=lambda path: path.stem)

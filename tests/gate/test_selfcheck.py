@@ -110,6 +110,8 @@ class Bench:
     include_bos: bool = False
     partner: Any = None
     contrast: Any = None
+    concepts: Any = None
+    id: str = ""
     source: Any = None
 
 
