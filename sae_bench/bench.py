@@ -60,6 +60,7 @@ class Bench:
         contrast: str | None = None,
         concepts: str | None = None,
         id: str = "",
+        circuit: str | None = None,
         source: SiteData | None = None,
     ) -> None:
         self.sae = sae
@@ -71,6 +72,8 @@ class Bench:
         "Path of a file of concepts and cycles; None when none is registered."
         self.id = id
         "What the SAE is registered as, by which files name it; '' for one that is not."
+        self.circuit = circuit
+        "Path of a circuit's prompts; None when none are registered."
         self.model = model
         self.corpus = corpus
         self.site_data = site_data

@@ -27,7 +27,18 @@ from sae_bench.spec import SAESpec
 from sae_bench.tiers import TIERS, Settings
 
 OPTIONS = ("tier", "documents", "seed", "device", "dtype", "batch_size", "strict", "selfcheck")
-FIELDS = ("model_kwargs", "include_bos", "l0", "tags", "partner", "contrast", "concepts", "known_failures", "limits")
+FIELDS = (
+    "model_kwargs",
+    "include_bos",
+    "l0",
+    "tags",
+    "partner",
+    "contrast",
+    "circuit",
+    "concepts",
+    "known_failures",
+    "limits",
+)
 
 
 def check(

@@ -38,6 +38,7 @@ def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, A
         "partner": None if bench.partner is None else weights_sha256(bench.partner),
         "contrast": _files_sha256(spec.contrast),
         "concepts": _files_sha256(spec.concepts),
+        "circuit": _files_sha256(spec.circuit),
         "settings": asdict(loader.settings),
         "packages": {name: _version(name) for name in _PACKAGES},
         "hardware": hardware(),

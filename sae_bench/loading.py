@@ -128,6 +128,7 @@ class Loader:
             contrast=spec.contrast,
             concepts=spec.concepts,
             id=spec.id,
+            circuit=spec.circuit,
             source=read,
         )
         if CONTROL not in spec.tags:

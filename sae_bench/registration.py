@@ -40,6 +40,7 @@ def register_sae(
     partner: str | Path | None = None,
     contrast: str | Path | None = None,
     concepts: str | Path | None = None,
+    circuit: str | Path | None = None,
     known_failures: Mapping[str, str] | None = None,
     limits: Sequence[str] = (),
 ) -> SAESpec:
@@ -70,6 +71,7 @@ def register_sae(
         partner=_anchor(partner, base),
         contrast=_anchor(contrast, base),
         concepts=_anchor(concepts, base),
+        circuit=_anchor(circuit, base),
         known_failures=dict(known_failures or {}),
         limits=tuple(limits),
         origin=f"{caller.f_code.co_filename}:{caller.f_lineno}",

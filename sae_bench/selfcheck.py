@@ -95,6 +95,7 @@ def varied(bench: Bench, repeat: int, same_seed: bool = False) -> Bench:
         contrast=bench.contrast,
         concepts=bench.concepts,
         id=bench.id,
+        circuit=bench.circuit,
         source=bench.source,
     )
 

@@ -49,6 +49,8 @@ class SAESpec:
     "Labelled dataset for contrast steering; ``NAME_shifted.jsonl`` beside ``NAME.jsonl`` is its shifted variant."
     concepts: str | None = None
     "File of labelled concepts and cycles, which `sae_bench.concepts` reads."
+    circuit: str | None = None
+    "Prompts of a circuit with a right and a wrong answer, for `circuits`."
     known_failures: Mapping[str, str] = field(default_factory=dict)
     "``property.metric`` to the reason why its hard limit is known to fail."
     limits: tuple[str, ...] = ()

@@ -65,7 +65,7 @@ def check_sae(
         baselines: the folder of accepted reports to compare with; hard limits only without.
         options: ``tier``, ``documents``, ``seed``, ``device``, ``dtype``, ``batch_size``, ``strict``, ``selfcheck``;
             of `SAESpec` ``model_kwargs``, ``include_bos``, ``l0``, ``tags``, ``partner``, ``contrast``,
-            ``concepts``, ``known_failures``, ``limits``.
+            ``circuit``, ``concepts``, ``known_failures``, ``limits``.
 
     Returns:
         The report; ``report.exit_code()`` is the exit code that pytest would end with.

@@ -20,7 +20,7 @@ class Tier:
     features: int
     prompts: int | None
     questions: int | None
-    "About how many are scored in contrast steering; None: half of the dataset."
+    "About how many questions or prompts of a labelled dataset are scored; None: half of it."
 
 
 TIERS: Mapping[str, Tier] = {

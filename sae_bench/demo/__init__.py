@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae_bench.demo.paths import CONCEPTS, CONTRAST, CORPUS, MODEL, SAES, SITE
+from sae_bench.demo.paths import CIRCUIT, CONCEPTS, CONTRAST, CORPUS, MODEL, SAES, SITE
 from sae_bench.registration import register_sae
 
 KNOWN_FAILURES = {
@@ -29,5 +29,6 @@ def register_demo() -> None:
             partner=twin,
             contrast=CONTRAST,
             concepts=CONCEPTS,
+            circuit=CIRCUIT,
             known_failures=KNOWN_FAILURES.get(name),
         )

@@ -1,4 +1,4 @@
-"""Rebuild the whole demo from nothing: tokenizer, model, evaluation corpus, contrast sets, concepts, SAEs, card.
+"""Rebuild the whole demo from nothing: tokenizer, model, corpus, labelled prompts, concepts, SAEs, card.
 
     python -m sae_bench.demo.build                          into the package itself, half an hour on two idle cores
     python -m sae_bench.demo.build --out DIR --steps 20     a toy of the same shape, for a test
@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sae_bench.demo.card import write_card
-from sae_bench.demo.evaluation import write_contrast, write_corpus
+from sae_bench.demo.evaluation import write_circuit, write_contrast, write_corpus
 from sae_bench.demo.labels import write_concepts
 from sae_bench.demo.paths import BUNDLED, SAE_NAMES, DemoPaths
 from sae_bench.demo.saes import SAERecipe, train_saes
@@ -45,6 +45,7 @@ def build(
         write_corpus(folder)
         write_contrast(folder)
         write_concepts(folder)
+        write_circuit(folder)
     if "saes" in stages:
         log.info("training %d SAEs for %d steps each", len(names), sae.steps)
         train_saes(folder, sae, names)

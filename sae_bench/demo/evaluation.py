@@ -1,11 +1,11 @@
-"""The pinned evaluation corpus and the contrast sets."""
+"""The pinned evaluation corpus, the contrast sets and the circuit's prompts."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 
@@ -14,14 +14,17 @@ from safetensors.torch import save_file
 
 from sae_bench.demo.batches import pack
 from sae_bench.demo.language.documents import SHORTEST, Document, document
-from sae_bench.demo.language.prompts import PersonaQuestion, persona_questions
+from sae_bench.demo.language.prompts import PersonaQuestion, indirect_object_clusters, persona_questions
 from sae_bench.demo.paths import DemoPaths
 from sae_bench.demo.tokenizer import tokenizer_sha256
 
 CORPUS_SEED = 30_000_001
 CONTRAST_SEED = 40_000_003
 DOCUMENTS = 512
+CIRCUIT_SEED = 50_000_017
 QUESTIONS = 240
+NAME_PAIRS = 24
+"Pairs of names for each template of the circuit's prompts."
 
 
 @cache
@@ -55,20 +58,23 @@ def write_corpus(folder: DemoPaths) -> None:
     save_file(tensors, folder.corpus, metadata=metadata)
 
 
+def _write_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:
+    path.write_text("".join(json.dumps(record, sort_keys=True) + "\n" for record in records), encoding="utf-8")
+
+
 def _write_questions(path: Path, questions: list[PersonaQuestion]) -> None:
-    lines = [
-        json.dumps(
+    _write_lines(
+        path,
+        (
             {
                 "prompt": item.prompt,
                 "positive": item.positive,
                 "negative": item.negative,
                 "factors": dict(item.factors),
-            },
-            sort_keys=True,
-        )
-        for item in questions
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            }
+            for item in questions
+        ),
+    )
 
 
 def _distinct(n: int, cells: int, draw: Callable[[], list[PersonaQuestion]]) -> list[PersonaQuestion]:
@@ -91,3 +97,19 @@ def write_contrast(folder: DemoPaths) -> None:
         cells = 4 if shifted else 12
         questions = _distinct(QUESTIONS, cells, partial(persona_questions, cells, rng, shifted=shifted))
         _write_questions(folder.contrast_shifted if shifted else folder.contrast, questions)
+
+
+def write_circuit(folder: DemoPaths) -> None:
+    """480 prompts of the indirect-object task: 24 pairs of names in 5 templates, each in 2 orders and both roles."""
+    _write_lines(
+        folder.circuit,
+        (
+            {
+                "prompt": item.prompt,
+                "answer": item.answer,
+                "distractor": item.distractor,
+                "factors": {"order": item.order, "template": str(item.template)},
+            }
+            for item in indirect_object_clusters(NAME_PAIRS, random.Random(CIRCUIT_SEED))
+        ),
+    )

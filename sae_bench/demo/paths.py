@@ -49,6 +49,11 @@ class DemoPaths:
         return self.root / "concepts.toml"
 
     @property
+    def circuit(self) -> Path:
+        """Prompts that stop before their indirect object, one JSON object a line."""
+        return self.root / "circuit.jsonl"
+
+    @property
     def card(self) -> Path:
         """The card with measured numbers."""
         return self.root / "README.md"
@@ -63,4 +68,5 @@ CORPUS = BUNDLED.corpus
 CONTRAST = BUNDLED.contrast
 CONTRAST_SHIFTED = BUNDLED.contrast_shifted
 CONCEPTS = BUNDLED.concepts
+CIRCUIT = BUNDLED.circuit
 CARD = BUNDLED.card

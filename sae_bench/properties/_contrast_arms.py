@@ -58,9 +58,9 @@ def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None)
     """Choose the directions on one half and steer the other half and the shifted variant with them."""
     import torch
 
+    from sae_bench.cells import first_of_cells, halves_by_cell
     from sae_bench.steering import LastPosition
     from sae_bench.steering import propensity as engine
-    from sae_bench.steering.cells import first_of_cells, halves_by_cell
 
     choosing, scored = halves_by_cell(asked.pairs)
     told = engine.samples(bench, asked, choosing)
@@ -109,10 +109,10 @@ class _Candidates:
 
 def _candidates(bench: Bench, runner: LastPosition, asked: ContrastSet, told: Sequence[Sample]) -> _Candidates:
     """The features tried, and how reliably each steers some of the choosing half's questions."""
+    from sae_bench.cells import first_of_cells
     from sae_bench.sae import unit_directions
     from sae_bench.steering import candidates
     from sae_bench.steering import propensity as engine
-    from sae_bench.steering.cells import first_of_cells
 
     lines = {pair.line for pair in first_of_cells([sample.pair for sample in told], CHOOSING)}
     some = [sample for sample in told if sample.pair.line in lines]

@@ -20,7 +20,7 @@ import numpy as np
 
 from sae_bench.measurement import Floats, Series
 from sae_bench.properties._contrast_arms import ARMS, Contrasted
-from sae_bench.properties._contrast_factors import Ints, holm, omega_squared, permutation_p
+from sae_bench.properties._factors import Ints, holm, omega_squared, permutation_p
 
 LINES = 100
 "Questions whose propensity curves are kept, at most."
@@ -38,7 +38,7 @@ def contrast_series(found: Contrasted, factors: Mapping[str, Ints], seed: int) -
 
 
 def _lines(found: Contrasted) -> dict[str, Series]:
-    from sae_bench.steering.cells import first_of_cells
+    from sae_bench.cells import first_of_cells
     from sae_bench.steering.propensity import MULTIPLIERS
 
     shown = first_of_cells(found.pairs, LINES)[:LINES]

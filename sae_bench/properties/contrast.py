@@ -29,8 +29,8 @@ from sae_bench.contrast import FACTORS, ContrastSet, read_contrast, shifted_path
 from sae_bench.measurement import Estimate, Floats, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.properties import TRANSCODER, Property
 from sae_bench.properties._contrast_arms import ARMS, CHOOSING, Contrasted, contrast_arms
-from sae_bench.properties._contrast_factors import Ints, levels, omega_squared, worst_level
 from sae_bench.properties._contrast_series import contrast_series
+from sae_bench.properties._factors import Ints, levels, omega_squared, worst_level
 from sae_bench.stats import leave_one_out
 
 if TYPE_CHECKING:

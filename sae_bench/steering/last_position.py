@@ -12,7 +12,6 @@ Shapes: p positions of a prompt, m replacements, b prompts, d site width, V voca
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch.nn import functional
 
 from sae_bench.errors import MeasurementError
 from sae_bench.model import Model
+from sae_bench.prompts import Prompt
 from sae_bench.site import Site
 
 _PACKED = 512
@@ -27,25 +27,6 @@ _WHOLE = 64
 "Replacements per run, at most. Fixed, so that numbers do not depend on anybody's batch size."
 _TOLERANCE = 1e-4
 "Largest difference of two log-probabilities (nats) that float32 rounding explains."
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """A prompt up to the position that is steered."""
-
-    name: str
-    "For messages, such as ``document 17``."
-    tokens: Tensor
-    "int64 (p,)"
-    block_input: Tensor
-    "(p, d_model) float32"
-    x: Tensor
-    "(p, d) float32, the site's activation"
-
-    @property
-    def last(self) -> Tensor:
-        """(d,) activation at the last position."""
-        return self.x[-1]
 
 
 class LastPosition:

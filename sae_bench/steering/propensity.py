@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from torch.nn import functional
 from sae_bench.bench import Bench
 from sae_bench.contrast import ContrastSet, Pair
 from sae_bench.errors import MeasurementError
-from sae_bench.steering.last_position import LastPosition, Prompt
+from sae_bench.prompts import ROWS, Prompt, captured_prompts, first_token, token_ids, tokenizer_for
+from sae_bench.steering.last_position import LastPosition
 from sae_bench.steering.responses import unit_strength
 
 Floats = NDArray[np.float64]
@@ -30,7 +31,6 @@ _Ids: TypeAlias = tuple[list[int], list[int], list[int]]
 
 MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 "Of the unit strength; 0 adds nothing to a slope, because these are symmetric, but it is the unsteered propensity."
-_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def samples(bench: Bench, contrast: ContrastSet, pairs: Sequence[Pair]) -> list[
             for pair in pairs
             for answer in ids[pair.line][1:]
         ]
-        captured = _captured(bench, texts)
+        captured = captured_prompts(bench, texts, "contrast: questions")
         return [_sample(pair, ids[pair.line], *captured[2 * at : 2 * at + 2]) for at, pair in enumerate(pairs)]
 
     key = ("contrast", contrast.sha256, tuple(pair.line for pair in pairs))
@@ -78,18 +78,13 @@ def _sample(pair: Pair, ids: _Ids, positive: Prompt, negative: Prompt) -> Sample
 
 def _tokenised(bench: Bench, contrast: ContrastSet) -> dict[int, _Ids]:
     """By line, the token ids of the prompt and of both answers."""
-    tokenizer = bench.model.tokenizer
-    if tokenizer is None:
-        raise MeasurementError(
-            f"contrast steering reads text, and model {bench.model.name!r} came without a tokenizer; load it from a "
-            f"Hugging Face folder"
-        )
-    start = bench.corpus.tokens[0, :1].tolist() if bench.corpus.has_bos else []
+    tokenizer = tokenizer_for(bench, "contrast steering")
+    start = first_token(bench)
     found = {}
     for pair in contrast.pairs:
         where = f"{contrast.path}, line {pair.line}"
-        prompt = start + _ids(tokenizer, pair.prompt, where)
-        positive, negative = (_ids(tokenizer, text, where) for text in (pair.positive, pair.negative))
+        prompt = start + token_ids(tokenizer, pair.prompt, where)
+        positive, negative = (token_ids(tokenizer, text, where) for text in (pair.positive, pair.negative))
         longest = len(prompt) + max(len(positive), len(negative))
         if longest > bench.model.context:
             raise MeasurementError(
@@ -100,33 +95,6 @@ def _tokenised(bench: Bench, contrast: ContrastSet) -> dict[int, _Ids]:
             raise MeasurementError(f"{where}: both answers have the same tokens, {positive}")
         found[pair.line] = prompt, positive, negative
     return found
-
-
-def _ids(tokenizer: Any, text: str, where: str) -> list[int]:
-    ids = [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
-    if not ids:
-        raise MeasurementError(f"{where}: the tokenizer makes no token of {text!r}")
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        raise MeasurementError(f"{where}: the tokenizer does not know a word of {text!r}; use words of the model's own")
-    return ids
-
-
-def _captured(bench: Bench, texts: Sequence[tuple[str, list[int]]]) -> list[Prompt]:
-    """The texts as the model reads them; those of one length are run together."""
-    found: dict[int, Prompt] = {}
-    by_length: dict[int, list[int]] = {}
-    for index, (_, ids) in enumerate(texts):
-        by_length.setdefault(len(ids), []).append(index)
-    for group in by_length.values():
-        for start in range(0, len(group), _ROWS):
-            rows = group[start : start + _ROWS]
-            tokens = torch.tensor([texts[index][1] for index in rows], device=bench.settings.device)
-            seen = bench.model.capture(tokens, bench.site)
-            values = (each.to(tokens.device) for each in (seen.block_input, seen.value))
-            for index, *parts in zip(rows, tokens, *values, strict=True):
-                found[index] = Prompt(texts[index][0], *parts)
-            bench.advance("contrast: questions", len(found), len(texts))
-    return [found[index] for index in range(len(texts))]
 
 
 def propensities(
@@ -182,7 +150,7 @@ def _answer_log_prob(runner: LastPosition, answered: Prompt, start: int, shifts:
     tokens, answer = answered.tokens[:-1], answered.tokens[start + 1 :]
     select = (torch.arange(len(tokens)) >= start)[None]
     parts = []
-    for part in torch.split(shifts, _ROWS):
+    for part in torch.split(shifts, ROWS):
         rows = len(part)
         x = answered.x[:-1].expand(rows, -1, -1).clone()
         x[:, start:] += part[:, None]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_bench.bench import Bench
-from sae_bench.steering.last_position import LastPosition, Prompt
+from sae_bench.prompts import Prompt
+from sae_bench.steering.last_position import LastPosition
 from sae_bench.steering.targets import Targets
 
 Floats = NDArray[np.float64]

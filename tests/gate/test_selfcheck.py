@@ -112,6 +112,7 @@ class Bench:
     contrast: Any = None
     concepts: Any = None
     id: str = ""
+    circuit: Any = None
     source: Any = None
 
 

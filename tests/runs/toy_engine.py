@@ -43,7 +43,8 @@ class ToyBench:
 
     def __init__(self, sae: Any, model: Any, corpus: Any, site_data: Any, settings: ToySettings, **rest: Any) -> None:
         self.sae, self.model, self.corpus, self.site_data, self.settings = sae, model, corpus, site_data, settings
-        self.include_bos, self.partner, self.contrast, self.concepts, self.id = False, None, None, None, ""
+        self.include_bos, self.id = False, ""
+        self.partner = self.contrast = self.circuit = self.concepts = None
 
 
 class ToyLoader:

@@ -15,18 +15,18 @@ import pytest
 import torch
 
 from sae_bench.bench import TIERS, Bench, Settings
+from sae_bench.cells import first_of_cells, halves_by_cell
 from sae_bench.contrast import read_contrast, shifted_path
 from sae_bench.corpus import from_documents
 from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.limits import parse_rule
 from sae_bench.measurement import Undefined
 from sae_bench.outcome import Verdict
-from sae_bench.properties._contrast_factors import holm, omega_squared, permutation_p, worst_level
+from sae_bench.properties._factors import holm, omega_squared, permutation_p, worst_level
 from sae_bench.properties.contrast import METRICS, PROPERTY, measure
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
 from sae_bench.site import parse_site
 from sae_bench.steering import LastPosition
-from sae_bench.steering.cells import first_of_cells, halves_by_cell
 from sae_bench.steering.propensity import MULTIPLIERS, _propensities, samples, slopes
 from sae_bench.verdict import judge
 
@@ -124,7 +124,7 @@ def without(rows: Rows, index: int, field: str) -> Rows:
         ),
         (
             [row(name, "AB"[at % 2], ("yes", "no")[at % 2]) for at, name in enumerate(NAMES)],
-            r"confounds two factors: none of 40 pairs has answer_position 'A' with wording 'no'",
+            r"confounds two factors: none of 40 lines has answer_position 'A' with wording 'no'",
         ),
     ],
 )

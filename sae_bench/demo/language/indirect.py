@@ -17,9 +17,14 @@ TEMPLATES = (
 )
 
 
-def indirect_object(draw: Draw, order: str | None = None, template: int | None = None) -> Sentence:
-    """One sentence. ABBA names the receiver first, BABA the giver; order and template are drawn when not given."""
-    receiver, giver = draw.two(NAMES)
+def indirect_object(
+    draw: Draw, order: str | None = None, template: int | None = None, names: tuple[str, str] | None = None
+) -> Sentence:
+    """One sentence. ABBA names the receiver first, BABA the giver; what is not given is drawn.
+
+    `names` are the receiver and the giver.
+    """
+    receiver, giver = draw.two(NAMES) if names is None else names
     order = draw.one(ORDERS) if order is None else order
     template = draw.one(range(len(TEMPLATES))) if template is None else template
     first, second = (receiver, giver) if order == "ABBA" else (giver, receiver)

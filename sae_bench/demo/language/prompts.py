@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 
 from sae_bench.demo.language.cycles import CYCLES, cycle_step
 from sae_bench.demo.language.draw import Draw
@@ -83,6 +83,23 @@ def indirect_object_prompts(n: int, rng: random.Random) -> list[IndirectObjectPr
         template, order = cells[index % len(cells)]
         item = indirect_object(Draw(rng), order=order, template=template)
         found.append(IndirectObjectPrompt(item.prompt, item.answer, item.labels["giver"], order, template))
+    return found
+
+
+def indirect_object_clusters(pairs: int, rng: random.Random) -> list[IndirectObjectPrompt]:
+    """`pairs` pairs of names for every template, each four times: either name receives, in either order.
+
+    The four prompts of a pair differ in nothing else, so what the order does is compared with all else equal. No
+    template has a pair twice.
+    """
+    every = list(combinations(NAMES, 2))
+    found: list[IndirectObjectPrompt] = []
+    for chosen in zip(*(rng.sample(every, pairs) for _ in TEMPLATES), strict=True):
+        for template, (one, other) in enumerate(chosen):
+            seed = rng.getrandbits(64)
+            for names, order in product(((one, other), (other, one)), ORDERS):
+                item = indirect_object(Draw(random.Random(seed)), order, template, names)
+                found.append(IndirectObjectPrompt(item.prompt, item.answer, names[1], order, template))
     return found
 
 
