@@ -49,7 +49,7 @@ class NoModel:
             "this needs the model, and only activations were given; give check_sae the model and the token ids as well"
         )
 
-    logits = capture = resume = final_logits = _refuse
+    logits = capture = resume = gradient = final_logits = _refuse
 
 
 def as_documents(activations: Tensor) -> tuple[Tensor, Tensor]:

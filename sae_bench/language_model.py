@@ -159,6 +159,22 @@ class Model:
         with torch.no_grad(), self._placed(block_input, site, value):
             return self._forward(tokens, select, options)
 
+    def gradient(
+        self,
+        tokens: Tensor,
+        block_input: Tensor,
+        site: Site,
+        value: Tensor,
+        objective: Callable[[Tensor], Tensor],
+        *,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        """(b, p, d) float32 derivative, by ``value`` at the site, of the sum of ``objective(logits)``; see `resume`."""
+        value = value.detach().clone().requires_grad_()
+        with torch.enable_grad(), self._placed(block_input, site, value):
+            (found,) = torch.autograd.grad(objective(self._forward(tokens, select)).sum(), value)
+        return found
+
     def final_residual(self, tokens: Tensor, block_input: Tensor, site: Site, value: Tensor | None) -> Tensor:
         """(b, p, d_model) float32 residual stream that the final norm reads when ``value`` stands at the site."""
         seen: list[Tensor] = []

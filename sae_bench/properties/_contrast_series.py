@@ -94,7 +94,7 @@ def _factor_table(slopes: Floats, found: Contrasted, factors: Mapping[str, Ints]
     """Per declared factor and level: omega squared, permutation p (within templates), mean slope, rising slopes."""
     strata = factors.get("template", np.zeros(len(slopes), dtype=np.int64))
     p = [
-        permutation_p(slopes, level, np.zeros_like(level) if name == "template" else strata, seed)
+        float(permutation_p(slopes[None], level, np.zeros_like(level) if name == "template" else strata, seed)[0])
         for name, level in factors.items()
     ]
     rows = []

@@ -76,6 +76,21 @@ class SolvedModel:
     ) -> Tensor:
         return self.head(value if select is None else value[select])
 
+    def gradient(
+        self,
+        tokens: Tensor,
+        block_input: Tensor,
+        site: Site,
+        value: Tensor,
+        objective: Callable[[Tensor], Tensor],
+        *,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        with torch.enable_grad():
+            value = value.clone().requires_grad_()
+            logits = self.head(value if select is None else value[select])
+            return torch.autograd.grad(objective(logits).sum(), value)[0]
+
     def final_logits(self, resid: Tensor) -> Tensor:
         return self.head(resid)
 

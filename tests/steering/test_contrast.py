@@ -386,12 +386,21 @@ def test_omega_squared_has_no_bias_and_knows_its_order() -> None:
 def test_permutation_p_is_uniform_under_nothing_and_small_under_something() -> None:
     generator = np.random.default_rng(1)
     level, template = np.arange(40) % 2, np.arange(40) // 2 % 2
-    p = [permutation_p(generator.normal(size=40), level, template, seed) for seed in range(60)]
-    assert 0.35 < np.mean(p) < 0.65
-    assert permutation_p(level + 0.1 * generator.normal(size=40), level, template, 0) == pytest.approx(0.001)
+    p = permutation_p(generator.normal(size=(400, 40)), level, template, 0)
+    assert 0.45 < p.mean() < 0.55
+    assert 0.02 < (p <= 0.05).mean() < 0.08
+    assert permutation_p((level + 0.1 * generator.normal(size=40))[None], level, template, 0) == pytest.approx(0.001)
     # Shuffled within templates, a factor is not blamed for what its template does.
-    assert permutation_p(3.0 * template + generator.normal(size=40), level, template, 0) > 0.01
+    assert permutation_p((3.0 * template + generator.normal(size=40))[None], level, template, 0) > 0.01
+
+
+def test_holms_correction_is_that_of_statsmodels() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    p = np.random.default_rng(0).random(12) ** 3
+    assert holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1].tolist())
     assert holm([0.01, 0.04]) == pytest.approx([0.02, 0.04])
+    assert holm([]) == []
 
 
 def test_the_worst_level_is_found_in_any_factor() -> None:
