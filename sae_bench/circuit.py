@@ -85,8 +85,8 @@ def read_circuit(path: str | os.PathLike[str]) -> CircuitSet:
         raise LoadError(f"{source.name} holds {len(prompts)} prompts; at least {FEWEST} are needed")
     if declared_factors(source, prompts) != FACTORS:
         raise LoadError(
-            f"{source.file}, line {prompts[0].line}: factors are {', '.join(prompts[0].factors) or 'none'}; a circuit's "
-            f"prompts need both of {', '.join(FACTORS)}"
+            f"{source.file}, line {prompts[0].line}: factors are {', '.join(prompts[0].factors) or 'none'}; "
+            f"a circuit's prompts need both of {', '.join(FACTORS)}"
         )
     found = CircuitSet(str(source.file), prompts, _clusters(prompts), source.sha256)
     _check_distinct(source, found)
@@ -139,7 +139,9 @@ def _check_answers(source: Source, found: CircuitSet) -> None:
 def _check_clusters(source: Source, found: CircuitSet) -> None:
     orders = found.levels("order")
     if len(orders) < 2:
-        raise LoadError(f"{source.name} has one order only, {orders[0]!r}; write every prompt in two orders, ABBA and BABA")
+        raise LoadError(
+            f"{source.name} has one order only, {orders[0]!r}; write every prompt in two orders, ABBA and BABA"
+        )
     for cluster in found.clusters:
         counts = Counter(prompt.factors["order"] for prompt in cluster.prompts)
         if len({counts[order] for order in orders}) > 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -210,7 +211,7 @@ def gradients(bench: Bench, given: Task) -> list[Tensor]:
                 torch.stack([given.read[row].block_input for row in group]),
                 bench.site,
                 torch.stack([given.read[row].x for row in group]),
-                lambda logits, answers=answers: _difference(logits, answers),
+                partial(_difference, answers=answers),
                 select=_last(given, group),
             )
             found |= dict(zip(group, slopes, strict=True))

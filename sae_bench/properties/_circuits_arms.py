@@ -28,6 +28,8 @@ LATENTS = 8
 "Features that are measured."
 TRIED = 16
 "Features that are left out one by one on the choosing half."
+ROUNDING = 1e-5
+"Nats, and share of the largest clean logit difference, below which a difference is rounding: it is none."
 CHOOSING = 48
 "About how many prompts choose them, in every tier, so that every tier chooses the same ones."
 
@@ -72,22 +74,23 @@ def circuit_arms(bench: Bench, asked: CircuitSet) -> Circuit:
     given = runs.task(bench, asked, prompts)
     seen = runs.coded(bench, given)
     rows = range(len(prompts))
+    clean = runs.clean(bench, given)
     arms = {
-        "clean": runs.clean(bench, given),
+        "clean": clean,
         "sae": runs.differences(bench, given, rows, seen.xhat),
         "isotropic": runs.differences(bench, given, rows, runs.noisy(bench, given, seen)),
         "mean_ablation": runs.mean_ablated(bench, given),
     }
     features = tuple(chosen)
-    effects, fires = _effects(bench, given, seen, features, arms["clean"])
-    random, _ = _effects(bench, given, seen, features, arms["clean"], elsewhere=True)
+    effects, fires = _effects(bench, given, seen, features, clean)
+    random, _ = _effects(bench, given, seen, features, clean, elsewhere=True)
     return Circuit(
         prompts=prompts,
         cluster_of=np.repeat(np.arange(len(kept)), [len(cluster.prompts) for cluster in kept]),
         clusters=tuple(cluster.id for cluster in kept),
         factors={name: levels([prompt.factors[name] for prompt in prompts]) for name in FACTORS},
         names={name: tuple(sorted({prompt.factors[name] for prompt in prompts})) for name in FACTORS},
-        arms=arms,
+        arms={name: _rounded(values, clean) for name, values in arms.items()},
         features=features,
         signs=np.array(list(chosen.values())),
         fires=fires,
@@ -166,4 +169,9 @@ def _effects(
         effects[rank, rows] = clean[rows] - runs.differences(bench, given, rows, lacking)
         fires[rank] = len(rows) / max(len(clean), 1)
         bench.advance("circuits: features", rank + 1, len(features))
-    return effects, fires
+    return _rounded(effects, clean), fires
+
+
+def _rounded(values: Floats, clean: Floats) -> Floats:
+    """0 where a value is rounding, beside these clean logit differences."""
+    return np.where(np.abs(values) > ROUNDING * max(1.0, float(np.abs(clean).max(initial=0.0))), values, 0.0)

@@ -36,7 +36,7 @@ class Design:
 
     def sums(self, values: Floats) -> Floats:
         """(S,) sums of (N,)."""
-        return np.bincount(self.cluster_of, weights=values, minlength=self.clusters)
+        return np.asarray(np.bincount(self.cluster_of, values, self.clusters), dtype=np.float64)
 
     def mean(self, values: Floats) -> Ratio:
         """Of (N,)."""

@@ -45,11 +45,15 @@ SOLVED = 3.0
 NOT_KEPT = ("kept", "kept_over_ablation", "kept_isotropic")
 
 METRICS = (
-    Metric("logit_difference_clean", "nats", "reported", "mean logit difference of the model as it is", noise_free=True),
+    Metric(
+        "logit_difference_clean", "nats", "reported", "mean logit difference of the model as it is", noise_free=True
+    ),
     Metric("logit_difference_sae", "nats", "higher", "the same through the reconstruction", noise_free=True),
     Metric("logit_difference_mean_ablation", "nats", "reported", "the same at the site's mean", noise_free=True),
     Metric("logit_difference_sae_sd", "nats", "reported", "its spread over prompts", noise_free=True),
-    Metric("kept", "share", "higher", "logit difference through the reconstruction over the clean one", noise_free=True),
+    Metric(
+        "kept", "share", "higher", "logit difference through the reconstruction over the clean one", noise_free=True
+    ),
     Metric("kept_over_ablation", "share", "higher", "the same, both over mean ablation", noise_free=True),
     Metric("kept_isotropic", "share", "reported", "the same with noise of the error's norm in place of the error"),
     Metric("lost", "nats", "lower", "clean logit difference minus that through the reconstruction", noise_free=True),

@@ -15,11 +15,14 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from sae_bench.demo import evaluation, labels
+from sae_bench.circuit import read_circuit
+from sae_bench.demo import evaluation
 from sae_bench.demo.language import document, vocabulary
 from sae_bench.demo.paths import (
     BUNDLED,
     CARD,
     CONCEPTS,
+    CIRCUIT,
     CONTRAST,
     CONTRAST_SHIFTED,
     CORPUS,
@@ -66,6 +69,7 @@ def _card_rows() -> dict[str, list[str]]:
 
 def test_everything_together_is_small():
     files = [MODEL, CORPUS, CONCEPTS, CONTRAST, CONTRAST_SHIFTED, *SAES.values()]
+    files = [MODEL, CORPUS, CONTRAST, CONTRAST_SHIFTED, CIRCUIT, *SAES.values()]
     total = sum(p.stat().st_size for item in files for p in ([item] if item.is_file() else item.rglob("*")))
     assert total < 20e6
 
@@ -119,11 +123,13 @@ def test_corpus_contrast_sets_and_concepts_are_what_the_generator_makes(
     (again.model / "tokenizer.json").write_bytes((MODEL / "tokenizer.json").read_bytes())
     evaluation.write_corpus(again)
     evaluation.write_contrast(again)
+    evaluation.write_circuit(again)
     assert all(torch.equal(tensor, corpus[name]) for name, tensor in load_file(again.corpus).items())
     assert again.contrast.read_bytes() == CONTRAST.read_bytes()
     assert again.contrast_shifted.read_bytes() == CONTRAST_SHIFTED.read_bytes()
     labels.write_concepts(again)
     assert again.concepts.read_bytes() == CONCEPTS.read_bytes()
+    assert again.circuit.read_bytes() == CIRCUIT.read_bytes()
 
 
 @pytest.mark.parametrize("path", [CONTRAST, CONTRAST_SHIFTED], ids=lambda path: path.stem)
@@ -135,6 +141,20 @@ def test_contrast_sets_are_balanced_and_without_repetition(path: Path):
     assert all(line["positive"] == line["factors"]["answer_position"] != line["negative"] for line in lines)
     cells = Counter(tuple(sorted(line["factors"].items())) for line in lines)
     assert len(set(cells.values())) == 1
+
+
+def test_a_circuits_prompts_are_balanced_and_in_clusters_of_four():
+    found = read_circuit(CIRCUIT)
+    assert len(found.prompts) == 480
+    assert {len(cluster.prompts) for cluster in found.clusters} == {4}
+    cells = Counter(tuple(prompt.factors.values()) for prompt in found.prompts)
+    assert set(cells.values()) == {48}
+    for prompt in found.prompts:
+        words = prompt.prompt.split()
+        assert words.count(prompt.distractor) == 2
+        assert words.count(prompt.answer) == 1
+        first = min((words.index(prompt.answer), "ABBA"), (words.index(prompt.distractor), "BABA"))
+        assert first[1] == prompt.factors["order"]
 
 
 def test_the_engine_computes_what_hugging_face_computes(corpus: dict[str, torch.Tensor]):

@@ -68,6 +68,7 @@ def test_the_whole_build_makes_every_file(tmp_path: Path):
         folder.contrast,
         folder.contrast_shifted,
         folder.concepts,
+        folder.circuit,
         folder.card,
     ):
         assert path.stat().st_size > 0
