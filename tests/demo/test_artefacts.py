@@ -14,15 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from sae_bench.demo import evaluation, labels
 from sae_bench.circuit import read_circuit
-from sae_bench.demo import evaluation
+from sae_bench.demo import evaluation, labels
 from sae_bench.demo.language import document, vocabulary
 from sae_bench.demo.paths import (
     BUNDLED,
     CARD,
-    CONCEPTS,
     CIRCUIT,
+    CONCEPTS,
     CONTRAST,
     CONTRAST_SHIFTED,
     CORPUS,
@@ -68,8 +67,7 @@ def _card_rows() -> dict[str, list[str]]:
 
 
 def test_everything_together_is_small():
-    files = [MODEL, CORPUS, CONCEPTS, CONTRAST, CONTRAST_SHIFTED, *SAES.values()]
-    files = [MODEL, CORPUS, CONTRAST, CONTRAST_SHIFTED, CIRCUIT, *SAES.values()]
+    files = [MODEL, CORPUS, CIRCUIT, CONCEPTS, CONTRAST, CONTRAST_SHIFTED, *SAES.values()]
     total = sum(p.stat().st_size for item in files for p in ([item] if item.is_file() else item.rglob("*")))
     assert total < 20e6
 
