@@ -15,6 +15,7 @@ from sae_bench.registration import SAES, TargetDefaults, load_entry_points, sele
 from sae_bench.report import load_report
 from sae_bench.run import RunOptions
 from sae_bench.spec import SAESpec
+from sae_bench.testing import SPEED
 
 DEMO = "demo/"
 "What ids of bundled SAEs begin with."
@@ -27,6 +28,7 @@ NARROWING = {
     "--deselect": "deselect",
     "--ignore": "ignore",
     "--ignore-glob": "ignore_glob",
+    "--benchmark-only": "benchmark_only",
 }
 "Options of pytest that leave out items, by their `dest`."
 
@@ -92,9 +94,14 @@ def chosen_saes(resolved: Resolved) -> list[SAESpec]:
 
 
 def chosen_properties(patterns: list[str]) -> list[str]:
-    """The properties that ``--sae-property`` means, sorted; a pattern that means none is a `UsageError`."""
+    """The properties that ``--sae-property`` means, sorted; a pattern that means nothing is a `UsageError`."""
     names = property_names()
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"--sae-property {pattern!r} matches no property{near(pattern, names)}")
+        if not any(fnmatchcase(name, pattern) for name in (*names, SPEED)):
+            raise UsageError(f"--sae-property {pattern!r} matches no property{near(pattern, (*names, SPEED))}")
     return [name for name in names if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def speed_chosen(patterns: list[str]) -> bool:
+    """Whether ``--sae-property`` means timings as well; without it, they are taken."""
+    return not patterns or any(fnmatchcase(SPEED, pattern) for pattern in patterns)

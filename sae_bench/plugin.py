@@ -27,6 +27,7 @@ MARKERS = {
     "steering": "what adding a feature's direction does",
     "concepts": "what the codes know of labelled concepts",
     "contract": "what every SAE must satisfy on any input",
+    "speed": "how fast an SAE encodes and decodes on this machine; never judged",
 }
 _session_key = pytest.StashKey["Session"]()
 _error_key = pytest.StashKey[str]()
@@ -98,18 +99,22 @@ def pytest_collection(session: pytest.Session) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item for each chosen SAE; ids are the SAEs' ids, so ``-k`` and node ids work."""
-    from sae_bench.testing import PROPERTY_ATTRIBUTE
+    from sae_bench.testing import OPERATIONS, PROPERTY_ATTRIBUTE
 
-    name = getattr(metafunc.function, PROPERTY_ATTRIBUTE, None)
-    if name is None:
+    name, timed = getattr(metafunc.function, PROPERTY_ATTRIBUTE, None), _is_timed(metafunc.function)
+    if name is None and not timed:
         return
     try:
         session = _session(metafunc.config)
-        specs = session.specs if name in session.properties else []
+        wanted = session.speed if timed else name in session.properties
+        # A control of known quality is as fast as any product: there is nothing to learn.
+        specs = [spec for spec in session.specs if wanted and not (timed and spec.control)]
     except pytest.UsageError as error:
         metafunc.config.stash.setdefault(_error_key, str(error))
         specs = []
     metafunc.parametrize("sae_spec", specs, ids=[spec.id for spec in specs], scope="session")
+    if timed:
+        metafunc.parametrize("sae_operation", OPERATIONS)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -117,8 +122,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark items by their property's kind, drop unchosen properties, and add an item for whatever vanished."""
     if (message := config.stash.get(_error_key, None)) is not None:
         raise pytest.UsageError(message)
+    timed = [item for item in items if _is_timed(getattr(item, "function", None))]
     suite = [item for item in items if _property_of(item) is not None]
-    if not suite:
+    if not suite and not timed:
         return
     from sae_bench.properties import load_property
 
@@ -126,15 +132,39 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session.collected = True
     for item in suite:
         item.add_marker(load_property(str(_property_of(item))).marker)
+    _mark_timed(config, timed)
     kept = [item for item in suite if _spec_of(item) is not None and _property_of(item) in session.properties]
+    if config.getoption("benchmark_only", False):
+        # What pytest-benchmark would skip was not chosen; a property that is skipped counts as lost.
+        kept = []
     gone = {id(item) for item in suite} - {id(item) for item in kept}
+    gone |= {id(item) for item in timed if _spec_of(item) is None}
     if gone:
         items[:] = [item for item in items if id(item) not in gone]
-    if not session.narrowed:
+    if suite and not session.narrowed and not config.getoption("benchmark_only", False):
         parent = suite[0].parent or suite[0].session
         pairs: list[tuple[str, str | None]] = [(sae, None) for sae in session.vanished()]
         pairs += session.unmeasured({(_spec_of(item).id, str(_property_of(item))) for item in kept})
         items.extend(VanishedItem.of(parent, sae, name) for sae, name in pairs)
+
+
+def _mark_timed(config: pytest.Config, timed: list[pytest.Item]) -> None:
+    """Mark timings, and skip them where they would say nothing."""
+    why = None
+    if hasattr(config, "workerinput"):
+        why = "workers that share a machine slow each other down: time SAEs with -k speed and without -n"
+    elif not config.pluginmanager.hasplugin("benchmark"):
+        why = "pytest-benchmark is not loaded, and it takes the time"
+    for item in timed:
+        item.add_marker("speed")
+        if why is not None:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def _is_timed(function: Any) -> bool:
+    from sae_bench.testing import SPEED_ATTRIBUTE
+
+    return getattr(function, SPEED_ATTRIBUTE, False)
 
 
 def _spec_of(item: pytest.Item) -> Any:
@@ -236,11 +266,15 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.exitstatus = sae_session.finish(int(exitstatus), failed_otherwise)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the table."""
-    sae_session = config.stash.get(_session_key, None)
-    if sae_session is not None and sae_session.collected:
-        sae_session.summarise(terminalreporter)
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Generator[None, Any, Any]:
+    """Print the table below what other plugins print, and where one of them stops (``--benchmark-compare-fail``)."""
+    try:
+        return (yield)
+    finally:
+        sae_session = config.stash.get(_session_key, None)
+        if sae_session is not None and sae_session.collected:
+            sae_session.summarise(terminalreporter)
 
 
 @pytest.hookimpl(optionalhook=True)

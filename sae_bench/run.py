@@ -27,7 +27,9 @@ from sae_bench.tiers import TIERS, Settings
 from sae_bench.verdict import AcceptedProperty, PropertyVerdict, Verdict, judge, sparsity_moved
 
 if TYPE_CHECKING:
+    from sae_bench.bench import Bench
     from sae_bench.loading import Loader
+    from sae_bench.speed import Timing
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, how many documents are done, and how many there are."""
@@ -121,6 +123,8 @@ class Run:
         "What kinds of SAEs this process has loaded, by id."
         self.unwritten: list[str] = []
         "Why records could not be written."
+        self.timings: list[Timing] = []
+        "What was timed; no verdict knows of it."
         self._make_loader = make_loader
         self._loader: Loader | None = None
         self._found: dict[tuple[str, str], _Found] = {}
@@ -171,14 +175,18 @@ class Run:
         self._loader = None
         self._found.clear()
 
+    def bench(self, spec: SAESpec) -> Bench:
+        """What ``spec`` is measured with; the SAE before it is let go. Raises what is wrong with the SAE."""
+        loader = self._load()
+        if self._current is not None and self._current.id != spec.id:
+            loader.forget(self._current)
+        self._current = spec
+        return loader.bench(spec)
+
     def _measure(self, spec: SAESpec, declared: Property) -> _Found:
         place = (spec.id, declared.name)
         if place not in self._found:
-            loader = self._load()
-            if self._current is not None and self._current.id != spec.id:
-                loader.forget(self._current)
-            self._current = spec
-            bench = loader.bench(spec)
+            bench, loader = self.bench(spec), self._load()
             self.provenance[spec.id] = loader.provenance(spec)
             key = self._key(loader, spec, declared)
             earlier = self.earlier.get(key) if key is not None else None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sae_bench import accepting, baselines, store
-from sae_bench.choices import chosen_properties, chosen_saes, narrowed_by, run_options
+from sae_bench.choices import chosen_properties, chosen_saes, narrowed_by, run_options, speed_chosen
 from sae_bench.errors import SAEBenchError, StoreError
 from sae_bench.options import Resolved
 from sae_bench.outcome import NOTHING_MEASURED_EXIT
@@ -20,6 +20,7 @@ from sae_bench.provenance import Provenance, author, utc
 from sae_bench.registration import SAES
 from sae_bench.render import github, terminal
 from sae_bench.render.files import accepted_side, write_files
+from sae_bench.render.speed import speed_lines
 from sae_bench.report import PropertyResult, Report, SAEResult, write_report
 from sae_bench.run import Run
 from sae_bench.scheduling import share_cores
@@ -42,6 +43,8 @@ class Session:
         self.options = run_options(config, resolved)
         self.specs = chosen_saes(resolved)
         self.properties = chosen_properties(resolved["sae_property"])
+        self.speed = speed_chosen(resolved["sae_property"])
+        "Whether SAEs are timed."
         check_words(self.specs, self.options.rules, list(SAES))
         check_accepted_reports(self.specs, self.properties, self.options)
         self.narrowed = bool(resolved["sae"] or resolved["sae_property"] or resolved["sae_no_compare"])
@@ -194,6 +197,8 @@ class Session:
                 self.troubles.append("with -n, results stay in the workers: only the outcomes of the items are known")
             if exitstatus == TESTS_FAILED or self.troubles:
                 return TESTS_FAILED
+            if self.run.timings:
+                return exitstatus
             self.written.append("nothing was measured: register an SAE in conftest.py, or name one with --sae")
             return NOTHING_MEASURED_EXIT
         code = TESTS_FAILED if failed_otherwise else self.report.exit_code(self.options.strict)
@@ -213,7 +218,9 @@ class Session:
             self._accept(self.report)
 
     def summarise(self, reporter: Any) -> None:
-        """Print the table and where everything was written."""
+        """Print timings, the table and where everything was written."""
+        for line in speed_lines(self.run.timings):
+            reporter.write_line(line)
         if self.report is not None and self.report.saes:
             reporter.write_line("")
             for line in terminal.summary(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sae_bench.errors import SAEBenchError
 from sae_bench.spec import SAESpec
 
 if TYPE_CHECKING:
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 PROPERTY_ATTRIBUTE = "sae_bench_property"
 "Set on test functions, so that collection knows which property an item measures."
+SPEED_ATTRIBUTE = "sae_bench_speed"
+"Set on test functions that time SAEs."
+SPEED = "speed"
+"What timings are called: marker, test, and word of ``--sae-property``. No verdict and no report knows them."
+OPERATIONS = ("encode", "decode", "encode_decode")
+"What is timed."
 
 
 def property_test(name: str) -> Callable[..., None]:
@@ -33,6 +40,32 @@ def property_test(name: str) -> Callable[..., None]:
     test.__name__ = test.__qualname__ = f"test_{name}"
     test.__doc__ = f"Measure {name} and judge it."
     setattr(test, PROPERTY_ATTRIBUTE, name)
+    return test
+
+
+def speed_test() -> Callable[..., None]:
+    """A test function that times encoding and decoding of each chosen SAE with pytest-benchmark's fixture.
+
+    Use it as ``test_speed = speed_test()``.
+    """
+
+    def test(
+        sae_spec: SAESpec, sae_operation: str, sae_run: Run, benchmark: Any, request: pytest.FixtureRequest
+    ) -> None:
+        from sae_bench.speed import time_operation
+
+        try:
+            timing = time_operation(sae_run.bench(sae_spec), sae_operation, sae_spec.id, benchmark)
+        except SAEBenchError as error:
+            pytest.fail(str(error), pytrace=False)
+        if timing is not None:
+            sae_run.timings.append(timing)
+            for name, value in timing.info().items():
+                request.node.user_properties.append((f"{SPEED}.{sae_operation}.{name}", f"{value:.6g}"))
+
+    test.__name__ = test.__qualname__ = f"test_{SPEED}"
+    test.__doc__ = "Time encoding and decoding."
+    setattr(test, SPEED_ATTRIBUTE, True)
     return test
 
 

@@ -41,6 +41,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "selfcheck",
         "preflight",
         "run",
+        "speed",
         "checking",
         "rescaling",
         "bridges",
