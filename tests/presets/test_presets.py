@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.presets import gemma_scope_2b, gpt2_small_res_jb, published, sae_bench_pythia_70m
 from sae_bench.bench import Bench, site_data
+from sae_bench.concepts import read_concepts
 from sae_bench.corpus import Corpus, load_corpus
 from sae_bench.corpus_build import build_corpus, from_dataset
 from sae_bench.errors import SAEBenchError
@@ -65,6 +66,23 @@ def test_the_arms_of_the_published_table(real_assets: Path) -> None:
     assert found["sae_norm"] < min(value for name, value in found.items() if name != "sae_norm")
 
 
+def test_the_golden_sets_of_features_are_those_of_the_file_of_cycles(real_assets: Path) -> None:
+    found = {cycle.name: cycle for cycle in read_concepts(gpt2_small_res_jb.CONCEPTS).cycles}
+    assert {name: len(cycle.classes) for name, cycle in found.items()} == {"days": 7, "months": 12}
+    for name, cycle in found.items():
+        assert cycle.latents == {"gpt2-small-res-jb/7": gpt2_small_res_jb.CYCLES[name]}
+    assert set(gpt2_small_res_jb.CYCLES) == set(published.CYCLE_COSINES)
+    assert [len(each) for each in gpt2_small_res_jb.CYCLES.values()] == [9, 16, 10]
+
+
+def test_the_mean_pairwise_cosine_is_over_all_pairs(real_assets: Path) -> None:
+    sae = read_sae(str(real_assets / "saes" / "standard-l3"))
+    rows = sae.W_dec[[3, 5, 9]].double()
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    pairs = [float(rows[a] @ rows[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert published.mean_pairwise_cosine(sae, [3, 5, 9]) == pytest.approx(sum(pairs) / 3, abs=1e-6)
+
+
 # Against the hub
 
 
@@ -110,6 +128,20 @@ def test_layer_6_is_as_published(reference: tuple[Model, Corpus]) -> None:
         at_bos = tables[name][:, 0]
         assert float(at_bos.max() - at_bos.min()) < 1e-5, name
         assert float(at_bos.mean()) == pytest.approx(due, rel=0.02), name
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize("cycle", list(published.CYCLE_COSINES))
+def test_features_of_days_months_and_years_point_alike(cycle: str) -> None:
+    """Weights only: it fails where the loader turns or permutes the decoder."""
+    try:
+        sae = read_sae(f"sae_lens:{gpt2_small_res_jb.RELEASE}/{gpt2_small_res_jb.site(gpt2_small_res_jb.CYCLE_LAYER)}")
+    except SAEBenchError as error:
+        pytest.skip(f"the hub cannot be reached: {error}")
+    found = published.mean_pairwise_cosine(sae, gpt2_small_res_jb.CYCLES[cycle])
+    assert found == pytest.approx(published.CYCLE_COSINES[cycle], abs=0.02)
+    others = [index + 1 for index in gpt2_small_res_jb.CYCLES[cycle]]
+    assert abs(published.mean_pairwise_cosine(sae, others)) < 0.1
 
 
 @pytest.mark.hub

@@ -1,0 +1,167 @@
+"""What circles look like: per cycle and arm the share and its p, the spectrum, planes, and features that can go.
+
+cycles     table: per cycle and arm the circular share, its standard error, p and, at the site, p by Holm over cycles,
+           roundness, circular power over the site's
+spectrum   table: per cycle and arm the share of the class means' spread at every frequency of the order
+planes     table: per cycle neighbouring principal components of what the cluster writes, with the share in them
+features   table: per cycle the cluster's features in the order in which backward elimination drops them, with the
+           circular power and share that are left; `needed` are those that must stay
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import accumulate
+
+from sae_bench.measurement import Estimate, Series
+from sae_bench.properties import _circles_stats as stats
+from sae_bench.properties._circles_found import ARMS, Found
+from sae_bench.properties._factors import holm
+from sae_bench.stats import standard_error
+
+SURE = 0.05
+"p, after Holm's correction over the declared cycles, up to which an order is more than chance."
+ROUND = 0.25
+"Roundness from which an order is a circle and no line: the axes differ by a factor of two at most."
+
+_SHARE = {
+    "site": "circular_share",
+    "reconstruction": "circular_share_reconstruction",
+    "cluster": "circular_share_cluster",
+    "residual": "circular_share_residual",
+}
+Estimates = Mapping[str, Mapping[str, Estimate]]
+Cycles = Mapping[str, Found]
+
+
+def circle_series(found: Cycles, estimates: Estimates, seed: int) -> dict[str, Series]:
+    """Tables of one measurement."""
+    return {
+        "cycles": _cycles(found, estimates, seed),
+        "spectrum": _spectrum(found),
+        "planes": _planes(found, seed),
+        "features": _features(found, estimates),
+    }
+
+
+def site_p(found: Cycles, seed: int) -> dict[str, float]:
+    """By cycle, p at the site after Holm's correction."""
+    each = [stats.permutation_p(held.products["site"].whole, seed) for held in found.values()]
+    return dict(zip(found, holm(each), strict=True))
+
+
+def sentences(found: Cycles, estimates: Estimates, seed: int) -> list[str]:
+    """What was found of each cycle, in words."""
+    told = []
+    for (name, held), p in zip(found.items(), site_p(found, seed).values(), strict=True):
+        of = estimates[name]
+        value = {metric: each.value for metric, each in of.items()}
+        strongest = int(stats.powers(held.products["site"].whole).argmax()) + 1
+        elsewhere = f", most power at frequency {strongest}" if strongest > 1 else ""
+        told.append(
+            f"{name}: at the site {_called(p, value['roundness'])} (circular share {value['circular_share']:.2f}, "
+            f"p {p:.3g} after Holm{elsewhere}; {held.tokens} tokens)"
+        )
+        if math.isfinite(value["kept"]):
+            told[-1] += (
+                f"; the reconstruction keeps {value['kept']:.0%} of its circular power, {value['residual_power']:.1%} "
+                f"is in the residual"
+            )
+        if held.features and math.isfinite(value["cluster_kept"]):
+            needed = sum(_needed(held, of["cluster_kept"]))
+            told.append(
+                f"{name}: {len(held.features)} features, found by {held.found_by}, hold {value['cluster_kept']:.0%} of "
+                f"the circular power; {needed} of them are needed for it"
+            )
+    return told
+
+
+def _called(p: float, roundness: float) -> str:
+    if not p <= SURE:
+        return "no more circular than in any order"
+    return "circular" if roundness >= ROUND else "in order, but on a line rather than a circle"
+
+
+def _needed(held: Found, whole: Estimate) -> list[bool]:
+    """Of each step of the elimination, whether its feature must stay: from the first on that leaves too little."""
+    least = whole.value - (standard_error(whole) or 0.0)
+    short = [not stats.kept(step.products, held.products["site"].whole) >= least for step in held.steps]
+    return list(accumulate(short, lambda before, now: before or now))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+
+
+def _table(rows: list[dict[str, object]], title: str) -> Series:
+    titles = dict.fromkeys(key for row in rows for key in row)
+    return Series("table", {key: [row.get(key) for row in rows] for key in titles}, title=title)
+
+
+def _cycles(found: Cycles, estimates: Estimates, seed: int) -> Series:
+    corrected = site_p(found, seed)
+    rows: list[dict[str, object]] = []
+    for name, held in found.items():
+        for arm in (arm for arm in ARMS if arm in held.products):
+            share, products = estimates[name][_SHARE[arm]], held.products[arm].whole
+            error = standard_error(share)
+            rows.append({
+                "cycle": name,
+                "arm": arm,
+                "circular_share": _rounded(share.value),
+                "se": _rounded(error),
+                "p": _rounded(stats.permutation_p(products, seed)),
+                "p_holm": _rounded(corrected[name]) if arm == "site" else None,
+                "roundness": _rounded(stats.roundness(products)),
+                "power_of_site": _rounded(stats.kept(products, held.products["site"].whole)),
+            })  # fmt: skip
+    return _table(rows, "Cycles: how circular the class means are in their order")
+
+
+def _spectrum(found: Cycles) -> Series:
+    rows: list[dict[str, object]] = []
+    for name, held in found.items():
+        for arm in (arm for arm in ARMS if arm in held.products):
+            power = stats.powers(held.products[arm].whole)
+            # The last frequency of an even number of classes is a single wave, the others are two: a sine and a cosine.
+            weight = [1.0 if 2 * f == len(held.classes) else 2.0 for f in range(1, len(power) + 1)]
+            total = float((power * weight).sum())
+            shares = {
+                f"frequency {f}": _rounded(each * part / total) if total > 0 else None
+                for f, (each, part) in enumerate(zip(power, weight, strict=True), 1)
+            }
+            rows.append({"cycle": name, "arm": arm, **shares})
+    return _table(rows, "Share of the class means' spread at each frequency of the order")
+
+
+def _planes(found: Cycles, seed: int) -> Series:
+    rows: list[dict[str, object]] = [
+        {
+            "cycle": name,
+            "components": f"{plane.first} and {plane.first + 1}",
+            "variance": _rounded(plane.variance),
+            "circular_share": _rounded(stats.circular_share(plane.products)),
+            "p": _rounded(stats.permutation_p(plane.products, seed)),
+        }
+        for name, held in found.items()
+        for plane in held.planes
+    ]
+    return _table(rows, "Principal components of what the cluster writes")
+
+
+def _features(found: Cycles, estimates: Estimates) -> Series:
+    rows: list[dict[str, object]] = []
+    for name, held in found.items():
+        needed = _needed(held, estimates[name]["cluster_kept"])
+        for at, (step, must) in enumerate(zip(held.steps, needed, strict=True)):
+            rows.append({
+                "cycle": name,
+                "feature": held.features[step.gone],
+                "left": len(held.steps) - at - 1,
+                "power_left": _rounded(stats.kept(step.products, held.products["site"].whole)),
+                "share_left": _rounded(stats.circular_share(step.products)),
+                "needed": must,
+                "found_by": held.found_by,
+            })  # fmt: skip
+    return _table(rows, "Features of the cluster, the least needed first")
