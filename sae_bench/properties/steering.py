@@ -163,4 +163,6 @@ PROPERTY = Property(
     limits=("anti_share_gap:max:0", "steer_share:min:0.1", "steer_share:0.1"),
     measure=measure,
     marker="steering",
+    # 2: each feature's own index decides its place in the draw, so that one more or less leaves the others chosen.
+    version=2,
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sae_bench.steering.choice import seeded
+from sae_bench.steering.choice import drawn_order, seeded
 
 
 def random_directions(count: int, width: int, seed: int) -> Tensor:
@@ -34,9 +34,8 @@ def other_features(alive: Sequence[int], wanted: Sequence[int], count: int, seed
     First another one for each of ``wanted``, by one permutation of ``alive`` that leaves none in its place; then others
     in that permutation's order. A feature of ``wanted`` may be among them, for another one's sake.
     """
-    order = torch.randperm(len(alive), generator=seeded(seed, "permuted_decoder"))
     # A cycle through a random order moves every row; a plain permutation leaves about one where it was.
-    shuffled = [alive[index] for index in order.tolist()]
+    shuffled = drawn_order(alive, seed, "permuted_decoder")
     following = dict(zip(shuffled, [*shuffled[1:], shuffled[0]], strict=True))
     partners = [following[feature] for feature in wanted]
     rest = set(alive) - set(partners)

@@ -24,6 +24,7 @@ from sae_bench.steering import (
     other_features,
     random_directions,
 )
+from sae_bench.steering.choice import drawn_order
 from sae_bench.steering.targets import target_sets
 
 K = (-2, -1, 0, 1, 2)
@@ -59,6 +60,27 @@ def test_the_first_features_come_from_every_stratum_of_density() -> None:
     assert sorted(feature // 20 for feature in choice.order[:8]) == list(range(8))
     assert sorted(choice.order) == list(range(160))
     assert choose_features(count, 10_000, torch.ones(160), seed=4).order != choice.order
+
+
+def test_a_feature_more_or_less_leaves_the_others_chosen() -> None:
+    """What rounding weights to half precision does to the rule's border must not choose other features."""
+    count = torch.arange(10, 170)
+    fewer = count.clone()
+    fewer[[0, 77, 101]] = 0
+    whole, without = (choose_features(each, 10_000, torch.ones(160), seed=3).order for each in (count, fewer))
+    assert len(set(whole[:32]) & set(without[:32])) >= 28
+    alive = set(range(160)) - {0, 77, 101}
+    first, second = (other_features(tuple(each), (5, 9), 40, 3) for each in (range(160), sorted(alive)))
+    assert len(set(first) & set(second)) >= 37
+
+
+def test_the_drawn_order_belongs_to_its_key_and_to_each_index() -> None:
+    order = drawn_order(range(100), 0, "features")
+    assert sorted(order) == list(range(100))
+    assert drawn_order(range(200), 0, "features") != drawn_order(range(200), 1, "features")
+    assert drawn_order(range(200), 0, "features") != drawn_order(range(200), 0, "other")
+    assert [each for each in drawn_order(range(200), 0, "features") if each < 100] == order
+    assert drawn_order([], 0) == []
 
 
 @pytest.mark.parametrize(
