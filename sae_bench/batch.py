@@ -40,6 +40,8 @@ class Outcome:
     "(b, p) float32 nats, minus the log-probability of the next token; at `Batch.keep_ce`."
     distance: Tensor | None = None
     "(b, p) float32, Euclidean distance of the two log-probability vectors, when asked for."
+    moved: Tensor | None = None
+    "(b, p) float32 in [0, 1], total variation distance of the two distributions, when asked for."
 
 
 @dataclass(frozen=True, eq=False)

@@ -204,32 +204,35 @@ class Bench:
         # Some tokenizers drop the space that a word begins with when it is decoded alone.
         return f" {text}" if str(tokenizer.decode([token, token])) == f"{text} {text}" else text
 
-    def outcome(self, batch: Batch, value: Tensor | None, *, distance: bool = False) -> Outcome:
+    def outcome(self, batch: Batch, value: Tensor | None, *, distances: bool = False) -> Outcome:
         """KL and CE when ``value`` (b, p, d) stands at the site's kept positions; None is the clean run, KL 0.
 
-        ``distance`` adds the Euclidean distance of the log-probabilities, which costs another pass over the vocabulary.
+        ``distances`` adds the Euclidean distance of the log-probabilities and the total variation distance of the
+        probabilities, each of which costs another pass over the vocabulary.
         """
         clean = self._clean(batch)
         keep = batch.keep
         following = functional.pad(batch.tokens[:, 1:], (0, 1))[keep]
         if value is None:
             kl, ce = clean.new_zeros(len(clean)), surprise(clean, following)
-            apart = kl
+            away, moved = kl, kl
         else:
             found = []
             likely = self._once(batch, "likely", clean.exp)
             for logq, (start, stop) in self._runs(batch, value, keep):
                 ce = surprise(logq, following[start:stop])
+                moved = logq.exp().sub_(likely[start:stop]).abs_().sum(-1).div_(2) if distances else ce
                 # In place, and with P kept for the batch: this pass over the vocabulary is a tenth of an arm's cost.
                 apart = torch.sub(clean[start:stop], logq, out=logq)
-                away = torch.linalg.vector_norm(apart, dim=-1) if distance else ce
-                found.append((apart.mul_(likely[start:stop]).sum(-1), ce, away))
-            kl, ce, apart = (torch.cat(parts) for parts in zip(*found, strict=True))
+                away = torch.linalg.vector_norm(apart, dim=-1) if distances else ce
+                found.append((apart.mul_(likely[start:stop]).sum(-1), ce, away, moved))
+            kl, ce, away, moved = (torch.cat(parts) for parts in zip(*found, strict=True))
         self._check(batch, torch.stack([kl, ce], dim=-1), keep, "the model's output")
         return Outcome(
             kl=scatter(kl, keep),
             ce=scatter(ce, keep) * batch.keep_ce,
-            distance=scatter(apart, keep) if distance else None,
+            distance=scatter(away, keep) if distances else None,
+            moved=scatter(moved, keep) if distances else None,
         )
 
     def log_probs(self, batch: Batch, value: Tensor | None = None, *, where: Tensor | None = None) -> Tensor:

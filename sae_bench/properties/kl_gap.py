@@ -1,6 +1,7 @@
 """What the model loses when the SAE's reconstruction replaces the activation, beside noise of the same size.
 
     KL(arm)      mean over kept tokens of sum_v P log(P / Q), P clean, Q with x' in place of x, in nats
+    tv_sae       mean over kept tokens of sum_v |P - Q| / 2, Q with the reconstruction
     kappa(arm)   sum KL / sum ‖x' - x‖², the loss per unit of squared error
     ratio(arm)   kl_sae / KL(arm)
     kl_level     kl_sae / KL(mean ablation)
@@ -9,6 +10,10 @@
 The floors are those of Gurnee, "SAE reconstruction errors are (empirically) pathological" (2024), and of Lee and
 Heimersheim, arXiv 2410.12555 (covariance and real differences), with shuffled and reflected errors beside them. A ratio
 is never judged alone: shrinking a sound decoder lowers it while the loss rises.
+
+KL grows with the square of the error, so few tokens hold much of it: 1% of them two fifths to three fifths on the demo.
+What a change does to those few hides what it does to all others. tv_sae, the probability that goes to other tokens,
+grows with the error itself: the same documents tell a change of it apart from chance five times better.
 """
 
 from __future__ import annotations
@@ -48,6 +53,9 @@ NO_ERROR = "the reconstruction has no error, so there is no floor of its size"
 
 METRICS = (
     Metric("kl_sae", "nats", "lower", "KL from clean to a model that reads the reconstruction", noise_free=True),
+    Metric(
+        "tv_sae", "share", "lower", "next-token probability that the reconstruction moves elsewhere", noise_free=True
+    ),
     Metric("ce_gap", "nats", "lower", "rise of the next-token loss", noise_free=True),
     Metric("kl_level", "ratio", "lower", "KL as a share of what ablating the site to its mean costs", noise_free=True),
     Metric("ratio_isotropic", "ratio", "reported", "KL against isotropic noise of the error's norm"),
@@ -86,6 +94,7 @@ def measure(bench: Bench) -> Measurement:
     count, count_ce = bench.per_cluster(bench.keep), bench.per_cluster(bench.keep_ce)
     estimates: dict[str, Estimate] = {
         "kl_sae": Ratio(sums["kl/sae"], count),
+        "tv_sae": Ratio(sums["tv/sae"], count),
         "ce_gap": Ratio(sums["ce/sae"] - sums["ce/clean"], count_ce),
         "kl_level": Ratio(sums["kl/sae"], sums["kl/mean_ablation"]),
         "logprob_l2": Ratio(sums["logprob_l2"], count),
@@ -112,12 +121,14 @@ def _arms(bench: Bench, batch: Batch) -> dict[str, Tensor]:
     from sae_bench import floors
 
     x, error, pool = batch.x, bench.error(batch), bench.pool()
-    sae = bench.outcome(batch, x + error, distance=True)
+    sae = bench.outcome(batch, x + error, distances=True)
     assert sae.distance is not None
+    assert sae.moved is not None
     tables: dict[str, Tensor] = {
         "kl/sae": sae.kl,
         "ce/sae": sae.ce,
         "logprob_l2": sae.distance,
+        "tv/sae": sae.moved,
         "square/sae": _square(error),
         "ce/clean": bench.outcome(batch, None).ce,
     }
@@ -230,7 +241,7 @@ PROPERTY = Property(
     question="What does the model lose when it reads the reconstruction, and is that more than noise would cost?",
     headline="kl_sae",
     metrics=METRICS,
-    limits=("kl_sae:2%", "ce_gap:5%+0.001", "kl_level:max:0.25", "ratio_isotropic:max:5"),
+    limits=("kl_sae:2%", "tv_sae:2%", "ce_gap:5%+0.001", "kl_level:max:0.25", "ratio_isotropic:max:5"),
     measure=measure,
     marker="fidelity",
 )

@@ -222,6 +222,22 @@ def test_kl_is_not_negative_and_zero_for_x_itself(
         assert torch.equal(unmoved.ce, bench.outcome(batch, None).ce)
 
 
+def test_the_distances_asked_for_are_those_of_the_distributions(make: Make) -> None:
+    bench = make()
+    batch = next(bench.batches())
+    found = bench.outcome(batch, -batch.x, distances=True)
+    assert found.distance is not None
+    assert found.moved is not None
+    clean, now = bench.log_probs(batch).double(), bench.log_probs(batch, -batch.x).double()
+    torch.testing.assert_close(found.moved[batch.keep], (clean.exp() - now.exp()).clamp(min=0).sum(-1).float())
+    torch.testing.assert_close(found.distance[batch.keep], (clean - now).square().sum(-1).sqrt().float())
+    assert not found.moved[~batch.keep].any()
+    still = bench.outcome(batch, None, distances=True)
+    assert still.moved is not None
+    assert not still.moved.any()
+    assert bench.outcome(batch, -batch.x).moved is None
+
+
 def test_kl_survives_where_probabilities_vanish(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = make()
     resume = bench.model.resume
@@ -230,6 +246,10 @@ def test_kl_survives_where_probabilities_vanish(make: Make, monkeypatch: pytest.
     found = bench.outcome(batch, -batch.x)
     assert bool(torch.isfinite(found.kl).all())
     assert found.kl.max() > 100
+    moved = bench.outcome(batch, -batch.x, distances=True).moved
+    assert moved is not None
+    assert bool(((moved >= 0) & (moved <= 1 + 1e-5)).all())
+    assert moved.max() > 0.99
 
 
 def test_log_probs_of_chosen_positions(make: Make) -> None:

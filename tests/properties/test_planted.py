@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 
 from sae_bench import controls
 from sae_bench.bench import Bench
+from sae_bench.change import paired_change
 from sae_bench.measurement import Measurement, Undefined
 from sae_bench.properties import load_property
+from sae_bench.stats import t_quantile
 
 
 def measure(bench: Bench, name: str) -> Measurement:
@@ -28,6 +31,7 @@ def test_the_identity_loses_nothing_and_has_no_floor(demo_bench: Callable[..., B
     bench = demo_bench(lambda sae: controls.identity(sae.d_in))
     found = measure(bench, "kl_gap").estimates
     assert found["kl_sae"].value == 0
+    assert found["tv_sae"].value == 0
     assert found["ce_gap"].value == 0
     assert isinstance(found["ratio_isotropic"], Undefined)
     assert isinstance(found["error_linear_share"], Undefined)
@@ -50,6 +54,7 @@ def test_the_error_of_a_sound_sae_is_mostly_not_linear(sound: dict[str, Measurem
     ("damage", "metric", "grows"),
     [
         (lambda sae: controls.scale_decoder(sae, 0.7), "kl_gap.kl_sae", True),
+        (lambda sae: controls.scale_decoder(sae, 0.9), "kl_gap.tv_sae", True),
         (lambda sae: controls.scale_decoder(sae, 0.9), "reconstruction.fvu", True),
         (lambda sae: controls.drop_decoder_bias(sae), "reconstruction.fvu", True),
         (lambda sae: controls.lose_threshold(sae), "sparsity.l0", True),
@@ -64,6 +69,24 @@ def test_a_defect_moves_its_metric(
     before = sound[name].estimates[what].value
     after = measure(demo_bench(damage), name).estimates[what].value
     assert (after > 1.02 * before) if grows else (after < 0.98 * before)
+
+
+def test_few_tokens_hide_a_rise_of_kl_and_not_of_the_probability_moved(
+    demo_bench: Callable[..., Bench], sound: dict[str, Measurement]
+) -> None:
+    """A decoder at 0.9 of its scale raises the KL by a sixth, and a bound that KL puts on the other number holds."""
+    after, before = measure(demo_bench(lambda sae: controls.scale_decoder(sae, 0.9)), "kl_gap"), sound["kl_gap"]
+    ids = range(len(before.clusters))
+    rise = {}
+    for name in ("kl_sae", "tv_sae"):
+        change = paired_change(after.estimates[name], before.estimates[name], ids, ids)
+        assert change is not None
+        error = change.se_against(0.02, 0.0)
+        assert error is not None
+        rise[name] = (change.value - 0.02 * change.accepted_value) / error
+    assert rise["tv_sae"] > t_quantile(0.002, len(ids) - 1) > rise["kl_sae"]
+    for found in (after.estimates, before.estimates):
+        assert found["tv_sae"].value <= math.sqrt(found["kl_sae"].value / 2), "Pinsker's inequality"
 
 
 def test_shrinking_a_sound_decoder_lowers_the_ratio_while_the_loss_rises(
