@@ -5,7 +5,7 @@ Shapes: b documents of a batch, p positions (the longest of them), d site width,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -121,6 +121,12 @@ class Bench:
             by_length = group[torch.argsort(self.corpus.lengths[group], stable=True)]
             for rows in torch.split(by_length, self._batch_documents()):
                 yield self.batch(tuple(rows.tolist()))
+
+    def batches_of(self, documents: Sequence[int]) -> Iterator[Batch]:
+        """Any documents of the corpus, a batch at a time."""
+        size = self._batch_documents()
+        for first in range(0, len(documents), size):
+            yield self.batch(tuple(documents[first : first + size]))
 
     def batch(self, documents: tuple[int, ...], stop: int | None = None) -> Batch:
         """A batch of given documents, each cut after ``stop`` tokens."""

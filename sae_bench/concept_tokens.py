@@ -41,9 +41,13 @@ def vocabulary_words(tokenizer: Any, size: int) -> tuple[str, ...]:
 
 
 def upper_case(words: Sequence[str]) -> TokenSets:
-    """Tokens of upper-case letters only against those of lower-case letters only; pairs are the same word in both."""
-    positive = [token for token, word in enumerate(words) if word.isalpha() and word.isupper()]
-    negative = [token for token, word in enumerate(words) if word.isalpha() and word.islower()]
+    """Tokens of upper-case letters only against those of lower-case letters only; pairs are the same word in both.
+
+    Of two letters or more: a single capital may begin a name, or label a choice, and is no word in upper case.
+    """
+    several = [(token, word) for token, word in enumerate(words) if len(word) > 1 and word.isalpha()]
+    positive = [token for token, word in several if word.isupper()]
+    negative = [token for token, word in several if word.islower()]
     lower = {words[token]: token for token in reversed(negative)}
     pairs = {words[token]: (token, lower[words[token].lower()]) for token in positive if words[token].lower() in lower}
     return TokenSets(tuple(positive), tuple(negative), tuple(sorted(pairs.values())))

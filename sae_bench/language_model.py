@@ -77,6 +77,14 @@ class Model:
         """What decides whether two results speak of the same model: weights and processing, never paths."""
         return {"weights": self._weights(), "processing": dict(sorted(self._processing.items()))}
 
+    @property
+    def embedding(self) -> Tensor | None:
+        """(V, d_model) float32 rows of the token embedding; None where the model shows none of that shape."""
+        found = getattr(self.bridge, "W_E", None)
+        if not isinstance(found, Tensor) or found.shape != (self.d_vocab, self.d_model):
+            return None
+        return found.detach().float().cpu()
+
     def sites(self) -> list[str]:
         """Names of the sites this model has, by block."""
         hooks = self._hooks

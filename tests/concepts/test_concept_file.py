@@ -114,17 +114,17 @@ def tokenizer(*words: str, decoder: Any = None) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token=words[0])
 
 
-VOCABULARY = ("<unk>", "Ġthe", "THE", "ĠTHE", "the", "Ġ", "ĊĊ", "Anna", "ĠI", "12", "i")
+VOCABULARY = ("<unk>", "Ġthe", "THE", "ĠTHE", "the", "Ġ", "ĊĊ", "Anna", "ĠI", "12", "i", "NO")
 
 
 @pytest.mark.parametrize("decoder", [None, decoders.ByteLevel()], ids=["marks", "bytes"])
 def test_the_mark_of_a_space_is_not_upper_case(decoder: Any) -> None:
     assert "Ġthe".replace("the", "").isupper()
     words = vocabulary_words(tokenizer(*VOCABULARY, decoder=decoder), len(VOCABULARY) + 2)
-    assert words == ("", "the", "THE", "THE", "the", "", "", "Anna", "I", "12", "i", "", "")
+    assert words == ("", "the", "THE", "THE", "the", "", "", "Anna", "I", "12", "i", "NO", "", "")
     found = upper_case(words)
-    assert (found.positive, found.negative) == ((2, 3, 8), (1, 4, 10))
-    assert {words[one].lower() for one, _ in found.pairs} == {"the", "i"}
+    assert (found.positive, found.negative) == ((2, 3, 11), (1, 4))
+    assert {words[one].lower() for one, _ in found.pairs} == {"the"}
     assert all(words[one].lower() == words[other] for one, other in found.pairs)
 
 
