@@ -35,27 +35,27 @@ Estimates = Mapping[str, Mapping[str, Estimate]]
 Cycles = Mapping[str, Found]
 
 
-def circle_series(found: Cycles, estimates: Estimates, seed: int) -> dict[str, Series]:
-    """Tables of one measurement."""
+def circle_series(found: Cycles, estimates: Estimates, corrected: Mapping[str, float], seed: int) -> dict[str, Series]:
+    """Tables of one measurement; ``corrected`` as `site_p` gives it."""
     return {
-        "cycles": _cycles(found, estimates, seed),
+        "cycles": _cycles(found, estimates, corrected, seed),
         "spectrum": _spectrum(found),
         "planes": _planes(found, seed),
         "features": _features(found, estimates),
     }
 
 
-def site_p(found: Cycles, seed: int) -> dict[str, float]:
-    """By cycle, p at the site after Holm's correction."""
+def site_p(found: Cycles, declared: int, seed: int) -> dict[str, float]:
+    """By cycle, p at the site after Holm's correction for all declared ones, those without a value included."""
     each = [stats.permutation_p(held.products["site"].whole, seed) for held in found.values()]
-    return dict(zip(found, holm(each), strict=True))
+    return dict(zip(found, holm([*each, *[1.0] * (declared - len(each))]), strict=False))
 
 
-def sentences(found: Cycles, estimates: Estimates, seed: int) -> list[str]:
+def sentences(found: Cycles, estimates: Estimates, corrected: Mapping[str, float]) -> list[str]:
     """What was found of each cycle, in words."""
     told = []
-    for (name, held), p in zip(found.items(), site_p(found, seed).values(), strict=True):
-        of = estimates[name]
+    for name, held in found.items():
+        of, p = estimates[name], corrected[name]
         value = {metric: each.value for metric, each in of.items()}
         strongest = int(stats.powers(held.products["site"].whole).argmax()) + 1
         elsewhere = f", most power at frequency {strongest}" if strongest > 1 else ""
@@ -99,8 +99,7 @@ def _table(rows: list[dict[str, object]], title: str) -> Series:
     return Series("table", {key: [row.get(key) for row in rows] for key in titles}, title=title)
 
 
-def _cycles(found: Cycles, estimates: Estimates, seed: int) -> Series:
-    corrected = site_p(found, seed)
+def _cycles(found: Cycles, estimates: Estimates, corrected: Mapping[str, float], seed: int) -> Series:
     rows: list[dict[str, object]] = []
     for name, held in found.items():
         for arm in (arm for arm in ARMS if arm in held.products):

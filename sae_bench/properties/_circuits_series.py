@@ -3,8 +3,9 @@
 differences   histogram of logit differences over prompts, by arm
 levels        table: per factor and level the prompts, their mean logit differences, what is lost, and prompts whose
               right answer is still preferred; omega squared of the factor in what is lost, and its p
-features      table: each chosen feature's mean effect and spread, its mean in every order, omega squared and p of both
-              factors, a random direction's mean effect, and the order that it matters for alone, if there is one
+features      table: each chosen feature's mean effect and spread, in every order its mean and the share of prompts
+              where it has its sign, omega squared and p of both factors, a random direction's mean effect, and the
+              order that it matters for alone, if there is one
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ def _features(found: Circuit, features: Features) -> Series:
         "random": [_rounded(mean) for mean in found.random.mean(1)],
         **{f"effect_{order}": [_rounded(mean) for mean in features.means[:, at]] for at, order in enumerate(orders)},
     }
+    signed = found.effects * found.signs[:, None] > 0
+    for at, order in enumerate(orders):
+        columns[f"sign_{order}"] = [_rounded(share) for share in signed[:, found.factors["order"] == at].mean(1)]
     for name in found.factors:
         columns[f"omega_squared_{name}"] = [_rounded(share) for share in features.explained[name]]
         columns[f"p_holm_{name}"] = [_rounded(p) for p in features.p[name]]

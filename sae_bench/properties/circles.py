@@ -33,7 +33,7 @@ from sae_bench.measurement import Estimate, Exact, Measurement, Metric, Ratio, U
 from sae_bench.properties import Property
 from sae_bench.properties import _circles_stats as stats
 from sae_bench.properties._circles_found import Found, measured
-from sae_bench.properties._circles_series import circle_series, sentences
+from sae_bench.properties._circles_series import circle_series, sentences, site_p
 from sae_bench.properties._circles_tokens import ENOUGH, LARGEST, MOST, PER_CLASS, SIMILAR, places
 
 if TYPE_CHECKING:
@@ -67,13 +67,14 @@ def measure(bench: Bench) -> Measurement:
     if not file.cycles:
         return Measurement({metric.name: Undefined(NO_CYCLES) for metric in METRICS})
     found, missing = _each(bench, file)
-    estimates = {cycle: _of_a_cycle(bench, each) for cycle, each in found.items()}
+    estimates = {cycle: _of_a_cycle(each) for cycle, each in found.items()}
+    corrected = site_p(found, len(file.cycles), bench.settings.seed)
     return Measurement(
         {metric.name: _over_cycles(metric.name, estimates, missing) for metric in METRICS},
         bench.clusters,
-        series=circle_series(found, estimates, bench.settings.seed) if found else {},
+        series=circle_series(found, estimates, corrected, bench.settings.seed) if found else {},
         settings=_settings(bench, file),
-        notes=(*sentences(found, estimates, bench.settings.seed), *missing.values()),
+        notes=(*sentences(found, estimates, corrected), *missing.values()),
     )
 
 
@@ -91,7 +92,7 @@ def _each(bench: Bench, file: ConceptFile) -> tuple[dict[str, Found], dict[str, 
     return found, missing
 
 
-def _of_a_cycle(bench: Bench, found: Found) -> dict[str, Estimate]:
+def _of_a_cycle(found: Found) -> dict[str, Estimate]:
     site, ours, residual = found.products["site"], found.products["reconstruction"], found.products["residual"]
     flat, still = "the class means have no power at the first frequencies", "the site has no circular power"
     estimates: dict[str, Estimate] = {

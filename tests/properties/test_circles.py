@@ -17,6 +17,7 @@ from sae_bench.capture import SiteData
 from sae_bench.corpus import load_corpus
 from sae_bench.demo import paths
 from sae_bench.errors import MeasurementError
+from sae_bench.formats import as_sae
 from sae_bench.measurement import Floats, Influence, Measurement, Undefined
 from sae_bench.model import load_model
 from sae_bench.properties import _circles_stats as stats
@@ -333,6 +334,22 @@ def test_without_cycles_and_with_too_few_documents_there_is_no_value(
     assert "fewer than two odd or two even documents" in measure(few).estimates["kept"].reason
 
 
+def test_an_sae_without_a_decoder_is_measured_without_a_cluster(days: Callable[..., Path]) -> None:
+    planted = Planted(circle(7, 2))
+    open_sae = planted.sae()
+
+    class Closed:
+        encode, decode = staticmethod(open_sae.encode), staticmethod(open_sae.decode)
+        d_in, d_sae = WIDTH, 9
+
+    model, corpus = demo()
+    bench = Bench(as_sae(Closed()), model, corpus, planted.data, Settings(tier=TIERS["smoke"]), concepts=str(days()))
+    found = measure(bench)
+    assert found.estimates["kept"].value == pytest.approx(1, abs=0.1)
+    assert "shows no decoder" in found.estimates["cluster_kept"].reason
+    assert set(found.series["cycles"].columns["arm"]) == {"site", "reconstruction", "residual"}
+
+
 def test_the_demos_days_and_months_are_reported_whatever_they_are(demo_bench: Callable[..., Bench]) -> None:
     kept = {}
     for name in ("standard", "topk"):
@@ -350,12 +367,9 @@ def test_the_demos_days_and_months_are_reported_whatever_they_are(demo_bench: Ca
     assert kept["standard"] < 0.8 < kept["topk"]
 
 
-def test_tiers_choose_the_same_features(demo_bench: Callable[..., Bench]) -> None:
-    chosen = []
-    for documents in (64, 256):
-        bench = demo_bench(documents=documents)
-        bench.concepts = str(paths.CONCEPTS)
-        table = columns(measure(bench), "features")
-        chosen.append({f for f, cycle in zip(table["feature"], table["cycle"], strict=True) if cycle == "days"})
-    assert chosen[0] == chosen[1]
+def test_tiers_choose_the_same_features(days: Callable[..., Path]) -> None:
+    planted = Planted(circle(7, 2) + 0.3 * np.random.default_rng(8).normal(size=(7, 2)))
+    small, large = (columns(planted.measure(days(), tier=tier), "features") for tier in ("smoke", "full"))
+    assert set(small["feature"]) == set(large["feature"])
+    assert small["found_by"] == large["found_by"]
     assert PROPERTY.limits == ()

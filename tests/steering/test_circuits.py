@@ -18,7 +18,7 @@ from sae_bench.circuit import CircuitSet, read_circuit
 from sae_bench.corpus import from_documents, load_corpus
 from sae_bench.demo import paths
 from sae_bench.errors import LoadError, MeasurementError
-from sae_bench.formats import read_sae
+from sae_bench.formats import as_sae, read_sae
 from sae_bench.limits import parse_rule
 from sae_bench.measurement import Influence, Measurement, Ratio, Undefined
 from sae_bench.model import load_model
@@ -182,6 +182,7 @@ def test_a_feature_that_matters_for_one_order_only_is_seen_as_such(
     assert table["only"][0] == "BABA"
     assert table["effect_ABBA"][0] == pytest.approx(0, abs=1e-6)
     assert table["effect_BABA"][0] > 2
+    assert (table["sign_ABBA"][0], table["sign_BABA"][0]) == (0, 1)
     assert "feature 1 matters for BABA prompts only" in found.notes
     of = found.estimates
     assert of["latent_effect"].value > 1
@@ -205,6 +206,21 @@ def test_a_feature_that_matters_for_all_prompts_is_not(solved: Any, bench_of: An
     assert table["p_holm_order"][0] > 0.05
     # A random direction of that length does a small share of it.
     assert abs(of["latent_effect_random"].value) < 0.5 * of["latent_effect"].value
+
+
+def test_an_sae_without_a_decoder_is_measured_as_a_whole(
+    solved: Any, bench_of: Any, write: Callable[..., Path]
+) -> None:
+    planted = Planted(solved, bench_of, abba=1.0, baba=1.0, every=1.0)
+
+    class Closed:
+        encode, decode = staticmethod(planted.sae.encode), staticmethod(planted.sae.decode)
+        d_in, d_sae = WIDTH, 15
+
+    found = planted.measure(write(crossed()), as_sae(Closed()))
+    assert found.estimates["kept"].value == pytest.approx(1, abs=1e-5)
+    assert isinstance(found.estimates["latent_effect"], Undefined)
+    assert "features" not in found.series
 
 
 def test_a_perfect_reconstruction_keeps_everything_and_one_without_a_feature_loses_its_order(

@@ -135,3 +135,20 @@ def test_an_attention_that_takes_no_mask_runs_whole_prompts(solved: Any) -> None
     found = torch.cat([rows for rows, _ in runner.log_probs(Prompt("p", torch.tensor([1, 2, 3]), x, x), values)])
     torch.testing.assert_close(found, functional.log_softmax(values @ weights, dim=-1))
     assert not runner.packed
+
+
+@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"])
+@pytest.mark.parametrize("architecture", list(CONFIGS))
+def test_gradients_are_slopes_in_every_architecture(models: dict[str, Model], architecture: str, name: str) -> None:
+    model, site = models[architecture], parse_site(name)
+    prompt = prompt_of(model, site, 9)
+    tokens, block_input, x = prompt.tokens[None], prompt.block_input[None], prompt.x[None]
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+    def difference(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, -1, 3] - logits[:, -1, 5]
+
+    slope = float((model.gradient(tokens, block_input, site, x, difference) * direction).sum())
+    ends = [difference(model.resume(tokens, block_input, site, x + step * direction)).item() for step in (1e-2, -1e-2)]
+    assert slope == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=0.02, abs=1e-4)
+    assert not torch.is_grad_enabled() or not model.resume(tokens, block_input, site, x).requires_grad
