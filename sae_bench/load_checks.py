@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from torch.nn.functional import cosine_similarity
 
 from sae_bench.batch import Batch
 from sae_bench.bench import Bench
-from sae_bench.errors import MeasurementError
+from sae_bench.errors import MeasurementError, UsageError
 from sae_bench.sae import LinearDecoderSAE, decoder_norms
+from sae_bench.site import Site, parse_site
 from sae_bench.spec import SAESpec
 
 ALIGNED = 0.05
@@ -37,6 +39,24 @@ def looked_at(bench: Bench, spec: SAESpec) -> dict[str, str]:
     """Name of each check to what it found, in the order of formats' usual mistakes."""
     batch = bench.batch(tuple(range(min(_DOCUMENTS, bench.documents))))
     return {name: sentence for check in CHECKS for name, sentence in check(bench, batch, spec)}
+
+
+def _site(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+    if not bench.has_model:
+        return
+    trained, read = bench.sae.info.site_in, bench.source.site
+    if trained is None:
+        yield "site", f"ok: {read}, the SAE does not say where it was trained"
+        return
+    same = trained == str(read)
+    with suppress(UsageError):
+        same = same or _place(bench.model.canonical(parse_site(trained))) == _place(read)
+    yield "site", _say(same, str(read), f"the SAE was trained at {trained}")
+
+
+def _place(site: Site) -> Site:
+    """A block's output is the next one's input."""
+    return Site(site.layer + 1, "hook_resid_pre") if site.kind == "hook_resid_post" else site
 
 
 def _orientation(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
@@ -139,6 +159,7 @@ def _apart(one: Tensor, two: Tensor) -> int:
 
 
 CHECKS: tuple[Callable[[Bench, Batch, SAESpec], Iterator[tuple[str, str]]], ...] = (
+    _site,
     _orientation,
     _threshold,
     _norms,

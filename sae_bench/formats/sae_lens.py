@@ -8,7 +8,7 @@ b_mag (d_sae,), W_skip (d_out, d_in). BatchTopK and Matryoshka SAEs are saved as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sae_bench.errors import LoadError, near
 from sae_bench.formats._assemble import check_k, check_orientation, check_real, check_weights, dtype_name
 from sae_bench.formats._files import peek_json, positive_int, read_json, said
 from sae_bench.formats._sae_lens_scale import SCALED, SCALER, TOKEN_NORMS, Scaler, fold_input, fold_norms, read_scaler
+from sae_bench.formats._sae_lens_sparsity import SPARSITY, claimed_l0
 from sae_bench.formats._tensors import Tensors, peek_names, read_safetensors
 from sae_bench.sae import (
     SAE,
@@ -105,11 +106,14 @@ def recognise(folder: Path) -> bool:
     return {"W_enc", "W_dec"} <= names or ((folder / CONFIG).is_file() and not names)
 
 
-def read(folder: Path) -> SAE:
+def read(folder: Path) -> LinearDecoderSAE | PursuitSAE:
     """The SAE in ``folder``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
     config = read_json(folder / CONFIG)
     weights = read_safetensors(folder / WEIGHTS)
-    return build(config, weights, what=str(folder), scaler=read_scaler(folder / SCALER))
+    sae = build(config, weights, what=str(folder), scaler=read_scaler(folder / SCALER))
+    if sae.info.l0 is not None or not (folder / SPARSITY).is_file():
+        return sae
+    return replace(sae, info=replace(sae.info, l0=claimed_l0(folder / SPARSITY, sae.d_sae)))
 
 
 def adopt(obj: Any) -> SAE | None:
@@ -124,7 +128,9 @@ def adopt(obj: Any) -> SAE | None:
     return build(config, weights, what=f"the {type(obj).__name__} object")
 
 
-def build(config: Mapping[str, Any], weights: Tensors, *, what: str, scaler: Scaler | None = None) -> SAE:
+def build(
+    config: Mapping[str, Any], weights: Tensors, *, what: str, scaler: Scaler | None = None
+) -> LinearDecoderSAE | PursuitSAE:
     """The SAE that ``config`` and ``weights`` describe, in float32.
 
     ``what`` names it in errors; ``scaler`` holds what training did to the input, if that was stored.

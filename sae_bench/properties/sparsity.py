@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DENSE = 0.1
 "Density above which a feature counts as dense."
+UNSEEN = 0.01
+"Share of all features that must be dead for want of tokens alone, as far as can be estimated, to be said so."
 TOGETHER = 0.5
 "Correlation of firing above which two dense features belong to one group."
 LEVELS = {"l0_p5": 0.05, "l0_p50": 0.5, "l0_p95": 0.95}
@@ -74,7 +76,27 @@ def measure(bench: Bench) -> Measurement:
     for name in ("kl_dense_only", "kl_without_dense"):
         why = NO_MODEL if dense.any() else "no feature is dense"
         estimates[name] = Ratio(sums[name], count) if name in sums else Undefined(why)
-    return Measurement(estimates, bench.clusters, _series(bench, tables["l0"], density))
+    return Measurement(
+        estimates,
+        bench.clusters,
+        _series(bench, tables["l0"], density),
+        notes=_notes(firing.count.numpy(), firing.tokens),
+    )
+
+
+def _notes(count: NDArray[np.int64], tokens: int) -> tuple[str, ...]:
+    """Says so when features are called dead for want of tokens; ``count`` (n,) is on how many each fires.
+
+    Formula: Chao 1984, bias-corrected: f1 (f1 - 1) / (2 (f2 + 1)) are unseen when f1 were seen once and f2 twice.
+    """
+    dead, once, twice = (int((count == times).sum()) for times in (0, 1, 2))
+    unseen = min(dead, round(once * (once - 1) / (2 * (twice + 1))))
+    if unseen < max(1, UNSEEN * len(count)):
+        return ()
+    return (
+        f"dead is said from {tokens} tokens: {once} features fire on one of them only, so about {unseen} of the {dead} "
+        f"that never fire would do so on more",
+    )
 
 
 def _tokens(bench: Bench, batch: Batch, dense: NDArray[np.bool_]) -> dict[str, Tensor]:

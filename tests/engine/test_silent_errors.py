@@ -6,6 +6,7 @@ The SAEs are exact on a tiny random model, so that whatever is off is the mistak
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from torch import Tensor
 from sae_bench.corpus import Corpus, save_corpus
 from sae_bench.errors import LoadError
 from sae_bench.loading import Loader
+from sae_bench.properties import load_property
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TopK
+from sae_bench.site import parse_site
 from sae_bench.spec import SAESpec
 from sae_bench.tiers import Settings
 
@@ -56,7 +59,8 @@ def checks(loader: Loader, model_folder: Callable[[str], Path], corpus_file: str
 def activations(loader: Loader, model_folder: Callable[[str], Path], corpus_file: str) -> Callable[[str], Tensor]:
     def get(site: str) -> Tensor:
         place = {"model": str(model_folder("GPT2")), "site": site, "corpus": corpus_file}
-        data = loader.bench(SAESpec(id=f"look-{site}".replace("_", "-"), load=lambda: exact(), **place)).site_data
+        name = re.sub(r"[^a-z0-9]", "-", f"look-{site}")
+        data = loader.bench(SAESpec(id=name, load=lambda: exact(), **place)).site_data
         return data.rows[data.kept]
 
     return get
@@ -93,8 +97,8 @@ def test_a_sound_sae_is_not_flagged(checks: Check) -> None:
     # A random model guesses worse than evenly.
     assert flagged(found) <= {"clean_ce"}
     assert set(found) == {
-        "orientation", "decoder_norms", "l0", "explained_variance", "clean_ce", "bos", "context", "weight_processing",
-        "batch_dependence",
+        "site", "orientation", "decoder_norms", "l0", "explained_variance", "clean_ce", "bos", "context",
+        "weight_processing", "batch_dependence",
     }  # fmt: skip
     assert found["l0"] == "ok: 16, claimed 16"
     assert found["explained_variance"] == "ok: 1.000"
@@ -107,6 +111,24 @@ def test_1_a_decoder_of_other_features(checks: Check) -> None:
         checks(dataclasses.replace(sae, W_dec=sae.W_dec.roll(D, 0)))
     turned = dataclasses.replace(sae, W_dec=sae.W_dec.roll(D, 0), activation=ReLU(torch.full((2 * D,), -1e9)))
     assert "orientation" in flagged(checks(turned, tags=("control",)))
+
+
+def test_1_a_square_matrix_the_wrong_way_round(checks: Check) -> None:
+    turn = torch.eye(D).roll(1, 0)
+    # As many features as dimensions: a large bias lets them carry either sign, and the decoder's bias takes it out.
+    square = dataclasses.replace(
+        exact(),
+        W_enc=turn,
+        W_dec=turn.T.contiguous(),
+        activation=ReLU(torch.full((D,), 100.0)),
+        b_dec=-100 * turn.sum(1),
+        pre_bias=torch.zeros(D),
+    )
+    assert not flagged(checks(square)) & {"orientation", "explained_variance"}
+    wrong = dataclasses.replace(square, W_dec=turn)
+    with pytest.raises(LoadError, match=r"explains -\d+\.\d+ of the variance"):
+        checks(wrong)
+    assert "orientation" in flagged(checks(wrong, tags=("control",)))
 
 
 def test_2_a_bias_that_is_not_subtracted(checks: Check) -> None:
@@ -128,6 +150,22 @@ def test_3_a_threshold_that_was_never_set(checks: Check, activations: Callable[[
     assert not flagged(checks(right)) & {"threshold", "l0"}
     unset = dataclasses.replace(right, activation=JumpReLU(torch.zeros(2 * D), torch.full((2 * D,), -1.0)))
     assert flagged(checks(unset)) >= {"threshold", "l0"}
+    lost = dataclasses.replace(right, activation=ReLU(torch.zeros(2 * D)))
+    assert "l0" in flagged(checks(lost))
+
+
+def test_3_a_threshold_that_stays_when_decoder_norms_are_folded_in(
+    checks: Check, activations: Callable[[str], Tensor]
+) -> None:
+    threshold = float(activations(SITE).abs().median())
+    norm = 0.25
+    stored = exact(scale=1 / norm, l0=D / 2)  # encoder columns of norm 4, decoder rows of norm 1/4
+    right = dataclasses.replace(stored, activation=JumpReLU(torch.zeros(2 * D), torch.full((2 * D,), threshold / norm)))
+    assert "l0" not in flagged(checks(right))
+    folded = dataclasses.replace(right, W_enc=right.W_enc * norm, W_dec=right.W_dec / norm)
+    assert caught(lambda: checks(folded)) & {"refused", "l0"}
+    scaled = JumpReLU(torch.zeros(2 * D), right.activation.tensors()["threshold"] * norm)
+    assert "l0" not in flagged(checks(dataclasses.replace(folded, activation=scaled)))
 
 
 def test_4_topk_read_as_relu(checks: Check) -> None:
@@ -155,22 +193,48 @@ def test_6_another_processing_of_the_model(checks: Check) -> None:
     )
 
 
-def test_7_another_hook(checks: Check, activations: Callable[[str], Tensor]) -> None:
-    x = activations("blocks.1.hook_mlp_out")
-    sae = exact()
+def few_axes(x: Tensor) -> LinearDecoderSAE:
+    """Exact on the six directions in which ``x`` (tokens, d) varies most, and on no others."""
     axes = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:6]  # (6, d)
     both = torch.cat([axes, -axes])
-    fitted = dataclasses.replace(
-        sae,
+    return dataclasses.replace(
+        exact(),
         W_enc=both.T.contiguous(),
         W_dec=both,
         activation=ReLU(torch.zeros(12)),
         b_dec=x.mean(0),
         pre_bias=x.mean(0),
     )
-    right = checks(fitted, site="blocks.1.hook_mlp_out")
-    assert "explained_variance" not in flagged(right)
+
+
+def test_7_what_the_mlp_adds_for_the_residual_stream(checks: Check, activations: Callable[[str], Tensor]) -> None:
+    fitted = few_axes(activations("blocks.1.hook_mlp_out"))
+    assert "explained_variance" not in flagged(checks(fitted, site="blocks.1.hook_mlp_out"))
     assert caught(lambda: checks(fitted, site=SITE)) & {"refused", "explained_variance"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "same", "read"),
+    [
+        # A block's input for its output, and the entry of hidden_states that was meant for the one before.
+        ("blocks.1.hook_resid_pre", "layers.0", "blocks.1.hook_resid_post"),
+        ("blocks.1.hook_resid_pre", "layers.1.input", "layers.1"),
+        ("hidden_states[1]", "blocks.1.hook_resid_pre", "hidden_states[2]"),
+    ],
+)
+def test_7_one_block_off(checks: Check, trained: str, same: str, read: str) -> None:
+    """The residual stream changes little from block to block, so that no number would show it."""
+    sae = exact(site_in=trained, site_out=trained)
+    for right in (None, same):
+        assert checks(sae, site=right)["site"].startswith("ok: blocks.")
+    found = checks(sae, site=read)
+    assert "explained_variance" not in flagged(found)
+    assert found["site"] == f"LOOK: {parse_site(read)}; the SAE was trained at {trained}"
+
+
+def test_7_the_last_of_hidden_states_has_the_final_norm_in_it(checks: Check) -> None:
+    with pytest.raises(LoadError, match=r"blocks\.3\.hook_resid_pre"):
+        checks(exact(), site="hidden_states[3]")
 
 
 def test_8_trained_without_bos(checks: Check) -> None:
@@ -179,11 +243,32 @@ def test_8_trained_without_bos(checks: Check) -> None:
     assert "context" in flagged(checks(exact(context_size=8)))
 
 
+def test_8_trained_with_bos_where_documents_have_none(checks: Check, corpus: Corpus, tmp_path: Path) -> None:
+    save_corpus(tmp_path / "bare.safetensors", dataclasses.replace(corpus, has_bos=False))
+    found = checks(exact(prepend_bos=True), corpus=str(tmp_path / "bare.safetensors"))
+    assert found["bos"] == "LOOK: documents begin without BOS; the SAE was trained with it"
+
+
 def test_9_another_models_width_or_tokens(checks: Check, model_folder: Callable[[str], Path]) -> None:
     with pytest.raises(LoadError, match=r"reads 16 dimensions but the model is 64 wide at blocks\.1\.mlp\.hook_p"):
         checks(exact(), site="blocks.1.mlp.hook_post")
     # A model whose weights are random models no tokens, and says so.
     assert "clean_ce" in flagged(checks(exact()))
+
+
+def test_9_another_model_of_the_same_width(
+    checks: Check, activations: Callable[[str], Tensor], model_folder: Callable[[str], Path]
+) -> None:
+    fitted = few_axes(activations(SITE))
+    assert "explained_variance" not in flagged(checks(fitted))
+    other = str(model_folder("Llama"))
+    assert caught(lambda: checks(fitted, model=other)) & {"refused", "explained_variance"}
+
+
+def test_9_tokens_of_another_tokenizer(checks: Check, corpus: Corpus, tmp_path: Path) -> None:
+    save_corpus(tmp_path / "other.safetensors", dataclasses.replace(corpus, tokenizer_sha256="0" * 64))
+    with pytest.raises(LoadError, match="tokenizer"):
+        checks(exact(), corpus=str(tmp_path / "other.safetensors"))
 
 
 def test_10_decoder_rows_that_are_not_of_norm_one(checks: Check) -> None:
@@ -258,6 +343,39 @@ def test_13_thresholds_rounded_to_half_precision(checks: Check) -> None:
     found = checks(dataclasses.replace(sae, activation=rounded))
     assert "all of them bfloat16 numbers" in found["threshold"]
     assert "threshold" in flagged(found)
+
+
+def test_14_dead_features_of_a_sample_that_is_too_small(
+    loader: Loader, model_folder: Callable[[str], Path], corpus_file: str, activations: Callable[[str], Tensor]
+) -> None:
+    x = activations(SITE)  # (tokens, d)
+    # Each feature is one token's own direction, so that it fires there and hardly elsewhere; half of them are of tokens
+    # that the corpus does not have.
+    generator = torch.Generator().manual_seed(5)
+    seen = torch.nn.functional.normalize(x - x.mean(0), dim=1)[torch.randperm(len(x), generator=generator)[:40]]
+    unseen = torch.nn.functional.normalize(torch.randn(40, D, generator=generator), dim=1)
+    rows, just = torch.cat([seen, unseen]), torch.tensor([0.999, 1.001]).repeat_interleave(40)
+    rare = dataclasses.replace(
+        exact(),
+        W_enc=rows.T.contiguous(),
+        W_dec=rows,
+        activation=JumpReLU(torch.zeros(80), ((x - x.mean(0)) @ rows.T).max(0).values * just),
+        b_dec=x.mean(0),
+        pre_bias=x.mean(0),
+    )
+    stuck = dataclasses.replace(exact(), activation=ReLU(torch.cat([torch.zeros(D), torch.full((D,), -1e6)])))
+
+    def notes(sae: Any) -> tuple[str, ...]:
+        name, place = f"dead-{id(sae)}", {"model": str(model_folder("GPT2")), "site": SITE, "corpus": corpus_file}
+        bench = loader.bench(SAESpec(id=name, load=lambda: sae, tags=("control",), **place))
+        found = load_property("sparsity").measure(bench)
+        assert found.estimates["alive_tokens"].value == len(x)
+        return found.notes
+
+    (said,) = notes(rare)
+    assert said.startswith(f"dead is said from {len(x)} tokens: ")
+    # Half of the features are dead for good, and no larger sample would change that.
+    assert notes(stuck) == ()
 
 
 def test_16_a_claim_from_another_corpus(checks: Check) -> None:
