@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sae_bench.measurement import Estimate, Exact, Floats, Influence, Ratio, Undefined
+from sae_bench.measurement import Estimate, Exact, Floats, Influence, Ratio, Summary, Undefined
 from sae_bench.stats import NUMERIC_FLOOR, degrees_of_freedom, standard_error
 
 
@@ -24,10 +24,12 @@ def restrict(estimate: Estimate, clusters: Sequence[int], wanted: Sequence[int])
     """The estimate over ``wanted`` clusters, in that order; ``clusters`` are the ids that it has now.
 
     Exact for a `Ratio`. An `Influence` has no value on a subset: None unless the clusters are the same ones.
-    None as well when a wanted cluster is not there.
+    None as well when a wanted cluster is not there, and for a `Summary`, which has none.
     """
     if isinstance(estimate, Exact | Undefined):
         return estimate
+    if isinstance(estimate, Summary):
+        return None
     place = {cluster: row for row, cluster in enumerate(clusters)}
     if any(cluster not in place for cluster in wanted):
         return None

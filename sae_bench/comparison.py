@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from sae_bench.change import Change
+from sae_bench.change import Change, same_number
 from sae_bench.limits import Limit, Rule, width
-from sae_bench.measurement import Accepted, Estimate, Exact, Influence, Metric, Undefined
+from sae_bench.measurement import Accepted, Estimate, Exact, Influence, Metric, Summary, Undefined
 from sae_bench.outcome import Outcome, Verdict
 from sae_bench.stats import (
     NUMERIC_FLOOR,
@@ -115,11 +115,15 @@ def unpaired(metric: Metric, estimate: Estimate, held: Accepted, rule: Rule, alp
 
     Fitted quantities have no value on a subset of documents. Over other documents than the accepted ones they are
     INCONCLUSIVE, and the accepted report's documents would decide. Errors of both sides are added, which is too much
-    for nested documents and so on the quiet side.
+    for nested documents and so on the quiet side. Where the report that is judged keeps no values per document either,
+    the same number is the same, and another one cannot be judged.
     """
     accepted = held.estimate
-    if accepted is None:
-        return Outcome(rule, Verdict.INCOMPARABLE, note="the accepted report keeps no values per document for it")
+    if isinstance(estimate, Summary) and same_number(estimate.value, held.value):
+        return Outcome(rule, Verdict.PASS, note="unchanged")
+    if accepted is None or isinstance(estimate, Summary):
+        which = "accepted report" if accepted is None else "report that is judged"
+        return Outcome(rule, Verdict.INCOMPARABLE, note=f"the {which} keeps no values per document for it")
     if not (isinstance(estimate, Influence) and isinstance(accepted, Influence)):
         other = type(estimate) is not type(accepted)
         why = "its kind of evidence changed" if other else "the two reports share no document"
@@ -146,7 +150,7 @@ def is_finite(estimate: Estimate) -> bool:
         return True
     if not math.isfinite(estimate.value):
         return False
-    if isinstance(estimate, Exact):
+    if isinstance(estimate, Exact | Summary):
         return True
     return math.isfinite(math.fsum(estimate.influence)) and (
         not isinstance(estimate, Influence) or estimate.second is None or math.isfinite(math.fsum(estimate.second))

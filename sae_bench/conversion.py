@@ -12,11 +12,28 @@ import numpy as np
 from sae_bench.codec import plain
 from sae_bench.comparison import is_finite
 from sae_bench.limits import SOURCES, Rule, Source, parse_rule
-from sae_bench.measurement import Accepted, Estimate, Exact, Floats, Influence, Measurement, Metric, Ratio, Undefined
+from sae_bench.measurement import (
+    Accepted,
+    Estimate,
+    Exact,
+    Floats,
+    Influence,
+    Measurement,
+    Metric,
+    Ratio,
+    Summary,
+    Undefined,
+)
 from sae_bench.outcome import AcceptedProperty, Judgement, PropertyVerdict
 from sae_bench.results import Kind, MetricResult, PerCluster, PropertyResult
 
-_KINDS: dict[type, Kind] = {Ratio: "ratio", Influence: "influence", Exact: "exact", Undefined: "undefined"}
+_KINDS: dict[type, Kind] = {
+    Ratio: "ratio",
+    Influence: "influence",
+    Summary: "influence",
+    Exact: "exact",
+    Undefined: "undefined",
+}
 
 
 def context_digest(context: Mapping[str, Any]) -> str:
@@ -105,7 +122,7 @@ def _metric_result(
         reason = f"is {estimate.value}, or rests on values that are not finite"
     elif estimate is not None:
         evidence, reason = _evidence(estimate), ""
-        rows = len(estimate.influence) if isinstance(estimate, Ratio | Influence) else None
+        rows = _rows(estimate)
     return MetricResult(
         value=float(estimate.value) if estimate is not None and not reason else None,
         unit=metric.unit,
@@ -133,6 +150,12 @@ def _metric_result(
         anchor=held.anchor if held else None,
         noise=held.noise if held else None,
     )
+
+
+def _rows(estimate: Estimate) -> int | None:
+    if isinstance(estimate, Summary):
+        return estimate.clusters
+    return len(estimate.influence) if isinstance(estimate, Ratio | Influence) else None
 
 
 def _tuple(values: Floats) -> tuple[float, ...]:
@@ -191,9 +214,8 @@ def measurement_from(result: PropertyResult) -> Measurement | str:
         return result.lines[0] if result.lines else "nothing was measured"
     estimates: dict[str, Estimate] = {}
     for name, metric in result.metrics.items():
-        estimate = estimate_from(metric)
-        if estimate is not None and metric.reason != "was not measured":
-            estimates[name] = estimate
+        if metric.reason != "was not measured":
+            estimates[name] = estimate_from(metric) or Summary(metric.value or 0.0, metric.se, metric.n or 0)
     return Measurement(estimates, result.clusters, result.series, notes=result.notes, weights=result.weights)
 
 

@@ -1,11 +1,12 @@
 """What a property returns: values, what their uncertainty is made of, and distributions. No opinion, no threshold.
 
-A value never travels alone. It comes with one of four kinds of evidence:
+A value never travels alone. It comes with one of four kinds of evidence, or with what a file kept of it:
 
 * `Ratio`: numerator and denominator per cluster; its value on any subset of clusters is exact.
 * `Influence`: a value and one influence per cluster (fitted scales, correlations, quantiles), by leaving a cluster out.
 * `Exact`: a property of weights alone; no interval.
 * `Undefined`: no value by definition, and why.
+* `Summary`: value and error of a file that did not keep the clusters; measured by no property.
 
 numpy only: this module and everything that judges runs where there is no torch.
 """
@@ -113,7 +114,16 @@ class Undefined:
     value: float = math.nan
 
 
-Estimate: TypeAlias = Ratio | Influence | Exact | Undefined
+@dataclass(frozen=True)
+class Summary:
+    """A value read from a file that keeps nothing per cluster for it, such as an accepted one: it cannot be paired."""
+
+    value: float
+    se: float | None
+    clusters: int
+
+
+Estimate: TypeAlias = Ratio | Influence | Exact | Undefined | Summary
 
 
 @dataclass(frozen=True)

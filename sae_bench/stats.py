@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sae_bench.errors import MeasurementError
-from sae_bench.measurement import Estimate, Exact, Floats, Influence, Ratio, Undefined
+from sae_bench.measurement import Estimate, Exact, Floats, Influence, Ratio, Summary, Undefined
 
 NUMERIC_FLOOR = 1e-5
 "Relative difference below which two numbers are the same number: twice the rounding of six significant digits."
@@ -43,7 +43,7 @@ def degrees_of_freedom(estimate: Estimate) -> int:
     if isinstance(estimate, Influence):
         sizes = [len(estimate.influence)] + ([len(estimate.second)] if estimate.second is not None else [])
         return max(min(sizes) - 1, 0)
-    return 0
+    return max(estimate.clusters - 1, 0) if isinstance(estimate, Summary) else 0
 
 
 def _variance(influence: Floats) -> float:
@@ -55,6 +55,8 @@ def standard_error(estimate: Estimate) -> float | None:
     """Standard error of the value, clustered; None without at least two clusters (never 0 for lack of data)."""
     if isinstance(estimate, Exact | Undefined) or degrees_of_freedom(estimate) < 1:
         return None
+    if isinstance(estimate, Summary):
+        return estimate.se
     variance = _variance(estimate.influence)
     if isinstance(estimate, Influence) and estimate.second is not None:
         other = _variance(estimate.second)

@@ -94,13 +94,20 @@ def _judge_again(
         measurement,
         accepted,
         sae=sae,
-        rules=[*rules_from(result), *rules],
+        rules=[*(rules_from(result) if result.acceptance is None else _declared_limits(result)), *rules],
         context=result.context,
         strict=strict,
     )
     return property_result(
         measurement, verdict, _Declared(name, metrics, result.version), context=result.context, accepted=accepted
     )
+
+
+def _declared_limits(result: PropertyResult) -> list[Rule]:
+    """Limits on change of its property: an accepted report keeps no limits, and its hard ones were judged then."""
+    declared = load_property(result.name).limits if result.name in property_names() else ()
+    rules = [parse_rule(f"{result.name}.{limit}", "property") for limit in declared]
+    return [rule for rule in rules if rule.metric in result.metrics and not rule.limit.hard]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from sae_bench.baselines import (
     vanished,
     vanished_verdict,
 )
+from sae_bench.cli import main
 from sae_bench.errors import StoreError, UsageError
 from sae_bench.measurement import Exact, Influence, Measurement, Ratio, Series, Undefined
 from sae_bench.outcome import Verdict
@@ -265,6 +266,32 @@ def test_any_report_can_be_compared_with(gate, sound, tmp_path: Path) -> None:
     assert accepted_property(path, "demo/other", "kl_gap") is None
     with pytest.raises(StoreError, match="no report"):
         accepted_property(tmp_path / "none.json", ID, "kl_gap")
+
+
+def test_accepted_files_are_compared_by_what_they_keep(gate, sound, tmp_path: Path, capsys) -> None:
+    """Values per document are kept for limits on change only: other values are the same, or cannot be judged."""
+    _take(gate.report(sound), tmp_path)
+    here = str(tmp_path / f"{ID}.json")
+    assert main(["compare", here, here]) == 0
+    out = capsys.readouterr().out
+    assert "MISSING" not in out
+    assert "kl_gap.kl_sae" in out
+    assert main(["compare", here, here, "--limit", "kl_gap.norm:5%"]) == 0
+    tree = _tree(tmp_path)
+    metrics = tree["saes"][ID]["properties"]["kl_gap"]["metrics"]
+    assert "per_cluster" not in metrics["norm"]
+    metrics["norm"]["value"] *= 1.5
+    moved = tmp_path / "moved.json"
+    moved.write_text(json.dumps(tree))
+    capsys.readouterr()
+    assert main(["compare", here, str(moved)]) == 0, "nobody set a limit"
+    assert main(["compare", here, str(moved), "--limit", "kl_gap.norm:5%"]) == 11
+    assert "keeps no values per document" in " ".join(capsys.readouterr().out.split())
+    rows = metrics["kl_sae"]["per_cluster"]["numerator"]
+    rows[:] = [1.5 * each for each in rows]
+    metrics["kl_sae"]["value"] *= 1.5
+    moved.write_text(json.dumps(tree))
+    assert main(["compare", here, str(moved)]) == 1, "held to what kl_gap declares"
 
 
 def test_vanished_saes_are_found_and_fail(gate, sound, tmp_path: Path) -> None:
