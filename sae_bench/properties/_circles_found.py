@@ -44,14 +44,14 @@ class Found:
     "The first word of each."
     tokens: int
     products: Mapping[str, stats.Products]
-    "By arm; `cluster` only where there are features."
+    "By arm; `cluster` only where there are features, and with it `rest`: x without what they write."
     features: tuple[int, ...]
     found_by: str
     steps: tuple[stats.Left, ...]
     "Backward elimination of the features."
     planes: tuple[Plane, ...]
     random: tuple[stats.Products, ...]
-    "Of what random sets of as many other features write."
+    "Of what random sets of as many other features write, and of x without it, by turns."
     energy: tuple[Floats, Floats, Floats]
     "(S,) each: squared norms inside the span of the cluster's directions, altogether, and of the residual inside."
     dimensions: int
@@ -75,7 +75,7 @@ def _found(bench: Bench, cycle: Cycle, held: Seen) -> Found:
     written = held.codes @ held.directions  # (N, d)
     arms = {"site": held.x, "reconstruction": held.xhat, "residual": held.x - held.xhat}
     if held.features:
-        arms["cluster"] = written
+        arms |= {"cluster": written, "rest": held.x - written}
     products = {arm: stats.Products.of(rows, held.labels) for arm, rows in arms.items()}
     basis = _span(held.directions)  # (dimensions, d)
     centred = held.x - bench.site_data.mean.numpy()
@@ -85,9 +85,9 @@ def _found(bench: Bench, cycle: Cycle, held: Seen) -> Found:
         products=products,
         features=held.features,
         found_by=held.found_by,
-        steps=tuple(stats.eliminate(stats.class_means(held.codes, held.labels), held.directions)),
+        steps=tuple(_steps(held)),
         planes=tuple(_planes(written, held.labels)) if held.features else (),
-        random=tuple(stats.Products.of(rows, held.labels) for rows in held.others),
+        random=tuple(stats.Products.of(part, held.labels) for rows in held.others for part in (rows, held.x - rows)),
         energy=(
             _energy(centred @ basis.T, held.labels),
             _energy(centred, held.labels),
@@ -96,6 +96,11 @@ def _found(bench: Bench, cycle: Cycle, held: Seen) -> Found:
         dimensions=len(basis),
         width=held.x.shape[1],
     )
+
+
+def _steps(held: Seen) -> list[stats.Left]:
+    codes, site = (stats.class_means(rows, held.labels) for rows in (held.codes, held.x))
+    return stats.eliminate(codes, held.directions, site)
 
 
 def _span(directions: Floats) -> Floats:

@@ -4,8 +4,8 @@ cycles     table: per cycle and arm the circular share, its standard error, p an
            roundness, circular power over the site's
 spectrum   table: per cycle and arm the share of the class means' spread at every frequency of the order
 planes     table: per cycle neighbouring principal components of what the cluster writes, with the share in them
-features   table: per cycle the cluster's features in the order in which backward elimination drops them, with the
-           circular power and share that are left; `needed` are those that must stay
+features   table: per cycle the cluster's features in the order in which backward elimination drops them, with what
+           the others keep of the circle and their circular share; `needed` are those that must stay
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def sentences(found: Cycles, estimates: Estimates, corrected: Mapping[str, float
         )
         if math.isfinite(value["kept"]):
             told[-1] += (
-                f"; the reconstruction keeps {value['kept']:.0%} of its circular power, {value['residual_power']:.1%} "
-                f"is in the residual"
+                f"; the reconstruction keeps {value['kept']:.0%} of its frequency 1, and the residual has "
+                f"{value['residual_power']:.1%} of its power"
             )
         if held.features and math.isfinite(value["cluster_kept"]):
             needed = sum(_needed(held, of["cluster_kept"]))
             told.append(
                 f"{name}: {len(held.features)} features, found by {held.found_by}, hold {value['cluster_kept']:.0%} of "
-                f"the circular power; {needed} of them are needed for it"
+                f"it; {needed} of them are needed for that"
             )
     return told
 
@@ -86,7 +86,7 @@ def _called(p: float, roundness: float) -> str:
 def _needed(held: Found, whole: Estimate) -> list[bool]:
     """Of each step of the elimination, whether its feature must stay: from the first on that leaves too little."""
     least = whole.value - (standard_error(whole) or 0.0)
-    short = [not stats.kept(step.products, held.products["site"].whole) >= least for step in held.steps]
+    short = [not step.kept >= least for step in held.steps]
     return list(accumulate(short, lambda before, now: before or now))
 
 
@@ -113,7 +113,7 @@ def _cycles(found: Cycles, estimates: Estimates, corrected: Mapping[str, float],
                 "p": _rounded(stats.permutation_p(products, seed)),
                 "p_holm": _rounded(corrected[name]) if arm == "site" else None,
                 "roundness": _rounded(stats.roundness(products)),
-                "power_of_site": _rounded(stats.kept(products, held.products["site"].whole)),
+                "power_of_site": _rounded(stats.of_site(products, held.products["site"].whole)),
             })  # fmt: skip
     return _table(rows, "Cycles: how circular the class means are in their order")
 
@@ -158,7 +158,7 @@ def _features(found: Cycles, estimates: Estimates) -> Series:
                 "cycle": name,
                 "feature": held.features[step.gone],
                 "left": len(held.steps) - at - 1,
-                "power_left": _rounded(stats.kept(step.products, held.products["site"].whole)),
+                "kept": _rounded(step.kept),
                 "share_left": _rounded(stats.circular_share(step.products)),
                 "needed": must,
                 "found_by": held.found_by,

@@ -180,21 +180,30 @@ def left_out(parts: Sequence[Products], value: Callable[..., float], reason: str
     return Influence(full, leave_one_out(others, full))
 
 
-def kept(ours: Floats, whole: Floats) -> float:
-    """Circular power of one K over that of another; NaN where the other has none."""
-    power = powers(whole)[0]
+def of_site(ours: Floats, site: Floats) -> float:
+    """Circular power of one K over that of the site, wherever it points; NaN where the site has none."""
+    power = powers(site)[0]
     return float(powers(ours)[0] / power) if power > 0 else np.nan
 
 
-def class_kept(ours: Floats, whole: Floats) -> float:
-    """The same of the class means' spread."""
-    power = class_power(whole)
-    return float(class_power(ours) / power) if power > 0 else np.nan
+def kept(ours: Floats, rest: Floats, site: Floats) -> float:
+    """What of the site's circle lies in a part of x: 1 for all, 0 for a circle of any size that points elsewhere.
+
+    ``ours`` and ``rest`` are K of the part and of x without it: their products with each other are half of what the
+    site's K has beyond both.
+    """
+    return of_site((site + ours - rest) / 2, site)
 
 
-def kept_by_several(*parts: Floats) -> float:
-    """Mean of `kept` of all K but the last, over the last."""
-    return float(np.mean([kept(each, parts[-1]) for each in parts[:-1]]))
+def class_kept(ours: Floats, rest: Floats, site: Floats) -> float:
+    """The same of the class means' whole spread."""
+    power = class_power(site)
+    return class_power((site + ours - rest) / 2) / power if power > 0 else np.nan
+
+
+def kept_by_several(*each: Floats) -> float:
+    """Mean of `kept` over parts of x: K of each part and of x without it by turns, the site's last."""
+    return float(np.mean([kept(ours, rest, each[-1]) for ours, rest in zip(each[:-1:2], each[1::2], strict=True)]))
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
@@ -213,26 +222,30 @@ class Left:
 
     gone: int
     "Index of the feature."
+    kept: float
+    "What of the site's circle the others hold."
     products: Floats
-    "(C, C) K of what is left."
+    "(C, C) K of what they write."
 
 
-def eliminate(means: Floats, directions: Floats) -> list[Left]:
-    """Features out of a cluster one by one, first the one without which the most circular power is left.
+def eliminate(means: Floats, directions: Floats, site: Floats) -> list[Left]:
+    """Features out of a cluster one by one, first the one that holds the least of the site's circle.
+
+    What features hold of the circle adds up, so each one's part decides when it goes.
 
     Args:
         means: (2, C, m) class means of the codes, in even and in odd documents.
         directions: (m, d) what each writes.
+        site: (2, C, d) class means at the site.
     """
-    gram = directions @ directions.T
-    inside, steps = list(range(len(directions))), []
-
-    def products(subset: list[int]) -> Floats:
-        return np.asarray(means[1][:, subset] @ gram[np.ix_(subset, subset)] @ means[0][:, subset].T)
-
+    gram, along = directions @ directions.T, directions @ np.swapaxes(site, 1, 2)  # (m, m), (2, m, C)
+    # (m, C, C): the products of what each feature writes with the site, the halves crossed both ways.
+    crossed = (np.einsum("km,ml->mkl", means[1], along[0]) + np.einsum("km,ml->mkl", means[0], along[1])) / 2
+    whole = site[1] @ site[0].T
+    parts = [of_site(each, whole) for each in crossed]
+    inside, steps = sorted(range(len(parts)), key=lambda index: parts[index]), []
     while inside:
-        rest = {gone: products([each for each in inside if each != gone]) for gone in inside}
-        gone = max(inside, key=lambda each: powers(rest[each])[0])
-        steps.append(Left(gone, rest[gone]))
-        inside.remove(gone)
+        gone, *inside = inside
+        products = means[1][:, inside] @ gram[np.ix_(inside, inside)] @ means[0][:, inside].T
+        steps.append(Left(gone, float(sum(parts[index] for index in inside)), products))
     return steps

@@ -6,7 +6,8 @@ which share no noise, and P_f = sum_kl K[k, l] cos(2 pi f (k - l) / C) the power
     circular_share     P_1 / (P_1 + P_2 + P_3) at the site: 1 for a circle, a third where the order means nothing,
                        .66 for seven classes on a line; p over all 360 orders of seven classes, drawn ones of twelve
     roundness          smaller over larger axis of the frequency-1 part, squared: 0 for a line
-    kept               P_1 of the reconstruction over P_1 of the site; cluster_kept: of what some features write
+    kept               what of the site's circle lies in the reconstruction: P_1 of K between the two over P_1 of the
+                       site, 1 for all of it, 0 for a circle elsewhere; cluster_kept: in what some features write
     residual_power     P_1 of the residual x - xhat over P_1 of the site: what of the circle is not represented
     class_kept         the same as `kept` of the class means' whole spread, in whatever order they are
     span_energy        |P (x - mean)|^2 / |x - mean|^2, P the projector on the span of the cluster's decoder rows
@@ -48,10 +49,10 @@ METRICS = (
     Metric("circular_share_residual", "share", "reported", "the same of the residual", noise_free=True),
     Metric("roundness", "ratio", "reported", "smaller over larger axis of the circle at the site", noise_free=True),
     Metric("roundness_reconstruction", "ratio", "reported", "the same of the reconstruction", noise_free=True),
-    Metric("kept", "share", "reported", "circular power of the reconstruction over the site's", noise_free=True),
+    Metric("kept", "share", "reported", "what of the site's circle lies in the reconstruction", noise_free=True),
     Metric("class_kept", "share", "reported", "the same of all that tells the classes apart", noise_free=True),
     Metric("residual_power", "share", "reported", "circular power of the residual over the site's", noise_free=True),
-    Metric("cluster_kept", "share", "reported", "circular power of what the cluster writes over the site's"),
+    Metric("cluster_kept", "share", "reported", "what of the site's circle lies in what the cluster writes"),
     Metric("cluster_kept_random", "share", "reported", "the same of random sets of as many other features, mean"),
     Metric("span_energy", "share", "reported", "share of the activations inside the span of the cluster's directions"),
     Metric("span_energy_random", "share", "reported", "that of a random subspace of as many dimensions"),
@@ -101,9 +102,9 @@ def _of_a_cycle(found: Found) -> dict[str, Estimate]:
         "circular_share_residual": stats.left_out([residual], stats.circular_share, flat),
         "roundness": stats.left_out([site], stats.roundness, still),
         "roundness_reconstruction": stats.left_out([ours], stats.roundness, still),
-        "kept": stats.left_out([ours, site], stats.kept, still),
-        "class_kept": stats.left_out([ours, site], stats.class_kept, "the classes do not differ at the site"),
-        "residual_power": stats.left_out([residual, site], stats.kept, still),
+        "kept": stats.left_out([ours, residual, site], stats.kept, still),
+        "class_kept": stats.left_out([ours, residual, site], stats.class_kept, "the classes do not differ at the site"),
+        "residual_power": stats.left_out([residual, site], stats.of_site, still),
     }
     if not found.features:
         why = Undefined("the SAE has no feature in which the classes differ, or shows no decoder")
@@ -112,7 +113,7 @@ def _of_a_cycle(found: Found) -> dict[str, Estimate]:
     inside, whole, left = found.energy
     return estimates | {
         "circular_share_cluster": stats.left_out([cluster], stats.circular_share, flat),
-        "cluster_kept": stats.left_out([cluster, site], stats.kept, still),
+        "cluster_kept": stats.left_out([cluster, found.products["rest"], site], stats.kept, still),
         "cluster_kept_random": stats.left_out([*found.random, site], stats.kept_by_several, still)
         if found.random
         else Undefined("no other feature fires on the words of the cycle"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +141,20 @@ def test_intervals_cover_at_their_nominal_rate() -> None:
     truth = {
         "circular_share": stats.circular_share(exact(means)),
         "roundness": stats.roundness(exact(means)),
-        "kept": stats.kept(exact(other), exact(means)),
-        "class_kept": stats.class_kept(exact(other), exact(means)),
+        "kept": stats.of_site(other @ means.T, exact(means)),
+        "class_kept": stats.class_power(other @ means.T) / stats.class_power(exact(means)),
     }
     hits: dict[str, list[bool]] = {name: [] for name in truth}
     for _ in range(250):
         rows, given = tokens(rng, means, noise=0.7)
         whole = stats.Products.of(rows, given)
-        ours = stats.Products.of(rows + (other - means)[given.of_class], given)
+        part = rows + (other - means)[given.of_class]
+        ours, rest = (stats.Products.of(each, given) for each in (part, rows - part))
         found = {
             "circular_share": stats.left_out([whole], stats.circular_share, ""),
             "roundness": stats.left_out([whole], stats.roundness, ""),
-            "kept": stats.left_out([ours, whole], stats.kept, ""),
-            "class_kept": stats.left_out([ours, whole], stats.class_kept, ""),
+            "kept": stats.left_out([ours, rest, whole], stats.kept, ""),
+            "class_kept": stats.left_out([ours, rest, whole], stats.class_kept, ""),
         }
         for name, estimate in found.items():
             span = interval(estimate, 0.05)
@@ -169,12 +169,24 @@ def test_backward_elimination_drops_what_writes_nothing_of_the_circle_first() ->
     rng = np.random.default_rng(7)
     codes = np.concatenate([np.eye(7), rng.random((7, 3))], axis=1)  # (C, m): one a class, three of something else
     directions = np.concatenate([circle(7, 12), 0.2 * np.eye(12)[9:]])
-    steps = stats.eliminate(np.stack([codes, codes]), directions)
+    site = np.stack([circle(7, 12)] * 2)
+    steps = stats.eliminate(np.stack([codes, codes]), directions, site)
     assert sorted(step.gone for step in steps) == list(range(10))
     assert {step.gone for step in steps[:3]} == {7, 8, 9}
-    power = [stats.powers(step.products)[0] for step in steps]
-    assert power[2] == pytest.approx(stats.powers(exact(circle(7)))[0])
-    assert all(later < before for before, later in pairwise(power[2:]))
+    assert steps[2].kept == pytest.approx(1)
+    assert stats.circular_share(steps[2].products) == pytest.approx(1)
+    assert [step.kept for step in steps[3:]] == pytest.approx([left / 7 for left in range(6, -1, -1)])
+
+
+def test_a_circle_of_the_same_size_that_points_elsewhere_is_not_kept() -> None:
+    rng = np.random.default_rng(9)
+    rows, given = tokens(rng, circle(7), noise=0.2, shared=0.1)
+    elsewhere = np.roll(rows, 2, axis=1)
+    found = {name: stats.Products.of(each, given).whole for name, each in
+             {"site": rows, "ours": elsewhere, "rest": rows - elsewhere}.items()}  # fmt: skip
+    assert stats.of_site(found["ours"], found["site"]) == pytest.approx(1, abs=0.05)
+    assert stats.kept(found["ours"], found["rest"], found["site"]) == pytest.approx(0, abs=0.05)
+    assert stats.class_kept(found["ours"], found["rest"], found["site"]) == pytest.approx(0, abs=0.05)
 
 
 # Planted at the demo's site: the words of its corpus, other activations
@@ -302,7 +314,7 @@ def test_days_on_a_line_are_no_circle(days: Callable[..., Path]) -> None:
 def test_an_sae_without_some_days_leaves_them_in_the_residual(days: Callable[..., Path]) -> None:
     planted = Planted(circle(7, 2))
     whole, broken = planted.measure(days()), planted.measure(days(), lost=(0, 1, 2))
-    assert broken.estimates["kept"].value < 0.6 < 0.9 < whole.estimates["kept"].value
+    assert broken.estimates["kept"].value < 0.65 < 0.9 < whole.estimates["kept"].value
     assert broken.estimates["residual_power"].value > 0.1
     assert broken.estimates["span_residual"].value > 0.2
     assert isinstance(broken.estimates["kept"], Influence)
