@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from sae_bench.measurement import Series
+from sae_bench.properties._concepts_sae import InSAE
 from sae_bench.properties._concepts_search import SHARES, STRENGTHS, Searched
-from sae_bench.properties._concepts_spaces import SPARSE, AtSite, InSAE
+from sae_bench.properties._concepts_spaces import SPARSE, AtSite
 
 
 def concept_series(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Series]:
@@ -47,6 +48,8 @@ def _table(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> Series:
         "change": [sae.kept.value - site.found.value for site, sae in both],
         "latent": [sae.latent_index for sae in saes],
         "latent_auroc": [sae.latent.value for sae in saes],
+        "probe_x_5": [site.probes[5].value for site in sites],
+        "probe_codes_5": [sae.probes["codes", 5].value for sae in saes],
         "cosine": [None if sae.cosine is None else sae.cosine.value for sae in saes],
         "floor_cosine": [None if sae.cosine is None else sae.floor_cosine for sae in saes],
         "search": [None if site.searched is None else site.searched.found.value for site in sites],

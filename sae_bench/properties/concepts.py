@@ -8,7 +8,7 @@ lower case is there for every tokenizer. Half the words and documents fit, the o
     embedding_auroc           the same in the token embedding, over words
     latent_auroc              of the single feature that separates the fitting half best, chosen whatever its scale
     probe_SPACE_K             logistic regression on the K columns of x, reconstruction or codes that separate best
-    best_cosine               largest |cosine| of the direction with a decoder row; floor: labels dealt to words anew
+    best_cosine               largest |cosine| of the direction with a decoder row; floors: dealt labels, random rows
     search_SPACE              contrast-consistent search on pairs, without labels (Burns et al. 2022)
     truth_salience            variance of balanced differences along the concept over the largest of any direction
     truth_rank                which principal component of balanced differences is most like the concept
@@ -31,8 +31,9 @@ from sae_bench.measurement import Estimate, Exact, Influence, Measurement, Metri
 from sae_bench.properties import Property
 from sae_bench.properties._concepts_data import placed_concepts
 from sae_bench.properties._concepts_readers import Scored, mean_of, worst_of
+from sae_bench.properties._concepts_sae import InSAE, in_sae
 from sae_bench.properties._concepts_series import concept_series
-from sae_bench.properties._concepts_spaces import SPARSE, AtSite, InSAE, at_site, in_sae
+from sae_bench.properties._concepts_spaces import SPARSE, AtSite, at_site
 from sae_bench.stats import leave_one_out
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ METRICS = (
     ),
     Metric("best_cosine", "cosine", "reported", "largest cosine of a concept's direction with a decoder row"),
     Metric("floor_best_cosine", "cosine", "reported", "the same for directions of labels dealt anew"),
+    Metric("floor_random_cosine", "cosine", "reported", "the same for as many random decoder rows", noise_free=True),
     *(
         Metric(f"search_{space}", "AUROC", "reported", f"AUROC of the contrast-consistent search on {space}")
         for space in SEARCHED
@@ -92,8 +94,8 @@ def measure(bench: Bench) -> Measurement:
         estimates,
         found.clusters,
         concept_series(sites, saes),
-        # Means over other concepts are other numbers.
-        settings={"concepts": sorted(names), "labels": found.sha256[:16]},
+        # Means over other concepts are other numbers, and the seed decides which places are looked at.
+        settings={"concepts": sorted(names), "labels": found.sha256[:16], "seed": bench.settings.seed},
         notes=found.missing,
     )
 
@@ -123,6 +125,7 @@ def _directions(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Est
         "floor_best_cosine": Exact(float(np.mean([sae.floor_cosine for sae in saes])))
         if cosines
         else Undefined(hidden),
+        "floor_random_cosine": Exact(saes[0].random_cosine) if cosines else Undefined(hidden),
     }
 
 

@@ -24,6 +24,7 @@ from sae_bench.measurement import Accepted, Measurement, Undefined
 from sae_bench.model import load_model
 from sae_bench.outcome import AcceptedProperty, Verdict
 from sae_bench.properties._concepts_data import BOTH, halves_of_words, placed_concepts
+from sae_bench.properties._concepts_sae import random_cosine
 from sae_bench.properties._concepts_series import p_value
 from sae_bench.properties._concepts_spaces import at_site
 from sae_bench.properties.concepts import METRICS, PROPERTY, measure
@@ -89,6 +90,14 @@ def test_what_the_language_means_is_found_by_words_and_by_places(sound: Measurem
 def test_floors_are_chance(sound: Measurement) -> None:
     assert sound.estimates["floor_auroc"].value == pytest.approx(0.5, abs=0.02)
     assert sound.estimates["best_cosine"].value > sound.estimates["floor_best_cosine"].value
+
+
+def test_the_largest_cosine_with_random_rows_is_known() -> None:
+    """The signed one of twice as many rows: definitions.md has .1516 for 49,152."""
+    assert random_cosine(24_576, 768) == pytest.approx(0.1516, abs=3e-4)
+    drawn = np.random.default_rng(0).normal(size=(400, 50, 20))
+    cosines = np.abs(drawn[..., 0]) / np.linalg.norm(drawn, axis=-1)
+    assert random_cosine(50, 20) == pytest.approx(cosines.max(1).mean(), abs=0.01)
 
 
 def test_words_without_a_meaning_are_chance(tmp_path: Path) -> None:
