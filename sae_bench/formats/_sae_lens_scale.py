@@ -111,7 +111,7 @@ def _fold_scale(weights: Tensors, scale: float, rescaled: bool) -> Tensors:
 
 def _fold_whitening(weights: Tensors, whitening: Tensors | None, subtracts: bool, what: str) -> Tensors:
     """Formula: SAELens, ``SAE.fold_activation_whitening``: x enters as (x - mean) @ M, z leaves as z @ M^-1 + mean."""
-    if whitening is None or "W_enc" not in weights:
+    if whitening is None:
         raise LoadError(
             f"{what} wants its input whitened (covariance_whitening) but the matrix is not stored with it; add "
             f"{WHITENING} from its checkpoint, or fold it into the weights before saving"

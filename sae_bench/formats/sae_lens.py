@@ -185,6 +185,11 @@ def _pursuit(
     config: Mapping[str, Any], weights: Tensors, info: SAEInfo, scaler: Scaler | None, what: str
 ) -> PursuitSAE:
     d_in = info.d_in
+    if config["normalize_activations"] == "covariance_whitening":
+        raise LoadError(
+            f"{what} wants its input whitened (covariance_whitening), which is not defined for {_PURSUIT}: its encoder "
+            f"is its decoder, and only one of them could take up the matrix"
+        )
     check_weights(weights, {"W_dec": (info.d_sae, d_in), "b_dec": (d_in,)}, f"{what} ({_PURSUIT})")
     threshold = said(config, "residual_threshold", float, what)
     threshold = 0.01 if threshold is None else threshold
