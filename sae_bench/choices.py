@@ -84,7 +84,12 @@ def chosen_saes(resolved: Resolved) -> list[SAESpec]:
 
         register_demo()
     SAES.freeze("SAEs were chosen")
-    defaults = TargetDefaults(resolved["sae_model"], resolved["sae_site"], resolved["sae_corpus"])
+    defaults = TargetDefaults(
+        model=resolved["sae_model"],
+        site=resolved["sae_site"],
+        output_site=resolved["sae_output_site"],
+        corpus=resolved["sae_corpus"],
+    )
     chosen = select(resolved["sae"], defaults, SAES)
     if not resolved["sae_controls"]:
         return chosen

@@ -106,7 +106,10 @@ class Loader:
         check_context(corpus, model.context)
         site, source = model.canonical(place.site), model.canonical(place.source)
         if site.kind in INPUTS:
-            raise LoadError(f"SAE {spec.id!r} would write to {site}, which can only be read; give its output_site")
+            raise LoadError(
+                f"SAE {spec.id!r} would write to {site}, which can only be read; give output_site=... or "
+                f"--sae-output-site"
+            )
         check_fit(sae, model.width(site), str(site), (model.width(source), str(source)))
         check_contract(sae)
         data = site_data(model, site, corpus, self.settings, spec.include_bos)

@@ -63,6 +63,7 @@ OPTIONS = (
     ),
     Option("model", "model of an SAE given as a target: Hugging Face folder or name"),
     Option("site", "site of an SAE given as a target, such as blocks.8.hook_resid_pre"),
+    Option("output-site", "where a transcoder given as a target writes, such as blocks.8.hook_mlp_out"),
     Option("corpus", "pinned corpus of an SAE given as a target (pytest-sae-bench corpus build makes one)"),
     Option("controls", "also measure identity, PCA, a random and a permuted dictionary beside each SAE", "flag", False),
     Option("property", "only these properties (globs)", "list", (), metavar="GLOB"),

@@ -74,6 +74,17 @@ def of_one_length(lengths: Sequence[int], most: int = ROWS) -> Iterator[list[int
             yield group[start : start + most]
 
 
+def last_read(bench: Bench, prompts: Sequence[Prompt]) -> Tensor:
+    """(prompts, d_in) what the SAE reads at the last positions: the site's activation, unless it is a transcoder."""
+    if bench.source is bench.site_data:
+        return torch.stack([prompt.last for prompt in prompts])
+    found: dict[int, Tensor] = {}
+    for rows in of_one_length([len(prompt.tokens) for prompt in prompts]):
+        seen = bench.model.capture(torch.stack([prompts[index].tokens for index in rows]), bench.source.site)
+        found |= zip(rows, seen.value[:, -1].to(bench.settings.device), strict=True)
+    return torch.stack([found[index] for index in range(len(prompts))])
+
+
 def captured_prompts(bench: Bench, texts: Sequence[tuple[str, list[int]]], label: str) -> list[Prompt]:
     """Named token ids as the model reads them; those of one length are run together."""
     found: dict[int, Prompt] = {}

@@ -101,11 +101,13 @@ class TargetDefaults:
 
     model: str | None = None
     site: str | None = None
+    output_site: str | None = None
     corpus: str | None = None
 
     def given(self) -> tuple[str, ...]:
         """The options that were used."""
-        return tuple(f"--sae-{name}" for name in ("model", "site", "corpus") if getattr(self, name) is not None)
+        said = (name for name, value in vars(self).items() if value is not None)
+        return tuple(f"--sae-{name.replace('_', '-')}" for name in said)
 
 
 def select(arguments: Sequence[str], defaults: TargetDefaults, registered: Mapping[str, SAESpec]) -> list[SAESpec]:
@@ -147,6 +149,7 @@ def _from_target(text: str, defaults: TargetDefaults, registered: Mapping[str, S
             path=text,
             model=defaults.model,
             site=defaults.site,
+            output_site=defaults.output_site,
             corpus=defaults.corpus,
             origin="--sae",
         )

@@ -25,7 +25,7 @@ Marker = Literal["fidelity", "geometry", "steering", "concepts", "contract"]
 NO_MODEL = "needs the model, and only activations were given"
 "Why a metric is undefined in ``check_sae(activations=...)``."
 TRANSCODER = "a transcoder reads elsewhere than it writes, and what it would read there is not known"
-"Why a metric of steering is undefined for an SAE whose `Bench.source` is another site."
+"Why a metric of circuits is undefined for an SAE whose `Bench.source` is another site."
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import numpy as np
 
 from sae_bench.contrast import FACTORS, ContrastSet, read_contrast, shifted_path
 from sae_bench.measurement import Estimate, Floats, Influence, Measurement, Metric, Ratio, Undefined
-from sae_bench.properties import TRANSCODER, Property
+from sae_bench.properties import Property
 from sae_bench.properties._contrast_arms import ARMS, CHOOSING, Contrasted, contrast_arms
 from sae_bench.properties._contrast_series import contrast_series
 from sae_bench.properties._factors import Ints, levels, omega_squared, worst_level
@@ -75,8 +75,6 @@ def measure(bench: Bench) -> Measurement:
     """Slopes of every arm on the scored half, and what declared factors explain of them."""
     if bench.contrast is None:
         return Measurement({metric.name: Undefined(NO_DATASET) for metric in METRICS})
-    if bench.source is not bench.site_data:
-        return Measurement({metric.name: Undefined(TRANSCODER) for metric in METRICS})
     asked = read_contrast(bench.contrast)
     beside = shifted_path(bench.contrast)
     shifted = read_contrast(beside) if beside is not None else None

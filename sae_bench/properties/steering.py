@@ -15,8 +15,9 @@ Targets read off the direction itself would make every direction steer. Other fe
 rows move logits up to 1.4 times as much as random directions on the demo, whatever they are meant to raise, so against
 random directions alone a permuted decoder steers as well. Random directions count together with their opposites, so
 their anti_share is 1/2 and their mean slope 0 up to ties; what they show is the size of everything else. Every number
-is clustered both ways, by feature and by prompt. Formulas: definitions of Tan et al. 2024 (arXiv 2407.12404) for slopes
-and anti_share, Arad et al. 2025 (arXiv 2505.20063) for output and input score.
+is clustered both ways, by feature and by prompt. A transcoder is steered where it writes: its codes are looked at in
+clean runs alone, and what it reads stands before what it writes. Formulas: definitions of Tan et al. 2024 (arXiv
+2407.12404) for slopes and anti_share, Arad et al. 2025 (arXiv 2505.20063) for output and input score.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_bench.measurement import Estimate, Measurement, Metric, Undefined
-from sae_bench.properties import TRANSCODER, Property
+from sae_bench.properties import Property
 from sae_bench.properties._steering_arms import ARMS, OTHERS, RANDOM, Steered, steer
 from sae_bench.properties._steering_series import steering_series
 from sae_bench.properties._steering_stats import Arm, mean
@@ -75,8 +76,6 @@ NO_LENS = "directions of this site have no logit lens"
 
 def measure(bench: Bench) -> Measurement:
     """Slopes of every arm, what they cost, and which features steer."""
-    if bench.source is not bench.site_data:
-        return Measurement({metric.name: Undefined(TRANSCODER) for metric in METRICS})
     found = steer(bench)
     feature, floor = found.arms["feature"], found.arms["random_direction"]
     size = len(found.features)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_bench.bench import Bench
+from sae_bench.prompts import last_read
 from sae_bench.sae import unit_directions
 from sae_bench.steering.choice import seeded
 from sae_bench.steering.last_position import LastPosition
@@ -50,9 +51,9 @@ def candidate_features(
     that rescaling a feature changes nothing; active on a tenth of the questions). Half by what they do: largest
     first-order slope by ``gradient`` (d,) of those that fire on the corpus.
     """
-    stacked = torch.stack([torch.stack([each.last for each in sample.answered]) for sample in questions])
+    read = last_read(bench, [each for sample in questions for each in sample.answered])  # (2 N, d_in)
     with torch.no_grad():
-        codes = bench.sae.encode(stacked.flatten(0, 1)).double().cpu().view(len(questions), 2, -1)
+        codes = bench.sae.encode(read).double().cpu().view(len(questions), 2, -1)
     difference = codes[:, 0] - codes[:, 1]  # (N, n)
     mean, spread = difference.mean(0), difference.std(0)
     written = bench.decoder_norms.cpu() > 0

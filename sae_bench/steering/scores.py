@@ -47,8 +47,9 @@ def output_scores(
     scores = np.zeros((len(directions), len(documents)))
     for at, document in enumerate(documents):
         prompt, _ = document_prompt(bench, document)
+        read = bench.source.x[document, len(prompt.tokens) - 1][None]  # (1, d_in)
         with torch.no_grad():
-            codes = bench.sae.encode(prompt.last[None]).float() * bench.decoder_norms
+            codes = bench.sae.encode(read.to(bench.settings.device)).float() * bench.decoder_norms
         raised = prompt.last + AMPLIFICATION * codes.max() * directions
         for found, rows in runner.log_probs(prompt, raised):
             best = found.gather(1, lens[rows]).amax(-1)  # (rows,)

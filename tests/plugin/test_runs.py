@@ -100,9 +100,37 @@ def test_module_attribute_targets(suite: Any) -> None:
     result.assert_outcomes(passed=3)
 
 
+def test_a_transcoder_may_be_given_as_a_target(suite: Any) -> None:
+    """The model's own MLP, which is perfect where the MLP writes and nowhere else."""
+    (suite.path / "mylab.py").write_text(
+        "from torch.nn.functional import gelu\n"
+        "from safetensors.torch import load_file\n"
+        "weights = {name.partition('h.1.mlp.')[2]: w for name, w in load_file('model/model.safetensors').items()}\n"
+        "class Mine:\n"
+        "    d_in = 16\n"
+        "    def encode(self, x):\n"
+        "        return gelu(x @ weights['c_fc.weight'] + weights['c_fc.bias'], approximate='tanh')\n"
+        "    def decode(self, f): return f @ weights['c_proj.weight'] + weights['c_proj.bias']\n"
+        "mine = Mine()\n"
+    )
+    suite.repository.syspathinsert(suite.path)
+    place = ("--sae-model", "model", "--sae-corpus", "corpus.safetensors", "--sae-site", "blocks.1.mlp.hook_in")
+    result = suite("--sae", "mylab:mine", *place, "--sae-output-site", "blocks.1.hook_mlp_out")
+    result.assert_outcomes(passed=3)
+    (measured,) = suite.report()["saes"].values()
+    assert measured["properties"]["reconstruction"]["metrics"]["fvu"]["value"] == pytest.approx(0, abs=1e-8)
+    assert measured["properties"]["reconstruction"]["context"]["source"] == "blocks.1.mlp.hook_in"
+    assert measured["properties"]["reconstruction"]["context"]["site"] == "blocks.1.hook_mlp_out"
+    # Without it, what the MLP writes is held against what it reads.
+    result = suite("--sae", "mylab:mine", *place)
+    assert result.ret != 0
+    assert "of the variance at blocks.1.mlp.hook_in" in result.stdout.str()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--sae-output-site", "blocks.1.hook_mlp_out"], "*--sae-output-site*--sae names none*"),
         (["--sae", "lab/goof"], "*lab/goof*did you mean 'lab/good'*"),
         (["--sae", "nobody=./good"], "*'nobody' is not registered*"),
         (["--sae-property", "kl_gp"], "*matches no property*kl_gap*"),
