@@ -20,6 +20,7 @@ from sae_bench.capture import Progress, SiteData, Store, captured
 from sae_bench.corpus import Corpus
 from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.floors import Draw, Pool
+from sae_bench.kept import KeptCodes, KeptRows
 from sae_bench.model import Model
 from sae_bench.sae import decoder_norms
 from sae_bench.site import Site
@@ -93,6 +94,8 @@ class Bench:
         self._memo_of: Batch | None = None
         self._pool: Pool | None = None
         self._shared: dict[Hashable, Any] = {}
+        self._codes_of = KeptCodes(self._encode, settings.memory_bytes // 16)
+        self._arms = KeptRows(settings.memory_bytes // 16)
 
     @property
     def has_model(self) -> bool:
@@ -147,6 +150,10 @@ class Bench:
             keep_ce=(data.keep_ce[rows, :longest] & (at < lengths[:, None] - 1)).to(device),
         )
 
+    def document_codes(self, document: int) -> Tensor:
+        """(kept, n) feature activations at the kept positions of a document, in the SAE's own precision."""
+        return self._codes_of.dense(document)
+
     def codes(self, batch: Batch) -> Tensor:
         """(b, p, n) float32 feature activations; 0 outside the kept positions."""
         return self._once(batch, "codes", lambda: self._codes(batch))
@@ -178,16 +185,16 @@ class Bench:
     @cached_property
     def firing(self) -> Firing:
         """Firing statistics over the whole corpus, whatever the tier: "dead" must not depend on it."""
-        data, n = self.site_data, int(self.sae.d_sae)
-        count = torch.zeros(n, dtype=torch.int64)
-        total, square = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-        for x, keep in zip(self.source.x, data.keep, strict=True):
-            with torch.no_grad():
-                codes = self.sae.encode(x[keep].to(self.settings.device)).float() * self.decoder_norms  # (kept, n)
-            count += (codes != 0).sum(0).cpu()
-            total += codes.abs().sum(0, dtype=torch.float64).cpu()
-            square += codes.square().sum(0, dtype=torch.float64).cpu()
-        return Firing(len(data.kept), count, total, square)
+        n, norms = int(self.sae.d_sae), self.decoder_norms.double()
+        count = torch.zeros(n, dtype=torch.int64, device=norms.device)
+        total, square = torch.zeros_like(norms), torch.zeros_like(norms)
+        for document in range(len(self.corpus)):
+            codes = self._codes_of.sparse(document)
+            size = (codes.value.float().abs() * self.decoder_norms[codes.feature]).double()
+            count += torch.bincount(codes.feature, minlength=n)
+            total.index_add_(0, codes.feature, size)
+            square.index_add_(0, codes.feature, size.square())
+        return Firing(len(self.site_data.kept), count.cpu(), total.cpu(), square.cpu())
 
     def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
         """``compute()``, once per ``key`` for this SAE: what several properties need."""
@@ -210,35 +217,31 @@ class Bench:
         # Some tokenizers drop the space that a word begins with when it is decoded alone.
         return f" {text}" if str(tokenizer.decode([token, token])) == f"{text} {text}" else text
 
-    def outcome(self, batch: Batch, value: Tensor | None, *, distances: bool = False) -> Outcome:
+    def outcome(
+        self, batch: Batch, value: Tensor | None, *, distances: bool = False, arm: str | None = None
+    ) -> Outcome:
         """KL and CE when ``value`` (b, p, d) stands at the site's kept positions; None is the clean run, KL 0.
 
         ``distances`` adds the Euclidean distance of the log-probabilities and the total variation distance of the
-        probabilities, each of which costs another pass over the vocabulary.
+        probabilities, each of which costs another pass over the vocabulary. ``arm`` names what stands there: what was
+        found under a name is kept for whoever asks for it next.
         """
-        clean = self._clean(batch)
         keep = batch.keep
-        following = functional.pad(batch.tokens[:, 1:], (0, 1))[keep]
         if value is None:
-            kl, ce = clean.new_zeros(len(clean)), surprise(clean, following)
-            away, moved = kl, kl
+            kept, arm = self.site_data.kept_rows, "clean outcome"
         else:
-            found = []
-            likely = self._once(batch, "likely", clean.exp)
-            for logq, (start, stop) in self._runs(batch, value, keep):
-                ce = surprise(logq, following[start:stop])
-                moved = logq.exp().sub_(likely[start:stop]).abs_().sum(-1).div_(2) if distances else ce
-                # In place, and with P kept for the batch: this pass over the vocabulary is a tenth of an arm's cost.
-                apart = torch.sub(clean[start:stop], logq, out=logq)
-                away = torch.linalg.vector_norm(apart, dim=-1) if distances else ce
-                found.append((apart.mul_(likely[start:stop]).sum(-1), ce, away, moved))
-            kl, ce, away, moved = (torch.cat(parts) for parts in zip(*found, strict=True))
-        self._check(batch, torch.stack([kl, ce], dim=-1), keep, "the model's output")
+            kept = self._arms
+        found = kept.find(arm, batch) if arm is not None else None
+        if found is None or (distances and found.shape[-1] < 4):
+            found = self._outcome(batch, value, distances)  # (rows, 2 or 4)
+            self._check(batch, found, keep, "the model's output")
+            if arm is not None:
+                kept.keep(arm, batch, found)
         return Outcome(
-            kl=scatter(kl, keep),
-            ce=scatter(ce, keep) * batch.keep_ce,
-            distance=scatter(away, keep) if distances else None,
-            moved=scatter(moved, keep) if distances else None,
+            kl=scatter(found[:, 0], keep),
+            ce=scatter(found[:, 1], keep) * batch.keep_ce,
+            distance=scatter(found[:, 2], keep) if distances else None,
+            moved=scatter(found[:, 3], keep) if distances else None,
         )
 
     def log_probs(self, batch: Batch, value: Tensor | None = None, *, where: Tensor | None = None) -> Tensor:
@@ -319,23 +322,31 @@ class Bench:
         found: Tensor = self._memo[name]
         return found
 
+    def _encode(self, document: int) -> Tensor:
+        """(kept, n) codes of a whole document.
+
+        One document at a time: a matrix product of another size rounds differently, and a feature near its threshold
+        would fire in one batch and not in another.
+        """
+        x = self.source.x[document][self.site_data.keep[document]]
+        with torch.no_grad():
+            codes: Tensor = self.sae.encode(x.to(self.settings.device))
+        return codes
+
     def _codes(self, batch: Batch) -> Tensor:
         codes = batch.x.new_zeros(*batch.keep.shape, int(self.sae.d_sae))
-        with torch.no_grad():
-            # One document at a time: a matrix product of another size rounds differently, and a feature near its
-            # threshold would fire in one batch and not in another.
-            for row, keep, x in zip(codes, batch.keep, batch.source, strict=True):
-                row[keep] = self.sae.encode(x[keep]).to(row)
+        for row, keep, document in zip(codes, batch.keep, batch.documents, strict=True):
+            # A document that was cut keeps its first positions.
+            row[keep] = self._codes_of.dense(document)[: int(keep.sum())].to(row)
         self._check(batch, codes[batch.keep], batch.keep, "a code of the SAE")
         return codes
 
     def _reconstruct(self, batch: Batch) -> Tensor:
-        known = self._memo.get("codes")
         xhat = batch.x.clone()
         with torch.no_grad():
-            for index, (keep, x) in enumerate(zip(batch.keep, batch.source, strict=True)):
-                codes = self.sae.encode(x[keep]) if known is None else known[index][keep]
-                xhat[index][keep] = self.sae.decode(codes, like=x[keep]).to(xhat)
+            for row, keep, x, document in zip(xhat, batch.keep, batch.source, batch.documents, strict=True):
+                codes = self._codes_of.dense(document)[: int(keep.sum())]
+                row[keep] = self.sae.decode(codes, like=x[keep]).to(xhat)
         self._check(batch, xhat[batch.keep], batch.keep, "the SAE's reconstruction")
         return xhat
 
@@ -347,7 +358,7 @@ class Bench:
         for document, (x, read, keep) in enumerate(zip(data.x, self.source.x, data.keep, strict=True)):
             clean, seen = x[keep].to(self.settings.device), read[keep].to(self.settings.device)
             with torch.no_grad():
-                found = (self.sae.decode(self.sae.encode(seen), like=seen).float() - clean).cpu()
+                found = (self.sae.decode(self._codes_of.dense(document), like=seen).float() - clean).cpu()
             if not bool(torch.isfinite(found).all()):
                 raise MeasurementError(f"the SAE's reconstruction is NaN or infinite in document {document}")
             errors[start : start + len(found)] = found
@@ -355,9 +366,33 @@ class Bench:
         return errors
 
     def _clean(self, batch: Batch) -> Tensor:
-        """(kept, V) clean log-probabilities, kept while the batch lasts."""
-        # The clean run goes through the same replacement, so that putting x back changes nothing, to the last bit.
-        return self._once(batch, "clean", lambda: self.log_probs(batch))
+        """(kept, V) clean log-probabilities, kept while the batch lasts; longer, and for all SAEs, where they fit."""
+
+        def compute() -> Tensor:
+            kept = self.site_data.kept_rows
+            found = kept.find("clean", batch)
+            # The clean run goes through the same replacement, so that putting x back changes nothing, to the last bit.
+            return kept.keep("clean", batch, self.log_probs(batch)) if found is None else found
+
+        return self._once(batch, "clean", compute)
+
+    def _outcome(self, batch: Batch, value: Tensor | None, distances: bool) -> Tensor:
+        """(rows, 2) KL and CE at the kept positions; (rows, 4) with both distances."""
+        clean = self._clean(batch)
+        following = functional.pad(batch.tokens[:, 1:], (0, 1))[batch.keep]
+        if value is None:
+            none = clean.new_zeros(len(clean))
+            return torch.stack([none, surprise(clean, following), *([none, none] if distances else [])], dim=-1)
+        likely = self._once(batch, "likely", clean.exp)
+        found = []
+        for logq, (start, stop) in self._runs(batch, value, batch.keep):
+            ce = surprise(logq, following[start:stop])
+            moved = logq.exp().sub_(likely[start:stop]).abs_().sum(-1).div_(2) if distances else ce
+            # In place, and with P kept for the batch: this pass over the vocabulary is a tenth of an arm's cost.
+            apart = torch.sub(clean[start:stop], logq, out=logq)
+            away = [torch.linalg.vector_norm(apart, dim=-1), moved] if distances else []
+            found.append(torch.stack([apart.mul_(likely[start:stop]).sum(-1), ce, *away], dim=-1))
+        return torch.cat(found)
 
     def _runs(self, batch: Batch, value: Tensor, where: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
         """Log-probabilities at ``where``, in slices of documents whose logits fit the budget, and their rows."""

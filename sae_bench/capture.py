@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sae_bench.corpus import Corpus, check_context, check_tokenizer, check_vocabulary
 from sae_bench.errors import MeasurementError
+from sae_bench.kept import KeptRows
 from sae_bench.model import Model
 from sae_bench.site import KINDS, Site
 
@@ -73,7 +74,9 @@ class SiteData:
         self.corpus = corpus
         self.include_bos = include_bos
         docs, pos = corpus.tokens.shape
-        self.store = Store(memory_bytes)
+        self.store = Store(memory_bytes - memory_bytes // 4)
+        self.kept_rows = KeptRows(memory_bytes // 8)
+        "What the clean model says, for all SAEs."
         self.x = self.store.empty(docs, pos, model.width(site))
         "(docs, pos, d) float32; 0 behind a document's end."
         residual = site.kind == KINDS[0]

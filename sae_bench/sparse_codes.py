@@ -40,6 +40,17 @@ class SparseCodes:
         token, feature = codes.nonzero(as_tuple=True)
         return cls(codes.shape[0], codes.shape[1], token.int(), feature.int(), codes[token, feature])
 
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return self.token.nbytes + self.feature.nbytes + self.value.nbytes
+
+    def dense(self) -> Tensor:
+        """(tokens, n) with the zeros."""
+        codes = self.value.new_zeros(self.tokens, self.features)
+        codes[self.token.long(), self.feature.long()] = self.value
+        return codes
+
     @classmethod
     def join(cls, parts: Sequence[SparseCodes]) -> SparseCodes:
         """The tokens of all parts, one after another."""

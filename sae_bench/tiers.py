@@ -47,6 +47,7 @@ class Settings:
     dtype: str = "float32"
     "Of the model."
     memory_bytes: int = 2 << 30
-    "Half of it for captured activations, a quarter for clean log-probabilities, an eighth each for logits and errors."
+    """Three eighths of it for captured activations, an eighth for codes and clean log-probabilities that are kept, a
+    quarter for those of a batch, an eighth each for logits and errors."""
     order_seed: int | None = None
     "Measures the documents in a shuffled order (results must not change)."

@@ -31,7 +31,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "concept_tokens",
         "circuit",
     ),
-    3: ("capture", "handed", "batch", "bench", "scales", "prompts", "circuit_runs", "steering", "contract"),
+    3: ("capture", "handed", "batch", "kept", "bench", "scales", "prompts", "circuit_runs", "steering", "contract"),
     4: ("properties",),
     5: ("codec", "provenance", "results", "conversion", "report", "baselines", "accepting", "store"),
     6: (

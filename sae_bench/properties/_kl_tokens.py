@@ -35,9 +35,11 @@ def _gap(bench: Bench, batch: Batch) -> Tensor:
     from sae_bench import floors
 
     x, error = batch.x, bench.error(batch)
-    draws = [bench.draw(batch, "isotropic", index) for index in range(bench.settings.tier.draws)]
-    noise = [bench.outcome(batch, floors.isotropic(x, error, bench.pool(), draw)).kl.double() for draw in draws]
-    return bench.outcome(batch, x + error).kl.double() - torch.stack(noise).mean(0)
+    noise = []
+    for index in range(bench.settings.tier.draws):
+        value = floors.isotropic(x, error, bench.pool(), bench.draw(batch, "isotropic", index))
+        noise.append(bench.outcome(batch, value, arm=f"isotropic/{index}").kl.double())
+    return bench.outcome(batch, x + error, arm="sae").kl.double() - torch.stack(noise).mean(0)
 
 
 def type_sums(bench: Bench, table: Tensor) -> tuple[Floats, Floats, NDArray[np.int64]]:

@@ -121,7 +121,7 @@ def _arms(bench: Bench, batch: Batch) -> dict[str, Tensor]:
     from sae_bench import floors
 
     x, error, pool = batch.x, bench.error(batch), bench.pool()
-    sae = bench.outcome(batch, x + error, distances=True)
+    sae = bench.outcome(batch, x + error, distances=True, arm="sae")
     assert sae.distance is not None
     assert sae.moved is not None
     tables: dict[str, Tensor] = {
@@ -134,11 +134,12 @@ def _arms(bench: Bench, batch: Batch) -> dict[str, Tensor]:
     }
     for arm in EXACT_ARMS:
         value = floors.DETERMINISTIC[arm](x, error, pool, bench.draw(batch, arm, 0))
-        tables |= {f"kl/{arm}": bench.outcome(batch, value).kl, f"square/{arm}": _square(value - x)}
+        tables |= {f"kl/{arm}": bench.outcome(batch, value, arm=arm).kl, f"square/{arm}": _square(value - x)}
     for arm in NOISE_ARMS:
         draws = range(bench.settings.tier.draws)
         drawn = [floors.NOISE[arm](x, error, pool, bench.draw(batch, arm, index)) for index in draws]
-        tables[f"kl/{arm}"] = _mean([bench.outcome(batch, value).kl.double() for value in drawn])
+        found = [bench.outcome(batch, value, arm=f"{arm}/{index}") for index, value in enumerate(drawn)]
+        tables[f"kl/{arm}"] = _mean([outcome.kl.double() for outcome in found])
         tables[f"square/{arm}"] = _mean([_square(value - x) for value in drawn])
     return tables | _part_tables(bench, batch, sae.kl)
 
@@ -152,12 +153,22 @@ def _part_tables(bench: Bench, batch: Batch, kl: Tensor) -> dict[str, Tensor]:
     tables = {
         "square/linear_removed": _square(left) * odd,
         "square/sae_odd": _square(error) * odd,
-        "kl/linear_removed": bench.outcome(batch, x + left).kl * odd,
         "kl/sae_odd": kl * odd,
     }
     for name, value in {"error_top": top, "error_rest": error - top}.items():
         tables |= {f"kl/{name}": bench.outcome(batch, x + value).kl, f"square/{name}": _square(value)}
-    return tables
+    return tables | {"kl/linear_removed": _odd_kl(bench, batch, x + left)}
+
+
+def _odd_kl(bench: Bench, batch: Batch, value: Tensor) -> Tensor:
+    """(docs, pos) KL on odd documents, which alone are run; 0 on even ones."""
+    found = value.new_zeros(batch.keep.shape)
+    rows = [row for row, document in enumerate(batch.documents) if document % 2]
+    if rows:
+        half = bench.batch(tuple(batch.documents[row] for row in rows))
+        length = half.keep.shape[1]
+        found[rows, :length] = bench.outcome(half, value[rows, :length]).kl
+    return found
 
 
 def _ablations(bench: Bench) -> dict[str, Tensor]:

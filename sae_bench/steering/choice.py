@@ -58,13 +58,11 @@ def _digest(key: Sequence[object]) -> bytes:
 
 def firing_counts(bench: Bench, documents: Sequence[int]) -> tuple[Tensor, int]:
     """int64 (n,) kept tokens on which each feature's code is above 0, and the number of tokens."""
-    data = bench.site_data
     count, tokens = torch.zeros(int(bench.sae.d_sae), dtype=torch.int64), 0
     for document in documents:
-        x = bench.source.x[document][data.keep[document]].to(bench.settings.device)
-        with torch.no_grad():
-            count += (bench.sae.encode(x) > 0).sum(0).cpu()
-        tokens += len(x)
+        codes = bench.document_codes(document)
+        count += (codes > 0).sum(0).cpu()
+        tokens += len(codes)
     return count, tokens
 
 

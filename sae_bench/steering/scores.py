@@ -65,9 +65,7 @@ def input_scores(bench: Bench, documents: Sequence[int], features: Sequence[int]
     strongest, tokens = [], []
     for document in documents:
         keep = data.keep[document]
-        with torch.no_grad():
-            codes = bench.sae.encode(bench.source.x[document][keep].to(bench.settings.device))[:, rows].cpu()
-        best = codes.max(0)
+        best = bench.document_codes(document)[:, rows].cpu().max(0)
         strongest.append(best.values)
         tokens.append(bench.corpus.tokens[document][keep][best.indices])
     top = torch.stack(strongest).topk(min(CONTEXTS, len(documents)), dim=0)  # (contexts, F)

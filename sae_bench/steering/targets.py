@@ -124,7 +124,4 @@ def _clean(bench: Bench, documents: Sequence[int], label: str) -> Iterator[tuple
 
 def _fired(bench: Bench, batch: Batch) -> Tensor:
     """float32 (kept, n), 1 where a code is above 0."""
-    with torch.no_grad():
-        # One document at a time, as everywhere: another size rounds differently at a feature's threshold.
-        rows = [bench.sae.encode(x[keep]) > 0 for x, keep in zip(batch.source, batch.keep, strict=True)]
-    return torch.cat(rows).float()
+    return torch.cat([bench.document_codes(document) > 0 for document in batch.documents]).float()

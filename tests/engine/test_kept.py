@@ -1,0 +1,157 @@
+"""What is kept between properties and SAEs: the same numbers with and without it, and never more than fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sae_bench.batch import Batch
+from sae_bench.bench import Bench, Settings, site_data
+from sae_bench.capture import SiteData
+from sae_bench.corpus import Corpus
+from sae_bench.kept import KeptCodes, KeptRows
+from sae_bench.model import Model
+from sae_bench.site import parse_site
+
+SITE = parse_site("blocks.1.hook_resid_pre")
+
+
+class CountingSAE:
+    """Features are ReLUs of random directions; counts the documents it encodes."""
+
+    d_in, d_sae = 16, 24
+
+    def __init__(self) -> None:
+        self.W_dec = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
+        self.encoded = 0
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        self.encoded += 1
+        return (x @ self.W_dec.T * 0.1).relu()
+
+    def decode(self, codes: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+        return codes @ self.W_dec * 0.1
+
+
+def bench_of(model: Model, corpus: Corpus, data: SiteData | None = None, **options: Any) -> Bench:
+    settings = Settings(**options)
+    return Bench(CountingSAE(), model, corpus, data or site_data(model, SITE, corpus, settings), settings)
+
+
+def batch_of(documents: tuple[int, ...], counts: tuple[int, ...]) -> Batch:
+    keep = torch.arange(5) < torch.tensor(counts)[:, None]
+    found: Any = SimpleNamespace(documents=documents, lengths=tuple(count + 1 for count in counts), keep=keep)
+    return found
+
+
+def test_rows_come_back_for_any_group_of_the_documents() -> None:
+    kept, rows = KeptRows(1 << 10), torch.arange(12.0).view(6, 2)
+    assert kept.keep("arm", batch_of((4, 9, 2), (3, 1, 2)), rows) is rows
+    found = kept.find("arm", batch_of((2, 4), (2, 3)))
+    assert found is not None
+    assert torch.equal(found, rows[[4, 5, 0, 1, 2]])
+    assert kept.find("arm", batch_of((2, 5), (2, 3))) is None, "document 5 was never kept"
+    assert kept.find("other", batch_of((2,), (2,))) is None
+    assert kept.find("arm", batch_of((4,), (2,))) is None, "cut elsewhere, a document is another one"
+
+
+def test_no_more_rows_are_kept_than_fit_and_what_is_replaced_makes_room() -> None:
+    kept = KeptRows(6 * 8)
+    for value in (0.0, 1.0):
+        kept.keep("arm", batch_of((0, 1, 2), (3, 2, 3)), torch.full((8, 2), value))
+        assert kept.left == 6 * 8 - 5 * 8
+    found = kept.find("arm", batch_of((0, 1), (3, 2)))
+    assert found is not None
+    assert bool((found == 1).all())
+    assert kept.find("arm", batch_of((2,), (3,))) is None
+
+
+@pytest.mark.parametrize(("memory", "encoded"), [(1 << 20, 3), (0, 8)])
+def test_codes_are_encoded_once_where_they_fit(memory: int, encoded: int) -> None:
+    asked: list[int] = []
+
+    def encode(document: int) -> torch.Tensor:
+        asked.append(document)
+        return torch.tensor([[0.0, 2.0 + document], [0.0, 0.0], [-1.0, 3.0]])
+
+    codes = KeptCodes(encode, memory)
+    for _ in range(2):
+        assert torch.equal(codes.dense(0), torch.tensor([[0.0, 2.0], [0.0, 0.0], [-1.0, 3.0]]))
+        assert codes.sparse(1).value.tolist() == [3.0, -1.0, 3.0]
+        assert torch.equal(codes.sparse(7).dense(), codes.dense(7))
+    assert len(asked) == encoded
+
+
+def test_an_sae_is_run_over_the_corpus_once(tiny_model: Callable[..., Model], corpus: Corpus) -> None:
+    bench = bench_of(tiny_model("GPT2"), corpus)
+    _ = bench.firing
+    for batch in bench.batches():
+        bench.codes(batch)
+        bench.reconstruct(batch)
+    _ = bench.pool().error_pool
+    assert bench.sae.encoded == len(corpus)
+
+
+def test_firing_is_that_of_dense_codes(tiny_model: Callable[..., Model], corpus: Corpus) -> None:
+    bench = bench_of(tiny_model("GPT2"), corpus)
+    codes = torch.cat([bench.codes(batch)[batch.keep] for batch in [bench.batch((row,)) for row in range(len(corpus))]])
+    size = (codes * bench.decoder_norms).double()
+    assert torch.equal(bench.firing.count, (codes != 0).sum(0))
+    torch.testing.assert_close(bench.firing.total, size.abs().sum(0))
+    torch.testing.assert_close(bench.firing.square, size.square().sum(0))
+
+
+def test_the_clean_run_and_named_arms_are_run_once_for_all(
+    tiny_model: Callable[..., Model], corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second SAE of a site pays for its own arms only, and a second property for none that has been run."""
+    model = tiny_model("GPT2")
+    data = SiteData(model, SITE, corpus, include_bos=False, memory_bytes=1 << 24)
+    data.fill()
+    runs: list[int] = []
+    resume = model.resume
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        runs.append(1)
+        return resume(*arguments, **options)
+
+    monkeypatch.setattr(model, "resume", counted)
+
+    def measured(bench: Bench, arm: str | None) -> dict[str, torch.Tensor]:
+        def arms(batch: Batch) -> dict[str, torch.Tensor]:
+            found = bench.outcome(batch, bench.reconstruct(batch), arm=arm)
+            return {"kl": found.kl, "ce": found.ce, "clean": bench.outcome(batch, None).ce}
+
+        return bench.collect(arms)
+
+    first, second = (bench_of(model, corpus, data, batch_size=5) for _ in range(2))
+    once = measured(first, "sae")
+    assert len(runs) == 2 * 3, "three batches, clean and SAE"
+    again = measured(first, "sae")
+    assert len(runs) == 6, "a named arm was run twice"
+    beside = measured(second, "sae")
+    assert len(runs) == 9, "the second SAE ran more than its own arm"
+    for name, table in once.items():
+        assert torch.equal(table, again[name])
+        assert torch.equal(table, beside[name])
+    away = first.outcome(first.batch((0, 1)), first.batch((0, 1)).x, arm="sae", distances=True)
+    assert away.distance is not None
+
+
+def test_little_memory_keeps_nothing_and_changes_nothing(tiny_model: Callable[..., Model], corpus: Corpus) -> None:
+    model = tiny_model("GPT2")
+    found = []
+    for memory in (1 << 24, 1 << 14):
+        data = SiteData(model, SITE, corpus, include_bos=False, memory_bytes=memory)
+        data.fill()
+        bench = bench_of(model, corpus, data, batch_size=4)
+        for _ in range(2):
+            table = bench.collect(
+                lambda batch, at=bench: {"kl": at.outcome(batch, at.reconstruct(batch), arm="sae").kl}
+            )
+        found.append(table["kl"])
+    assert torch.equal(*found)
