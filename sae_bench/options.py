@@ -91,6 +91,8 @@ OPTIONS = (
         Settings.batch_size,
         metavar="N",
     ),
+    Option("ray", "measure with tasks of a Ray cluster: its address, or 'auto' for this machine's", metavar="ADDRESS"),
+    Option("ray-wait", "seconds that a Ray task may wait for a place while none runs", "count", 300, metavar="N"),
     Option(
         "selfcheck",
         "measure again with another batch size, order and seed, and record what moves as noise",

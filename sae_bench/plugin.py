@@ -148,6 +148,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.extend(VanishedItem.of(parent, sae, name) for sae, name in pairs)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where a Ray cluster measures, it begins as soon as it is known what."""
+    sae_session = session.config.stash.get(_session_key, None)
+    if sae_session is None or session.config.getoption("collectonly") or hasattr(session.config, "workerinput"):
+        return
+    found = [(_spec_of(item), _property_of(item)) for item in session.items]
+    sae_session.distribute([(spec, name) for spec, name in found if spec is not None and name is not None])
+
+
 def _mark_timed(config: pytest.Config, timed: list[pytest.Item]) -> None:
     """Mark timings, and skip them where they would say nothing."""
     why = None
@@ -155,6 +164,8 @@ def _mark_timed(config: pytest.Config, timed: list[pytest.Item]) -> None:
         why = "workers that share a machine slow each other down: time SAEs with -k speed and without -n"
     elif not config.pluginmanager.hasplugin("benchmark"):
         why = "pytest-benchmark is not loaded, and it takes the time"
+    elif _session(config).resolved["sae_ray"]:
+        why = "SAEs are measured on a Ray cluster: time them with -k speed and without --sae-ray"
     for item in timed:
         item.add_marker("speed")
         if why is not None:
@@ -282,6 +293,8 @@ def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which folder the run writes to; a mistake in the options stops the run here."""
     config = node.config
     if _concerned(config):
+        if _session(config).resolved["sae_ray"]:
+            raise pytest.UsageError("--sae-ray and -n both spread SAEs over processes; choose one of them")
         node.workerinput.update(_session(config).tell_worker())
     else:
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")

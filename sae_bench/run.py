@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_bench import baselines, store
 from sae_bench.content import content_of
@@ -78,6 +78,18 @@ class Checked:
     "The text of the failure; None when the item passes."
 
 
+class Elsewhere(Protocol):
+    """Other processes that measure for this one, which judges."""
+
+    def record(self, sae: str, name: str) -> store.Record:
+        """What was found there; waits for it. What went wrong there is raised as an `SAEBenchError`."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more is asked."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Vanished:
     """What stands in a report for something accepted that was not measured."""
@@ -94,6 +106,10 @@ class _Found:
     measurement: Measurement
     noise: Mapping[str, float]
     "Measured spread by metric; empty without ``--sae-selfcheck``."
+    context: Mapping[str, Any] = field(default_factory=dict)
+    "What decides whether the result may be compared with an accepted one."
+    seconds: float | None = None
+    "How long it took where it was measured; None: now and here."
     key: str | None = None
     "What the numbers follow from; None where nothing is written."
     earlier: store.Record | None = None
@@ -125,6 +141,10 @@ class Run:
         "Why records could not be written."
         self.timings: list[Timing] = []
         "What was timed; no verdict knows of it."
+        self.elsewhere: Elsewhere | None = None
+        "Other processes that measure; None: this one does."
+        self.errors: dict[tuple[str, str], str] = {}
+        "What went wrong, by SAE and property."
         self._make_loader = make_loader
         self._loader: Loader | None = None
         self._found: dict[tuple[str, str], _Found] = {}
@@ -134,20 +154,22 @@ class Run:
         """Measure one property of one SAE and judge it; what goes wrong becomes the verdict ERROR."""
         declared = load_property(name)
         started = time.perf_counter()
-        context: dict[str, Any] = {}
+        context: Mapping[str, Any] = {}
         notes: tuple[str, ...] = ()
         found: _Found | str
         try:
             found = self._measure(spec, declared)
-            context = self._context(spec, declared, found.measurement)
+            context = found.context
             if self.options.selfcheck:
                 self._check_noise(spec, declared, found)
         except SAEBenchError as error:
-            found = str(error)
+            found, notes = str(error), tuple(getattr(error, "__notes__", ()))
         except Exception as error:
             # A defect of ours or of a registered object must not take the other SAEs' results with it.
             found = f"{name} of {spec.id} stopped with {type(error).__name__}: {error}"
             notes = (traceback.format_exc(),)
+        if isinstance(found, str):
+            self.errors[spec.id, name] = found
         seconds = time.perf_counter() - started
         return self._judged(spec, declared, found, context, seconds, notes)
 
@@ -171,7 +193,9 @@ class Run:
         return self._judged(spec, declared, found, {}, 0.0, ())
 
     def close(self) -> None:
-        """Let go of models and activations."""
+        """Let go of models and activations, and of other processes."""
+        if self.elsewhere is not None:
+            self.elsewhere.close()
         self._loader = None
         self._found.clear()
 
@@ -186,18 +210,29 @@ class Run:
     def _measure(self, spec: SAESpec, declared: Property) -> _Found:
         place = (spec.id, declared.name)
         if place not in self._found:
-            bench, loader = self.bench(spec), self._load()
-            self.provenance[spec.id] = loader.provenance(spec)
-            key = self._key(loader, spec, declared)
-            earlier = self.earlier.get(key) if key is not None else None
-            if earlier is not None:
-                found = _restored(earlier, key, self.options.selfcheck)
-            else:
-                measurement = declared.measure(bench)
-                noise = measured_noise(declared, bench, measurement) if self.options.selfcheck else {}
-                found = _Found(measurement, noise, key)
-            self._found[place] = found
+            here = self.elsewhere is None
+            self._found[place] = self._measure_here(spec, declared) if here else self._fetch(spec, declared)
         return self._found[place]
+
+    def _measure_here(self, spec: SAESpec, declared: Property) -> _Found:
+        bench, loader = self.bench(spec), self._load()
+        self.provenance[spec.id] = loader.provenance(spec)
+        key = self._key(loader, spec, declared)
+        earlier = self.earlier.get(key) if key is not None else None
+        if earlier is not None:
+            found = replace(_restored(earlier, self.options.selfcheck), key=key, earlier=earlier)
+        else:
+            measurement = declared.measure(bench)
+            noise = measured_noise(declared, bench, measurement) if self.options.selfcheck else {}
+            found = _Found(measurement, noise, key=key)
+        settings = dict(found.measurement.settings)
+        return replace(found, context={**loader.context(spec), "settings": settings, "version": declared.version})
+
+    def _fetch(self, spec: SAESpec, declared: Property) -> _Found:
+        assert self.elsewhere is not None
+        record = self.elsewhere.record(spec.id, declared.name)
+        self.provenance[spec.id] = dict(record.provenance)
+        return replace(_restored(record, self.options.selfcheck), key=record.key)
 
     def _key(self, loader: Loader, spec: SAESpec, declared: Property) -> str | None:
         if self.folder is None:
@@ -209,10 +244,6 @@ class Run:
         values = {name: each.value for name, each in found.measurement.estimates.items()}
         rules = rules_for(spec, declared, self.options.rules)
         check_noise(rules, declared.name, declared.metrics, spec.id, values, found.noise)
-
-    def _context(self, spec: SAESpec, declared: Property, found: Measurement) -> dict[str, Any]:
-        """What decides whether the result may be compared with an accepted one."""
-        return {**self._load().context(spec), "settings": dict(found.settings), "version": declared.version}
 
     def _load(self) -> Loader:
         if self._loader is None:
@@ -237,8 +268,8 @@ class Run:
     ) -> Checked:
         measurement = found if isinstance(found, str) else found.measurement
         noise = {} if isinstance(found, str) else found.noise
-        if not isinstance(found, str) and found.earlier is not None:
-            seconds = found.earlier.result.seconds or seconds
+        if not isinstance(found, str):
+            seconds = found.seconds or seconds
         accepted = with_noise(self._accepted(spec, declared.name), noise)
         verdict = judge(
             declared.name,
@@ -308,28 +339,29 @@ class Run:
         if accepted is None:
             return False
         sparsity = load_property("sparsity")
-        measured = self._measure(spec, sparsity).measurement
+        measured = self._measure(spec, sparsity)
         judged = judge(
             sparsity.name,
             sparsity.metrics,
             sparsity.headline,
-            measured,
+            measured.measurement,
             accepted,
             sae=spec.id,
             rules=rules_for(spec, sparsity, self.options.rules),
-            context=self._context(spec, sparsity, measured),
+            context=measured.context,
         )
         return sparsity_moved(judged)
 
 
-def _restored(record: store.Record, key: str | None, selfcheck: bool) -> _Found:
+def _restored(record: store.Record, selfcheck: bool) -> _Found:
     """What a record says was measured, to the last bit; it is judged anew."""
     measurement = measurement_from(record.result)
     assert isinstance(measurement, Measurement)
+    context = record.result.context
     # Without a self-check the noise in a record is the accepted report's, which is read again.
     metrics = record.result.metrics.items() if selfcheck else ()
     noise = {name: each.noise for name, each in metrics if each.noise is not None}
-    return _Found(replace(measurement, settings=record.result.context["settings"]), noise, key, record)
+    return _Found(replace(measurement, settings=context["settings"]), noise, context, record.result.seconds)
 
 
 def with_noise(accepted: AcceptedProperty | None, noise: Mapping[str, float]) -> AcceptedProperty | None:

@@ -28,6 +28,16 @@ def by_sae(config: Any, log: Any, saes: Collection[str]) -> Any:
     return BySAE(config, log)
 
 
+def device_of(worker: str, device: str) -> str:
+    """The device of an xdist worker (``gw0``, ``gw1`` ...): with several GPUs, ``cuda`` means one each in turn."""
+    if device != "cuda":
+        return device
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return f"cuda:{int(worker.removeprefix('gw')) % gpus}" if gpus > 1 else device
+
+
 def share_cores(workers: int) -> None:
     """Leave this worker its part of the cores, unless ``OMP_NUM_THREADS`` says otherwise.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from sae_bench.render.files import accepted_side, write_files
 from sae_bench.render.speed import speed_lines
 from sae_bench.report import PropertyResult, Report, SAEResult, write_report
 from sae_bench.run import Run
-from sae_bench.scheduling import share_cores
+from sae_bench.scheduling import device_of, share_cores
 from sae_bench.spec import SAESpec
 
 TESTS_FAILED = int(pytest.ExitCode.TESTS_FAILED)
@@ -94,6 +96,8 @@ class Session:
     def _follow(self, worker: dict[str, str]) -> None:
         """What the controlling process decided; a name only, where it did not know that SAEs would be measured."""
         share_cores(int(worker["workercount"]))
+        self.options = replace(self.options, device=device_of(worker["workerid"], self.options.device))
+        self.run.options = self.options
         if FOLDER in worker:
             self.run.folder = Path(worker[FOLDER]) if worker[FOLDER] else None
             self.run.earlier = store.earlier_records(map(Path, worker[EARLIER].splitlines()))
@@ -118,6 +122,24 @@ class Session:
         """Say how far a long measurement is, where somebody can see it."""
         if not hasattr(self.config, "workerinput"):
             self.run.progress = ProgressLine.for_pytest(self.config)
+
+    def distribute(self, pairs: Sequence[tuple[SAESpec, str]]) -> None:
+        """Let a Ray cluster measure what was collected, if ``--sae-ray`` names one; this process judges it."""
+        if not pairs or not self.resolved["sae_ray"]:
+            return
+        from sae_bench.distributed.front import RayFront
+
+        front = RayFront(
+            self.resolved["sae_ray"],
+            wait=self.resolved["sae_ray_wait"],
+            root=Path(self.config.rootpath),
+            progress=lambda *said: self.run.progress(*said) if self.run.progress is not None else None,
+        )
+        # Whether a better fidelity was bought with a higher L0 is asked of every SAE that has an accepted one.
+        bought = [(spec, "sparsity") for spec, _ in pairs if self.is_accepted(spec, "sparsity")]
+        wanted = {(spec.id, name): (spec, name) for spec, name in (*pairs, *bought)}
+        front.submit(list(wanted.values()), self.options)
+        self.run.elsewhere = front
 
     def vanished(self) -> list[str]:
         """Accepted SAEs that are registered no more."""

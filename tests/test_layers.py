@@ -49,7 +49,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "progress",
     ),
     7: ("testing", "suite", "options"),
-    8: ("plugin", "session", "choices", "scheduling", "cli", "__main__", "demo"),
+    8: ("plugin", "session", "choices", "scheduling", "distributed", "cli", "__main__", "demo"),
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 HEAVY = ("torch", "transformer_lens", "transformers", "sae_lens")

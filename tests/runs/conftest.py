@@ -95,7 +95,7 @@ class Toy:
             env={
                 **os.environ,
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-                "PYTHONPATH": str(self.path),
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(self.path), os.environ.get("PYTHONPATH")])),
                 "OMP_NUM_THREADS": "1",
                 **environment,
             },

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from sae_bench.scheduling import device_of
+
+from .conftest import REGISTER
 
 pytest.importorskip("xdist")
 TWO = ("-p", "xdist.plugin", "-n", "2")
@@ -41,6 +47,35 @@ def test_workers_divide_the_cores_unless_the_user_did(toy: Any, said: str) -> No
     assert toy.alone(*TWO, OMP_NUM_THREADS=said).returncode == 0
     threads = {line.split()[2] for line in (toy.path / "processes.log").read_text().splitlines()}
     assert threads == {said or str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+
+GPUS = """
+import sys, types, toy_engine
+from sae_bench.run import Run
+toy_engine.install()
+cuda = types.SimpleNamespace(device_count=lambda: 2, is_available=lambda: False)
+sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, set_num_threads=lambda count: None)
+load = Run._load
+def noted(run):
+    with open("devices.log", "a") as log:
+        log.write(run.options.device + "\\n")
+    return load(run)
+Run._load = noted
+"""
+
+
+def test_workers_have_a_gpu_each(toy: Any) -> None:
+    toy.register(GPUS + REGISTER)
+    done = toy.bare(*TWO, "-q", "--sae-device", "cuda")
+    assert done.returncode == 0, done.stdout
+    assert set((toy.path / "devices.log").read_text().split()) == {"cuda:0", "cuda:1"}
+
+
+def test_a_device_that_was_named_and_a_single_one_are_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpus, said, wanted in ((3, "cuda", "cuda:1"), (3, "cuda:2", "cuda:2"), (1, "cuda", "cuda"), (3, "cpu", "cpu")):
+        cuda = SimpleNamespace(device_count=lambda gpus=gpus: gpus)
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+        assert device_of("gw4", said) == wanted
 
 
 def test_two_processes_take_up_a_killed_run_and_mistakes_are_one_sentence(toy: Any) -> None:
