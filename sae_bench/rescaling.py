@@ -1,6 +1,8 @@
 """The better SAE handed back: per-feature scales folded into its decoder, saved in SAELens' format.
 
 The encoder is left alone, so the same features fire as before; only how much each of them writes has changed.
+`calibrated_loss` is the training objective that has the same scales in it (Drori's comment on Gated SAEs, 2024): an
+SAE trained with it needs no rescaling afterwards.
 """
 
 from __future__ import annotations
@@ -55,6 +57,45 @@ class Rescaled:
         if not self.better:
             told.append("  the KL did not fall: there is no reason to prefer the rescaled SAE")
         return tuple(told)
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedLoss:
+    """The terms of `calibrated_loss`, each a scalar with its gradients."""
+
+    encoder: Tensor
+    "Mean squared error norm of the unscaled reconstruction; the decoder gets no gradient from it."
+    decoder: Tensor
+    "Mean squared error norm with every code times its scale."
+    sparsity: Tensor
+    "Mean L1 norm of the codes times its coefficient; the scales are not in it, so they undo what it takes away."
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised."""
+        return self.encoder + self.decoder + self.sparsity
+
+
+def calibrated_loss(
+    x: Tensor, codes: Tensor, scales: Tensor, W_dec: Tensor, b_dec: Tensor, sparsity: float
+) -> CalibratedLoss:
+    """``‖stop(decode)(f) - x‖² + ‖decode(t f) - x‖² + sparsity ‖f‖₁``, means over tokens.
+
+    Args:
+        x: activations (tokens, d).
+        codes: f, (tokens, n) and not negative.
+        scales: t, (n,), learned; for fixed codes and decoder the best ones are the t* of `shrinkage`.
+        W_dec: decoder rows (n, d).
+        b_dec: decoder bias (d,).
+        sparsity: coefficient of the L1 norm.
+    """
+    unscaled = codes @ W_dec.detach() + b_dec.detach()
+    scaled = (scales * codes) @ W_dec + b_dec
+    return CalibratedLoss(
+        encoder=(unscaled - x).square().sum(-1).mean(),
+        decoder=(scaled - x).square().sum(-1).mean(),
+        sparsity=sparsity * codes.abs().sum(-1).mean(),
+    )
 
 
 def rescale(sae: SAE, scales: Tensor) -> LinearDecoderSAE:
