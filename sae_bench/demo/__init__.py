@@ -1,8 +1,8 @@
-"""The bundled demo: a small model of a synthetic English, SAEs of six architectures, and a pinned corpus."""
+"""The bundled demo: a small model of a synthetic English, SAEs of six architectures and others, a pinned corpus."""
 
 from __future__ import annotations
 
-from sae_bench.demo.paths import CIRCUIT, CONCEPTS, CONTRAST, CORPUS, MODEL, SAES, SITE
+from sae_bench.demo.paths import ARCHITECTURES, CIRCUIT, CONCEPTS, CONTRAST, CORPUS, MODEL, SAES, SITE
 from sae_bench.registration import register_sae
 
 KNOWN_FAILURES = {
@@ -15,18 +15,15 @@ KNOWN_FAILURES = {
 
 def register_demo() -> None:
     """Register the six demo SAEs as ``demo/<architecture>``."""
-    for name, path in SAES.items():
-        if "-seed" in name:
-            continue
-        twin = SAES.get(f"{name}-seed1")
+    for name in ARCHITECTURES:
         register_sae(
             f"demo/{name}",
-            path=path,
+            path=SAES[name],
             model=MODEL,
             site=SITE,
             corpus=CORPUS,
             tags=("demo", f"architecture:{name}"),
-            partner=twin,
+            partner=SAES.get(f"{name}-seed1"),
             contrast=CONTRAST,
             concepts=CONCEPTS,
             circuit=CIRCUIT,

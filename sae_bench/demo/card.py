@@ -15,7 +15,7 @@ from typing import Any
 from transformers import GPT2LMHeadModel
 
 from sae_bench.demo.accuracy import HELD_OUT_SEED, Scores, score
-from sae_bench.demo.paths import BUNDLED, SAE_NAMES, SITE, DemoPaths
+from sae_bench.demo.paths import BUNDLED, SAE_NAMES, SITE, DemoPaths, site_of
 from sae_bench.demo.quality import Quality, corpus_activations, quality
 from sae_bench.formats import read_folder
 
@@ -88,21 +88,24 @@ def _sae_section(qualities: dict[str, Quality], width: dict[str, int], tokens: i
     lines = [
         "## The SAEs",
         "",
-        f"Trained by SAELens on `{SITE}` and saved in its format. Measured on the {tokens:,} tokens of "
-        "`corpus.safetensors`, <bos> left out:",
+        f"Trained by SAELens, all with one number of steps, and saved in its format. The six architectures at `{SITE}` "
+        "are registered; the others stand beside them: a second seed for `stability`, later layers for `layers`, other "
+        f"widths for `width`. Measured on the {tokens:,} tokens of `corpus.safetensors`, <bos> left out:",
         "",
-        "| SAE | latents | L0 | explained variance | alive | gamma_centred |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| SAE | site | latents | L0 | explained variance | alive | gamma_centred |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
     for name, item in qualities.items():
         lines.append(
-            f"| {name} | {width[name]} | {item.l0:.2f} | {item.explained_variance:.4f} | {item.alive:.4f} "
-            f"| {item.gamma_centred:.4f} |"
+            f"| {name} | {site_of(name)} | {width[name]} | {item.l0:.2f} | {item.explained_variance:.4f} "
+            f"| {item.alive:.4f} | {item.gamma_centred:.4f} |"
         )
     lines += [
         "",
         "gamma_centred is 1 when reconstructions are as long as they should be and lower when they are shrunk. "
-        "BatchTopK and Matryoshka are JumpReLU SAEs on disk. `topk-seed1` differs from `topk` in its seed only.",
+        "BatchTopK and Matryoshka are JumpReLU SAEs on disk. `topk-seed1` differs from `topk` in its seed only, "
+        "`topk-w96` to `topk-w1536` in the number of latents only, `topk-layer3` and `topk-layer4` in the site only: "
+        "one and two blocks on.",
     ]
     return lines
 
@@ -116,26 +119,26 @@ def write_card(folder: DemoPaths, documents: int = 2048, corpus_documents: int |
     model.eval()
     recipe = json.loads((folder.model / "recipe.json").read_text())
     scores = score(model, documents)
-    activations = corpus_activations(folder, corpus_documents)
+    built = [name for name in SAE_NAMES if folder.sae(name).exists()]
+    activations = {site: corpus_activations(folder, corpus_documents, site) for site in {*map(site_of, built), SITE}}
     qualities, width = {}, {}
-    for name in SAE_NAMES:
-        if folder.sae(name).exists():
-            sae: Any = read_folder(folder.sae(name))
-            qualities[name], width[name] = quality(sae, activations), sae.d_sae
-            log.info("%s: %s", name, qualities[name])
+    for name in built:
+        sae: Any = read_folder(folder.sae(name))
+        qualities[name], width[name] = quality(sae, activations[site_of(name)]), sae.d_sae
+        log.info("%s: %s", name, qualities[name])
     lines = [
         "# The bundled demo",
         "",
-        "A small language model of synthetic English, SAEs of six architectures on its residual stream, and a pinned",
-        "evaluation corpus. The language comes from a seeded grammar (`language/`), so the truth about every sentence",
-        "is known.",
+        "A small language model of synthetic English, SAEs of six architectures on its residual stream with others",
+        "beside them, and a pinned evaluation corpus. The language comes from a seeded grammar (`language/`), so the",
+        "truth about every sentence is known.",
         "",
         "Every number below was measured by `python -m sae_bench.demo.card`; `python -m sae_bench.demo.build` makes",
         "all of it from nothing.",
         "",
         *_model_section(scores, model, recipe, documents),
         "",
-        *_sae_section(qualities, width, len(activations)),
+        *_sae_section(qualities, width, len(activations[SITE])),
     ]
     folder.card.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

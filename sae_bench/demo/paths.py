@@ -6,10 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SITE = "blocks.2.hook_resid_pre"
-"""The one site all SAEs were trained on."""
+"""The site of the six registered SAEs."""
 
-SAE_NAMES = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka", "topk-seed1")
-"""Six architectures, and a second TopK SAE that differs in its seed only."""
+ARCHITECTURES = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
+"""What is registered, and measured by a plain run; all other SAEs stand beside one of them."""
+
+NEXT_LAYERS = {"topk-layer3": "blocks.3.hook_resid_pre", "topk-layer4": "blocks.3.hook_resid_post"}
+"""TopK SAEs one and two blocks behind `SITE`, by name; the second reads what the final norm reads."""
+
+WIDTHS = {"topk-w96": 96, "topk-w192": 192, "topk-w384": 384, "topk-w1536": 1536}
+"""Latents of the TopK SAEs that differ from ``topk`` (768) in their number only."""
+
+SAE_NAMES = (*ARCHITECTURES, "topk-seed1", *NEXT_LAYERS, *WIDTHS)
+"""``topk-seed1`` differs from ``topk`` in its seed only."""
+
+
+def site_of(name: str) -> str:
+    """The site that an SAE was trained on."""
+    return NEXT_LAYERS.get(name, SITE)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from sae_bench.demo.activations import capture
-from sae_bench.demo.paths import DemoPaths
+from sae_bench.demo.paths import SITE, DemoPaths
 from sae_bench.model import load_model
 
 
@@ -27,10 +27,10 @@ class Quality:
     """E|r|^2 / E[r.y] with r = reconstruction - decoder bias, y = activation - decoder bias; below 1: shrunk."""
 
 
-def corpus_activations(folder: DemoPaths, documents: int | None = None) -> torch.Tensor:
+def corpus_activations(folder: DemoPaths, documents: int | None = None, site: str = SITE) -> torch.Tensor:
     """Activations of the saved model on the (first) documents of the evaluation corpus (positions, d_in)."""
     corpus = load_file(folder.corpus)
-    return capture(load_model(str(folder.model)), corpus["tokens"][:documents], corpus["lengths"][:documents])
+    return capture(load_model(str(folder.model)), corpus["tokens"][:documents], corpus["lengths"][:documents], site)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Train the demo's SAEs with SAELens' own trainers, on activations of the demo's model at one site."""
+"""Train the demo's SAEs with SAELens' own trainers, on activations of the demo's model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from sae_bench.demo.activations import capture
 from sae_bench.demo.batches import pack
 from sae_bench.demo.language.documents import document
-from sae_bench.demo.paths import SAE_NAMES, SITE, DemoPaths
+from sae_bench.demo.paths import SAE_NAMES, SITE, WIDTHS, DemoPaths, site_of
 from sae_bench.demo.tokenizer import CONTEXT
 from sae_bench.model import load_model
 
@@ -43,7 +43,7 @@ TEXT_SEED = 50_000_017
 
 @dataclass(frozen=True)
 class SAERecipe:
-    """What all SAEs share."""
+    """What SAEs share, unless `recipe_of` says otherwise."""
 
     documents: int = 6000
     """Texts whose activations are cached."""
@@ -53,6 +53,17 @@ class SAERecipe:
     width: int = 768
     rate: float = 1e-3
     seed: int = 11
+    site: str = SITE
+
+
+def recipe_of(name: str, shared: SAERecipe) -> SAERecipe:
+    """The recipe of one SAE: the shared one, with what sets it apart."""
+    return replace(
+        shared,
+        width=WIDTHS.get(name, shared.width),
+        seed=shared.seed + (1 if name == "topk-seed1" else 0),
+        site=site_of(name),
+    )
 
 
 def _common(recipe: SAERecipe) -> dict[str, Any]:
@@ -66,7 +77,7 @@ def _common(recipe: SAERecipe) -> dict[str, Any]:
         "normalize_activations": "expected_average_only_in",
         "metadata": SAEMetadata(
             model_name="sae_bench.demo",
-            hook_name=SITE,
+            hook_name=recipe.site,
             prepend_bos=True,
             context_size=CONTEXT,
             dataset_path="sae_bench.demo.language",
@@ -136,19 +147,19 @@ BUILDERS: dict[str, Callable[[int, SAERecipe], Any]] = {
     "topk": _topk,
     "batchtopk": _batchtopk,
     "matryoshka": _matryoshka,
-    "topk-seed1": _topk,
 }
+"""By architecture, the first word of an SAE's name."""
 
 
 def cached_activations(folder: DemoPaths, recipe: SAERecipe) -> torch.Tensor:
-    """Activations of the saved model on fresh texts (tokens, d_in)."""
+    """Activations of the saved model on fresh texts, at the recipe's site (tokens, d_in)."""
     rng = random.Random(TEXT_SEED)
     model = load_model(str(folder.model))
     found = []
     for start in range(0, recipe.documents, 256):
         documents = [document(rng) for _ in range(min(256, recipe.documents - start))]
         lengths = torch.tensor([len(item.words) for item in documents])
-        found.append(capture(model, pack(documents).tokens, lengths))
+        found.append(capture(model, pack(documents).tokens, lengths, recipe.site))
     return torch.cat(found)
 
 
@@ -162,11 +173,10 @@ def _shuffled(activations: torch.Tensor, size: int, generator: torch.Generator) 
 
 def train_sae(name: str, activations: torch.Tensor, recipe: SAERecipe) -> Any:
     """One trained SAE with unit decoder norms."""
-    seed = recipe.seed + (1 if name == "topk-seed1" else 0)
     # SAELens draws initial weights from the global generator; the fork leaves the caller's state as it was.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        sae = BUILDERS[name](activations.shape[1], recipe)
+        torch.manual_seed(recipe.seed)
+        sae = BUILDERS[name.partition("-")[0]](activations.shape[1], recipe)
     config = SAETrainerConfig(
         total_training_samples=recipe.steps * recipe.batch,
         train_batch_size_samples=recipe.batch,
@@ -178,7 +188,7 @@ def train_sae(name: str, activations: torch.Tensor, recipe: SAERecipe) -> Any:
         n_batches_for_norm_estimate=min(100, max(1, len(activations) // recipe.batch)),
         logger=LoggingConfig(log_to_wandb=False),
     )
-    provider = _shuffled(activations, recipe.batch, torch.Generator().manual_seed(seed))
+    provider = _shuffled(activations, recipe.batch, torch.Generator().manual_seed(recipe.seed))
     SAETrainer(config, sae, provider).fit()
     sae.fold_W_dec_norm()
     return sae.eval()
@@ -186,15 +196,18 @@ def train_sae(name: str, activations: torch.Tensor, recipe: SAERecipe) -> Any:
 
 def train_saes(folder: DemoPaths, recipe: SAERecipe, names: tuple[str, ...] = SAE_NAMES) -> None:
     """Train and save the SAEs in SAELens' inference format."""
-    activations = cached_activations(folder, recipe)
-    mean_norm = float(activations.norm(dim=-1).mean())
-    log.info(
-        "%d activations, mean norm %.2f (sqrt of width %.2f)",
-        len(activations),
-        mean_norm,
-        math.sqrt(activations.shape[1]),
-    )
-    for name in names:
-        sae = train_sae(name, activations, recipe)
-        sae.save_inference_model(folder.sae(name))
-        log.info("SAE %s saved", name)
+    for site in dict.fromkeys(map(site_of, names)):
+        activations = cached_activations(folder, replace(recipe, site=site))
+        mean_norm = float(activations.norm(dim=-1).mean())
+        log.info(
+            "%d activations of %s, mean norm %.2f (sqrt of width %.2f)",
+            len(activations),
+            site,
+            mean_norm,
+            math.sqrt(activations.shape[1]),
+        )
+        for name in names:
+            if site_of(name) == site:
+                sae = train_sae(name, activations, recipe_of(name, recipe))
+                sae.save_inference_model(folder.sae(name))
+                log.info("SAE %s saved", name)
