@@ -6,8 +6,11 @@ Shapes: b documents of a batch, p positions (the longest of them), d site width,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+
+from sae_bench.site import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,19 @@ class Batch:
     "bool (b, p), positions intervened on and averaged over"
     keep_ce: Tensor
     "bool (b, p), kept positions with a next token in the document"
+
+
+@dataclass(frozen=True, eq=False)
+class Companion:
+    """Another SAE of the same model that is read beside the measured one."""
+
+    name: str
+    "Its id, or the last part of its path."
+    sae: Any
+    site: Site
+    "Where it reads and writes."
+    sha256: str
+    "Of its weights."
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sae_bench.batch import Batch, Firing, Outcome, scatter, surprise, whole_clusters
+from sae_bench.batch import Batch, Companion, Firing, Outcome, scatter, surprise, whole_clusters
 from sae_bench.capture import Progress, SiteData, Store, captured
 from sae_bench.corpus import Corpus
 from sae_bench.errors import LoadError, MeasurementError
@@ -26,7 +26,7 @@ from sae_bench.sae import decoder_norms
 from sae_bench.site import Site
 from sae_bench.tiers import TIERS, Settings, Tier
 
-__all__ = ["TIERS", "Batch", "Bench", "Firing", "Outcome", "Settings", "SiteData", "Tier", "site_data"]
+__all__ = ["TIERS", "Batch", "Bench", "Companion", "Firing", "Outcome", "Settings", "SiteData", "Tier", "site_data"]
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
@@ -58,6 +58,8 @@ class Bench:
         include_bos: bool = False,
         progress: Progress | None = None,
         partner: Any = None,
+        next_layers: Sequence[Companion] = (),
+        family: Sequence[Companion] = (),
         contrast: str | None = None,
         concepts: str | None = None,
         id: str = "",
@@ -67,6 +69,10 @@ class Bench:
         self.sae = sae
         self.partner = partner
         "A second SAE of the same site, of another seed; None when none is registered."
+        self.next_layers = tuple(next_layers)
+        "SAEs of later layers, the nearest first."
+        self.family = tuple(family)
+        "SAEs of the same site with dictionaries of other sizes, without this one."
         self.contrast = contrast
         "Path of a labelled dataset for contrast steering; None when none is registered."
         self.concepts = concepts
@@ -202,6 +208,28 @@ class Bench:
             self._shared[key] = compute()
         found: T = self._shared[key]
         return found
+
+    def beside(self, other: Companion) -> Bench:
+        """The bench of one of `next_layers` or `family`: the same model, documents and settings, at its own site."""
+        same = other.site == self.site
+        data = (
+            self.site_data
+            if same
+            else site_data(self.model, other.site, self.corpus, self.settings, self.include_bos, self._progress)
+        )
+        return self.shared(
+            ("beside", other),
+            lambda: Bench(
+                other.sae,
+                self.model,
+                self.corpus,
+                data,
+                self.settings,
+                include_bos=self.include_bos,
+                progress=self._progress,
+                source=self.source if same else data,
+            ),
+        )
 
     def advance(self, label: str, done: int, total: int) -> None:
         """Show how far a long part of a measurement is."""

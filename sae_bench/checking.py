@@ -33,6 +33,8 @@ FIELDS = (
     "l0",
     "tags",
     "partner",
+    "next_layers",
+    "family",
     "contrast",
     "circuit",
     "concepts",

@@ -35,6 +35,7 @@ def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, A
         "context": loader.context(spec),
         "weights": loader.weights(spec),
         "behaviour": _behaviour(bench),
+        "beside": [[each.sha256, str(each.site)] for each in (*bench.next_layers, *bench.family)],
         "partner": None if bench.partner is None else weights_sha256(bench.partner),
         "contrast": _files_sha256(spec.contrast),
         "concepts": _files_sha256(spec.concepts),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sae_bench.bench import Bench, Settings, site_data
+from sae_bench.companions import Home, companions, ends
 from sae_bench.controls import make_control
 from sae_bench.controls.quality import AT_THE_OUTPUT
 from sae_bench.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
@@ -119,6 +120,7 @@ class Loader:
             generator = torch.Generator().manual_seed(self.settings.seed)
             sae = make_control(spec.control, sae, x, x if read is data else y, generator)
             read = data if spec.control in AT_THE_OUTPUT else read
+        home = Home(spec, sae, model, place.model, place.model_kwargs, site, source)
         bench = Bench(
             sae,
             model,
@@ -128,6 +130,8 @@ class Loader:
             include_bos=spec.include_bos,
             progress=self.progress,
             partner=self._partner(spec, sae),
+            next_layers=companions("next_layers", home, self._read),
+            family=companions("family", home, self._read),
             contrast=spec.contrast,
             concepts=spec.concepts,
             id=spec.id,
@@ -181,10 +185,7 @@ class Loader:
 def complete(spec: SAESpec, sae: SAE) -> Place:
     """Model, site and corpus of an SAE; what nobody says is one error that lists all of it."""
     model = spec.model or sae.info.model
-    site, output = spec.site or sae.site_in, spec.output_site
-    if output is None:
-        # A transcoder's own config names its output; another site for an autoencoder moves both its ends.
-        output = sae.site_out if sae.site_out != sae.site_in or spec.site is None else spec.site
+    site, output = ends(spec, sae)
     missing = [name for name, value in (("model", model), ("site", site), ("corpus", spec.corpus)) if not value]
     if missing:
         remedy = [f"register_sae(..., {name}=...) or --sae-{name}" for name in missing]

@@ -15,7 +15,7 @@ from typing import Any
 from sae_bench._identity import verify_identity
 from sae_bench.errors import UsageError, near
 from sae_bench.registry import Registry
-from sae_bench.spec import SAESpec, id_from_target
+from sae_bench.spec import SAESpec, id_from_target, listed
 
 SAES: Registry[SAESpec] = Registry("SAE")
 "Every registered SAE of this process."
@@ -38,6 +38,8 @@ def register_sae(
     l0: float | None = None,
     tags: Sequence[str] = (),
     partner: str | Path | None = None,
+    next_layers: Sequence[str | Path] = (),
+    family: Sequence[str | Path] = (),
     contrast: str | Path | None = None,
     concepts: str | Path | None = None,
     circuit: str | Path | None = None,
@@ -69,6 +71,8 @@ def register_sae(
         l0=l0,
         tags=tuple(tags),
         partner=_anchor(partner, base),
+        next_layers=_anchored("next_layers", next_layers, base),
+        family=_anchored("family", family, base),
         contrast=_anchor(contrast, base),
         concepts=_anchor(concepts, base),
         circuit=_anchor(circuit, base),
@@ -78,6 +82,11 @@ def register_sae(
     )
     SAES.add(id, lambda: spec, origin=spec.origin)
     return spec
+
+
+def _anchored(field: str, paths: Sequence[str | Path], base: Path) -> tuple[str, ...]:
+    listed(field, paths)
+    return tuple(text for path in paths if (text := _anchor(path, base)) is not None)
 
 
 def _anchor(path: str | Path | None, base: Path) -> str | None:

@@ -92,6 +92,8 @@ def varied(bench: Bench, repeat: int, same_seed: bool = False) -> Bench:
         varied,
         include_bos=bench.include_bos,
         partner=bench.partner,
+        next_layers=bench.next_layers,
+        family=bench.family,
         contrast=bench.contrast,
         concepts=bench.concepts,
         id=bench.id,

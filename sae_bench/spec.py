@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,13 @@ class SAESpec:
     l0: float | None = None
     "The published L0; `sparsity.l0` must lie within 10% of it."
     tags: tuple[str, ...] = ()
-    "Free words, shown in lists; SAEs of one ``family:...`` tag are read together."
+    "Free words, shown in lists."
     partner: str | None = None
     "Path of a second SAE of the same recipe and another seed, for `stability`."
+    next_layers: tuple[str, ...] = ()
+    "SAEs of later layers of the same model, the nearest first, for `layers`: registered ids or paths."
+    family: tuple[str, ...] = ()
+    "SAEs of the same site and recipe with dictionaries of other sizes, for `width`: registered ids or paths."
     contrast: str | None = None
     "Labelled dataset for contrast steering; ``NAME_shifted.jsonl`` beside ``NAME.jsonl`` is its shifted variant."
     concepts: str | None = None
@@ -63,6 +67,8 @@ class SAESpec:
     "Which of `controls.CONTROLS` is made of it and measured in its place; reported, never judged."
 
     def __post_init__(self) -> None:
+        for name in ("next_layers", "family"):
+            object.__setattr__(self, name, listed(name, getattr(self, name)))
         if not _ID.fullmatch(self.id):
             raise UsageError(
                 f"SAE id {self.id!r} ({self.origin}) must be lower case letters, digits, '.', '_' and '-', "
@@ -89,6 +95,8 @@ class SAESpec:
             tags=(*self.tags, CONTROL),
             control=name,
             partner=None,
+            next_layers=(),
+            family=(),
             l0=None,
             limits=(),
             known_failures={},
@@ -98,6 +106,13 @@ class SAESpec:
     def baseline_path(self, folder: Path) -> Path:
         """The accepted report of this SAE under ``folder``."""
         return folder / f"{self.judged_as}.json"
+
+
+def listed(field: str, paths: Sequence[str | Path]) -> tuple[str, ...]:
+    """Ids or paths as text; a `UsageError` for a single one that is in no list."""
+    if isinstance(paths, str | Path):
+        raise UsageError(f"{field}={str(paths)!r} must be a list of ids or paths, such as [{str(paths)!r}]")
+    return tuple(map(str, paths))
 
 
 def _suggest_id(text: str) -> str:

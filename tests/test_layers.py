@@ -36,6 +36,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     5: ("codec", "provenance", "results", "conversion", "report", "baselines", "accepting", "store"),
     6: (
         "load_checks",
+        "companions",
         "loading",
         "content",
         "selfcheck",

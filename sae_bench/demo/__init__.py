@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from sae_bench.demo.paths import ARCHITECTURES, CIRCUIT, CONCEPTS, CONTRAST, CORPUS, MODEL, SAES, SITE
+from sae_bench.demo.paths import (
+    ARCHITECTURES,
+    CIRCUIT,
+    CONCEPTS,
+    CONTRAST,
+    CORPUS,
+    MODEL,
+    NEXT_LAYERS,
+    SAES,
+    SITE,
+    WIDTHS,
+)
 from sae_bench.registration import register_sae
 
 KNOWN_FAILURES = {
@@ -24,6 +35,8 @@ def register_demo() -> None:
             corpus=CORPUS,
             tags=("demo", f"architecture:{name}"),
             partner=SAES.get(f"{name}-seed1"),
+            next_layers=[SAES[other] for other in NEXT_LAYERS],
+            family=[SAES[other] for other in WIDTHS] if name == "topk" else (),
             contrast=CONTRAST,
             concepts=CONCEPTS,
             circuit=CIRCUIT,

@@ -184,13 +184,13 @@ def test_rendering_needs_neither_torch_nor_plotly_nor_pandas(make: Any) -> None:
 def test_listing_says_what_is_registered_and_what_is_accepted(make: Any, tmp_path: Path) -> None:
     specs = [
         SAESpec("demo/l1", path="saes/l1", model="gpt2", site="blocks.1.hook_resid_post", origin="conftest.py:4",
-                tags=("family:demo",), known_failures={"shrinkage.gamma_centred": "L1 penalty"}),
+                tags=("stage:demo",), known_failures={"shrinkage.gamma_centred": "L1 penalty"}),
         SAESpec("demo/topk", load=lambda: None, origin="conftest.py:9"),
     ]  # fmt: skip
     held = make.report({"demo/l1": {"kl_gap": make.prop("kl_gap", {"m": make.metric()})}})
     write_report(held, tmp_path / "demo" / "l1.json")
     text = listing(specs, ["kl_gap", "sparsity"], tmp_path)
-    for part in ("2 SAEs, 2 properties", "conftest.py:4", "saes/l1", "gpt2", "blocks.1.hook_resid_post", "family:demo",
+    for part in ("2 SAEs, 2 properties", "conftest.py:4", "saes/l1", "gpt2", "blocks.1.hook_resid_post", "stage:demo",
                  "shrinkage.gamma_centred (L1 penalty)", "l1.json, without sparsity", "no report (", "load=...",
                  "kl_gap, sparsity"):  # fmt: skip
         assert part in text
