@@ -242,13 +242,14 @@ class Model:
             raise MeasurementError(f"the final norm of model {self.name!r} does not show its scale")
         return seen[0].float().reshape(*resid.shape[:-1], 1)
 
-    def final_logits(self, resid: Tensor, scale: Tensor | None = None) -> Tensor:
+    def final_logits(self, resid: Tensor, scale: Tensor | None = None, *, differentiable: bool = False) -> Tensor:
         """(..., V) float32 logits of residual vectors (..., d_model): the final norm, the unembedding, its soft cap.
 
-        With ``scale`` (..., 1) the final norm divides by it instead of by its own.
+        With ``scale`` (..., 1) the final norm divides by it instead of by its own. ``differentiable`` keeps what
+        gradients with respect to ``resid`` need.
         """
         bridge = self.bridge
-        with torch.no_grad():
+        with torch.set_grad_enabled(differentiable):
             rows = self._rows(resid)
             normed = bridge.ln_final(rows)
             if scale is not None:

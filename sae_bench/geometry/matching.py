@@ -29,6 +29,8 @@ class Matching:
 
     best_of_a: Tensor
     "float32 (n,), largest cosine of each direction of A with one of B."
+    match_of_a: Tensor
+    "int64 (n,), the row of B that it is with."
     best_of_b: Tensor
     "float32 (m,), and the other way round."
     pairs: tuple[Tensor, Tensor] | None
@@ -40,13 +42,16 @@ def compare(a: Tensor, b: Tensor) -> Matching:
     a, b = _unit(a), _unit(b)
     best_a = torch.full((len(a),), -torch.inf, device=a.device)
     best_b = torch.full((len(b),), -torch.inf, device=a.device)
+    match_a = torch.zeros(len(a), dtype=torch.int64, device=a.device)
     rows: list[Tensor] = []
     columns: list[Tensor] = []
     pairs = 0
     for i in range(0, len(a), BLOCK):
         for j in range(0, len(b), BLOCK):
             block = a[i : i + BLOCK] @ b[j : j + BLOCK].T
-            best_a[i : i + BLOCK] = torch.maximum(best_a[i : i + BLOCK], block.amax(1))
+            nearest, index = block.max(1)
+            match_a[i : i + BLOCK] = torch.where(nearest > best_a[i : i + BLOCK], index + j, match_a[i : i + BLOCK])
+            best_a[i : i + BLOCK] = torch.maximum(best_a[i : i + BLOCK], nearest)
             best_b[j : j + BLOCK] = torch.maximum(best_b[j : j + BLOCK], block.amax(0))
             close = (block >= SAME).nonzero(as_tuple=True)
             pairs += len(close[0])
@@ -54,7 +59,7 @@ def compare(a: Tensor, b: Tensor) -> Matching:
                 rows.append(close[0] + i)
                 columns.append(close[1] + j)
     found = (torch.cat(rows), torch.cat(columns)) if pairs <= MOST_PAIRS else None
-    return Matching(best_a, best_b, found)
+    return Matching(best_a, match_a, best_b, found)
 
 
 def cosines(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
