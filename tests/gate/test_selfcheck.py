@@ -109,6 +109,8 @@ class Bench:
     settings: Settings = Settings()
     include_bos: bool = False
     partner: Any = None
+    next_layers: Any = ()
+    family: Any = ()
     contrast: Any = None
     concepts: Any = None
     id: str = ""
