@@ -60,6 +60,33 @@ def check_weights(weights: Tensors, shapes: Mapping[str, tuple[int, ...]], what:
         check_shape(name, weights[name], shape, what)
 
 
+def canonical(
+    weights: Tensors, what: str, *, threshold: bool = False, skip: str | None = None, autoencodes: bool = True
+) -> Tensors:
+    """Checked weights in float32: W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc, b_dec, as most families store them.
+
+    Args:
+        weights: as stored.
+        what: names them in errors.
+        threshold: whether there is one as well, (d_sae,).
+        skip: name of a map from input to output, (d_in, d_out).
+        autoencodes: whether what is read is what is written, so that orientation can be checked.
+
+    Raises:
+        LoadError: they are not exactly these, do not fit one another, or stand the wrong way round.
+    """
+    for name in ("W_enc", "W_dec"):
+        if name not in weights or weights[name].ndim != 2:
+            raise LoadError(f"the weights of {what} have no matrix {name}")
+    (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
+    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
+    shapes |= {"threshold": (d_sae,)} if threshold else {}
+    check_weights(weights, shapes | ({} if skip is None else {skip: (d_in, d_out)}), what)
+    if autoencodes:
+        check_orientation(weights["W_enc"], weights["W_dec"], what)
+    return {name: tensor.float() for name, tensor in weights.items()}
+
+
 def check_real(name: str, tensor: Tensor, what: str) -> None:
     """`LoadError` unless ``tensor`` holds floating-point numbers."""
     if not tensor.is_floating_point():

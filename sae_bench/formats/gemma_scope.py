@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sae_bench.errors import LoadError
-from sae_bench.formats._assemble import check_orientation, check_weights, dtype_name
+from sae_bench.formats._assemble import canonical, dtype_name
 from sae_bench.formats._tensors import read_npz
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
 
@@ -28,18 +27,19 @@ def recognise_file(path: Path, names: Set[str]) -> bool:
 
 def read_file(path: Path) -> LinearDecoderSAE:
     """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
-    weights, what = read_npz(path), str(path)
-    if weights["W_enc"].ndim != 2 or weights["W_dec"].ndim != 2:
-        raise LoadError(f"W_enc or W_dec of {what} is no matrix")
-    (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
-    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
-    check_weights(weights, {**shapes, "threshold": (d_sae,)}, what)
-    check_orientation(weights["W_enc"], weights["W_dec"], what)
-    stored = dtype_name(weights["W_enc"])
-    weights = {name: tensor.float() for name, tensor in weights.items()}
+    stored = read_npz(path)
+    weights = canonical(stored, str(path), threshold=True)
+    d_in, d_sae = weights["W_enc"].shape
     said = _L0.fullmatch(path.parent.name)
     return LinearDecoderSAE(
-        info=SAEInfo("gemma_scope", "jumprelu", d_in, d_sae, stored, l0=float(said[1]) if said else None),
+        info=SAEInfo(
+            "gemma_scope",
+            "jumprelu",
+            d_in,
+            d_sae,
+            dtype_name(stored["W_enc"]),
+            l0=float(said[1]) if said else None,
+        ),
         W_enc=weights["W_enc"],
         activation=JumpReLU(weights["b_enc"], weights["threshold"]),
         W_dec=weights["W_dec"],

@@ -11,13 +11,16 @@ from pathlib import Path
 import torch
 
 from sae_bench.errors import LoadError
-from sae_bench.formats._assemble import check_orientation, check_weights, dtype_name, site_named
+from sae_bench.formats._assemble import canonical, dtype_name, site_named
 from sae_bench.formats._files import peek_json, read_json, said
 from sae_bench.formats._tensors import read_safetensors
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
 
 CONFIG = "config.json"
 WEIGHTS = "params.safetensors"
+
+_NAMES = {"w_enc": "W_enc", "w_dec": "W_dec"}
+_SKIP = "affine_skip_connection"
 
 
 def recognise(folder: Path) -> bool:
@@ -31,39 +34,33 @@ def read(folder: Path) -> LinearDecoderSAE:
     architecture = said(config, "architecture", str, what)
     if architecture != "jump_relu":
         raise LoadError(f"architecture of {what} is {architecture!r}, where this format knows jump_relu alone")
-    weights = read_safetensors(folder / WEIGHTS)
-    for name in ("w_enc", "w_dec"):
-        if name not in weights or weights[name].ndim != 2:
-            layers = " (a transcoder across layers, which is not measured)" if name in weights else ""
-            raise LoadError(f"the weights of {what} have no matrix {name}{layers}")
-    (d_in, d_sae), d_out = weights["w_enc"].shape, weights["w_dec"].shape[1]
-    shapes = {"w_enc": (d_in, d_sae), "w_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
-    skips = "affine_skip_connection" in weights
+    stored = {_NAMES.get(name, name): tensor for name, tensor in read_safetensors(folder / WEIGHTS).items()}
+    if any(stored[name].ndim > 2 for name in _NAMES.values() if name in stored):
+        raise LoadError(f"{what} is a transcoder across layers, which is not measured")
+    skips = _SKIP in stored
     if bool(config.get("affine_connection", skips)) != skips:
         raise LoadError(f"affine_connection of {what} is {config['affine_connection']!r}, but its weights differ")
-    shapes |= {"threshold": (d_sae,)} | ({"affine_skip_connection": (d_in, d_out)} if skips else {})
-    check_weights(weights, shapes, what)
     site_in, site_out = (said(config, f"hf_hook_point_{end}", str, what) for end in ("in", "out"))
-    if site_out in (None, site_in):
-        check_orientation(weights["w_enc"], weights["w_dec"], what)
-    stored = dtype_name(weights["w_enc"])
-    weights = {name: tensor.float() for name, tensor in weights.items()}
+    weights = canonical(
+        stored, what, threshold=True, skip=_SKIP if skips else None, autoencodes=site_out in (None, site_in)
+    )
+    d_in, d_sae = weights["W_enc"].shape
     return LinearDecoderSAE(
         info=SAEInfo(
             "gemma_scope_2",
             "jumprelu",
             d_in,
             d_sae,
-            stored,
+            dtype_name(stored["W_enc"]),
             model=said(config, "model_name", str, what),
             site_in=site_named(site_in),
             site_out=site_named(site_out or site_in),
             l0=said(config, "l0", float, what),
         ),
-        W_enc=weights["w_enc"],
+        W_enc=weights["W_enc"],
         activation=JumpReLU(weights["b_enc"], weights["threshold"]),
-        W_dec=weights["w_dec"],
+        W_dec=weights["W_dec"],
         b_dec=weights["b_dec"],
         pre_bias=torch.zeros(d_in),
-        W_skip=weights["affine_skip_connection"] if skips else None,
+        W_skip=weights.get(_SKIP),
     )

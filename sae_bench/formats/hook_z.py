@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Set
 from pathlib import Path
 
-from sae_bench.formats._assemble import check_orientation, check_weights, dtype_name, site_named
+from sae_bench.formats._assemble import canonical, check_shape, dtype_name, site_named
 from sae_bench.formats._files import peek_json, positive_int, read_json, said
 from sae_bench.formats._tensors import PICKLES, only_tensors, read_pickled
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
@@ -22,20 +22,19 @@ def recognise_file(path: Path, names: Set[str]) -> bool:
 
 def read_file(path: Path) -> LinearDecoderSAE:
     """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
-    config, weights, what = read_json(_config(path)), only_tensors(read_pickled(path), path), str(path)
+    config, stored, what = read_json(_config(path)), only_tensors(read_pickled(path), path), str(path)
     d_in, d_sae = positive_int(config, "act_size", what), positive_int(config, "dict_size", what)
-    check_weights(weights, {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,)}, what)
-    check_orientation(weights["W_enc"], weights["W_dec"], what)
+    weights = canonical(stored, what)
+    for name, shape in {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in)}.items():
+        check_shape(name, weights[name], shape, what)
     site = site_named(config.get("act_name"))
-    stored = dtype_name(weights["W_enc"])
-    weights = {name: tensor.float() for name, tensor in weights.items()}
     return LinearDecoderSAE(
         info=SAEInfo(
             "hook_z",
             "standard",
             d_in,
             d_sae,
-            stored,
+            dtype_name(stored["W_enc"]),
             model=said(config, "model_name", str, what),
             site_in=site,
             site_out=site,

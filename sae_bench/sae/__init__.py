@@ -2,14 +2,13 @@
 
 from sae_bench.sae.activations import AbsTopK, Activation, Gated, GroupMax, JumpReLU, ReLU, TopK
 from sae_bench.sae.checks import check_contract, check_fit
+from sae_bench.sae.folded import FoldedSAE, fold_decoder_norms
 from sae_bench.sae.linear import LinearDecoderSAE
 from sae_bench.sae.norms import TokenNorm
 from sae_bench.sae.protocol import (
     SAE,
-    FoldedSAE,
     SAEInfo,
     decoder_norms,
-    fold_decoder_norms,
     folded_codes,
     unit_directions,
     weights_sha256,

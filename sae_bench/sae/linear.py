@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_bench.errors import LoadError, MeasurementError
+from sae_bench.errors import LoadError
 from sae_bench.sae.activations import Activation
-from sae_bench.sae.norms import TokenNorm, moments, normalised
+from sae_bench.sae.decoder import DecoderSAE, needed, restored
+from sae_bench.sae.norms import TokenNorm, normalised
 from sae_bench.sae.protocol import SAEInfo
 
 
 @dataclass(frozen=True, eq=False)
-class LinearDecoderSAE:
+class LinearDecoderSAE(DecoderSAE):
     """``codes = activation((norm(x) - pre_bias) @ W_enc)``, ``x_hat = unnorm(codes @ W_dec + b_dec)``; an `SAE`.
 
     A transcoder is one as well, with `d_out` and `site_out` of its own; it may add ``x @ W_skip``.
@@ -70,26 +71,6 @@ class LinearDecoderSAE:
         """Width read."""
         return self.W_enc.shape[0]
 
-    @property
-    def d_sae(self) -> int:
-        """Number of features."""
-        return self.W_enc.shape[1]
-
-    @property
-    def d_out(self) -> int:
-        """Width written."""
-        return self.W_dec.shape[1]
-
-    @property
-    def site_in(self) -> str | None:
-        """Hook name it reads."""
-        return self.info.site_in
-
-    @property
-    def site_out(self) -> str | None:
-        """Hook name it writes."""
-        return self.info.site_out
-
     def encode(self, x: Tensor) -> Tensor:
         """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
         x = normalised(x.to(self.W_enc.dtype), self.token_norm)
@@ -100,21 +81,10 @@ class LinearDecoderSAE:
 
         ``like`` (..., d_in), the input of the codes, is needed under a token norm and with a skip connection.
         """
-        decoded = codes.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
-        restores = self.token_norm != "none" and self.norm_undone
-        if not restores and self.W_skip is None:
+        decoded = restored(self._written(codes), like, self.token_norm if self.norm_undone else "none")
+        if self.W_skip is None:
             return decoded
-        if like is None:
-            reason = f"normalises every token ({self.token_norm})" if restores else "adds a linear map of its input"
-            raise MeasurementError(
-                f"this SAE {reason}, so its codes alone do not say what it writes; "
-                f"pass the input they came from, decode(codes, like=x)"
-            )
-        like = like.to(self.W_dec.dtype)
-        if restores:
-            shift, scale = moments(like, self.token_norm)
-            decoded = decoded * scale + shift
-        return decoded if self.W_skip is None else decoded + like @ self.W_skip
+        return decoded + needed(like, "adds a linear map of its input").to(decoded.dtype) @ self.W_skip
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name."""

@@ -132,7 +132,7 @@ def zero_rows(sae: SAE) -> Tensor:
 def unit_directions(sae: SAE) -> Tensor:
     """Decoder rows scaled to norm 1, float32 (d_sae, d_out); a row that is zero (see `zero_rows`) stays zero."""
     norms = decoder_norms(sae)
-    return sae.W_dec.float() / _divisible(norms).unsqueeze(1)
+    return sae.W_dec.float() / divisible(norms).unsqueeze(1)
 
 
 def folded_codes(sae: SAE, codes: Tensor) -> Tensor:
@@ -144,79 +144,9 @@ def folded_codes(sae: SAE, codes: Tensor) -> Tensor:
     return codes * decoder_norms(sae).to(codes.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class FoldedSAE:
-    """An SAE seen with decoder rows of norm 1; same reconstructions, codes in units of the activation."""
-
-    base: SAE
-    norms: Tensor
-    "(d_sae,), 1 where a decoder row is zero."
-
-    @property
-    def info(self) -> SAEInfo:
-        """As the base's."""
-        return self.base.info
-
-    @property
-    def d_in(self) -> int:
-        """Width read."""
-        return self.base.d_in
-
-    @property
-    def d_sae(self) -> int:
-        """Number of features."""
-        return self.base.d_sae
-
-    @property
-    def d_out(self) -> int:
-        """Width written."""
-        return self.base.d_out
-
-    @property
-    def W_dec(self) -> Tensor:
-        """Unit decoder rows, (d_sae, d_out)."""
-        return (self.base.W_dec.float() / self.norms.unsqueeze(1)).to(self.base.W_dec.dtype)
-
-    @property
-    def b_dec(self) -> Tensor:
-        """As the base's."""
-        return self.base.b_dec
-
-    @property
-    def site_in(self) -> str | None:
-        """Hook name it reads."""
-        return self.base.site_in
-
-    @property
-    def site_out(self) -> str | None:
-        """Hook name it writes."""
-        return self.base.site_out
-
-    def encode(self, x: Tensor) -> Tensor:
-        """The base's codes times the decoder norms, (..., d_sae)."""
-        codes = self.base.encode(x)
-        return codes * self.norms.to(codes.dtype)
-
-    def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
-        """The base's reconstruction, (..., d_out)."""
-        return self.base.decode(codes / self.norms.to(codes.dtype), like)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """As the base's."""
-        return self.base.tensors()
-
-    def settings(self) -> dict[str, Any]:
-        """The base's, marked as folded."""
-        return {**self.base.settings(), "folded": True}
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FoldedSAE:
-        """The same view elsewhere or in another precision."""
-        return fold_decoder_norms(self.base.to(device, dtype))
-
-
-def fold_decoder_norms(sae: SAE) -> FoldedSAE:
-    """``sae`` seen with decoder rows of norm 1; correct for every architecture, see `folded_codes`."""
-    return FoldedSAE(sae, _divisible(decoder_norms(sae)))
+def divisible(norms: Tensor) -> Tensor:
+    """``norms`` with 1 in place of 0."""
+    return torch.where(norms == 0, torch.ones_like(norms), norms)
 
 
 def weights_sha256(sae: SAE) -> str:
@@ -226,7 +156,3 @@ def weights_sha256(sae: SAE) -> str:
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _divisible(norms: Tensor) -> Tensor:
-    return torch.where(norms == 0, torch.ones_like(norms), norms)

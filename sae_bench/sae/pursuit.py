@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_bench.errors import LoadError, MeasurementError
-from sae_bench.sae.norms import TokenNorm, moments, normalised
+from sae_bench.errors import LoadError
+from sae_bench.sae.decoder import DecoderSAE, restored
+from sae_bench.sae.norms import TokenNorm, normalised
 from sae_bench.sae.protocol import SAEInfo
 
 
 @dataclass(frozen=True, eq=False)
-class PursuitSAE:
+class PursuitSAE(DecoderSAE):
     """An `SAE` whose code of a feature is what the feature takes out of the residual whenever it fits it best.
 
     Formula: SAELens, ``matching_pursuit_sae.py``. Each step adds ``max(0, <residual, row>)`` to the code of the decoder
@@ -39,31 +40,6 @@ class PursuitSAE:
             raise LoadError(
                 f"W_dec {tuple(self.W_dec.shape)} and b_dec {tuple(self.b_dec.shape)} must be (d_sae, d_in), (d_in,)"
             )
-
-    @property
-    def d_in(self) -> int:
-        """Width read."""
-        return self.W_dec.shape[1]
-
-    @property
-    def d_sae(self) -> int:
-        """Number of features."""
-        return self.W_dec.shape[0]
-
-    @property
-    def d_out(self) -> int:
-        """Width written."""
-        return self.W_dec.shape[1]
-
-    @property
-    def site_in(self) -> str | None:
-        """Hook name it reads."""
-        return self.info.site_in
-
-    @property
-    def site_out(self) -> str | None:
-        """Hook name it writes."""
-        return self.info.site_out
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
@@ -89,16 +65,7 @@ class PursuitSAE:
 
     def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
         """Reconstruction (..., d_in) of codes (..., d_sae); ``like`` (..., d_in) is needed under a token norm."""
-        decoded = codes.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
-        if self.token_norm == "none":
-            return decoded
-        if like is None:
-            raise MeasurementError(
-                f"this SAE normalises every token ({self.token_norm}), so its codes alone do not say what it writes; "
-                f"pass the input they came from, decode(codes, like=x)"
-            )
-        shift, scale = moments(like.to(self.W_dec.dtype), self.token_norm)
-        return decoded * scale + shift
+        return restored(self._written(codes), like, self.token_norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name."""
