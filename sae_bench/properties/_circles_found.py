@@ -50,6 +50,8 @@ class Found:
     steps: tuple[stats.Left, ...]
     "Backward elimination of the features."
     planes: tuple[Plane, ...]
+    outline: Mapping[str, Floats]
+    "(C, 2) class means at the site and in the reconstruction, along the site's first two principal components."
     random: tuple[stats.Products, ...]
     "Of what random sets of as many other features write, and of x without it, by turns."
     energy: tuple[Floats, Floats, Floats]
@@ -87,6 +89,7 @@ def _found(bench: Bench, cycle: Cycle, held: Seen) -> Found:
         found_by=held.found_by,
         steps=tuple(_steps(held)),
         planes=tuple(_planes(written, held.labels)) if held.features else (),
+        outline=_outline({arm: arms[arm] for arm in ("site", "reconstruction")}, held.labels),
         random=tuple(stats.Products.of(part, held.labels) for rows in held.others for part in (rows, held.x - rows)),
         energy=(
             _energy(centred @ basis.T, held.labels),
@@ -101,6 +104,14 @@ def _found(bench: Bench, cycle: Cycle, held: Seen) -> Found:
 def _steps(held: Seen) -> list[stats.Left]:
     codes, site = (stats.class_means(rows, held.labels) for rows in (held.codes, held.x))
     return stats.eliminate(codes, held.directions, site)
+
+
+def _outline(arms: Mapping[str, Floats], given: stats.Labelled) -> dict[str, Floats]:
+    """Principal components know nothing of the order; in a plane that is fitted to it anything looks like a circle."""
+    means = {arm: stats.class_means(rows, given).mean(0) for arm, rows in arms.items()}
+    centre = means["site"].mean(0)
+    _, _, components = np.linalg.svd(means["site"] - centre, full_matrices=False)
+    return {arm: (each - centre) @ components[:2].T for arm, each in means.items()}
 
 
 def _span(directions: Floats) -> Floats:

@@ -1,11 +1,13 @@
 """What circles look like: per cycle and arm the share and its p, the spectrum, planes, and features that can go.
 
-cycles     table: per cycle and arm the circular share, its standard error, p and, at the site, p by Holm over cycles,
-           roundness, circular power over the site's
-spectrum   table: per cycle and arm the share of the class means' spread at every frequency of the order
-planes     table: per cycle neighbouring principal components of what the cluster writes, with the share in them
-features   table: per cycle the cluster's features in the order in which backward elimination drops them, with what
-           the others keep of the circle and their circular share; `needed` are those that must stay
+cycles               table: per cycle and arm the circular share, its standard error, p and, at the site, p by Holm over
+                     cycles, roundness, circular power over the site's
+spectrum_CYCLE       curve: share of the class means' spread at every frequency of the order, by arm
+outline_CYCLE[_ARM]  curve: the class means from one to the next and back to the first, along the first two principal
+                     components of the site's; of the site and of the reconstruction
+planes               table: per cycle neighbouring principal components of what the cluster writes, and the share there
+features             table: per cycle the cluster's features in the order in which backward elimination drops them, what
+                     the others keep of the circle and their circular share; `needed` are those that must stay
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def circle_series(found: Cycles, estimates: Estimates, corrected: Mapping[str, f
     """Tables of one measurement; ``corrected`` as `site_p` gives it."""
     return {
         "cycles": _cycles(found, estimates, corrected, seed),
-        "spectrum": _spectrum(found),
+        **{f"spectrum_{name}": _spectrum(name, held) for name, held in found.items()},
+        **{key: each for name, held in found.items() for key, each in _outlines(name, held).items()},
         "planes": _planes(found, seed),
         "features": _features(found, estimates),
     }
@@ -118,20 +121,27 @@ def _cycles(found: Cycles, estimates: Estimates, corrected: Mapping[str, float],
     return _table(rows, "Cycles: how circular the class means are in their order")
 
 
-def _spectrum(found: Cycles) -> Series:
-    rows: list[dict[str, object]] = []
-    for name, held in found.items():
-        for arm in (arm for arm in ARMS if arm in held.products):
-            power = stats.powers(held.products[arm].whole)
-            # The last frequency of an even number of classes is a single wave, the others are two: a sine and a cosine.
-            weight = [1.0 if 2 * f == len(held.classes) else 2.0 for f in range(1, len(power) + 1)]
-            total = float((power * weight).sum())
-            shares = {
-                f"frequency {f}": _rounded(each * part / total) if total > 0 else None
-                for f, (each, part) in enumerate(zip(power, weight, strict=True), 1)
-            }
-            rows.append({"cycle": name, "arm": arm, **shares})
-    return _table(rows, "Share of the class means' spread at each frequency of the order")
+def _spectrum(name: str, held: Found) -> Series:
+    classes = len(held.classes)
+    columns: dict[str, list[float | None]] = {"x": [float(f) for f in range(1, classes // 2 + 1)]}
+    for arm in (arm for arm in ARMS if arm in held.products):
+        power = stats.powers(held.products[arm].whole)
+        # The last frequency of an even number of classes is a single wave, the others are two: a sine and a cosine.
+        spread = [float(each) * (1 if 2 * f == classes else 2) for f, each in enumerate(power, 1)]
+        total = sum(spread)
+        columns[arm] = [_rounded(each / total) if total > 0 else None for each in spread]
+    return Series("curve", columns, f"{name}: spread of the class means by frequency of the order", "frequency")
+
+
+def _outlines(name: str, held: Found) -> dict[str, Series]:
+    found = {}
+    for arm, means in held.outline.items():
+        closed = [[_rounded(each) for each in (*column, column[0])] for column in means.T]
+        title = f"{name}, {arm}: class means from {held.classes[0]} round to {held.classes[0]}"
+        columns = {"x": closed[0], "component 2": closed[1]}
+        key = f"outline_{name}" if arm == "site" else f"outline_{name}_{arm}"
+        found[key] = Series("curve", columns, title, "component 1")
+    return found
 
 
 def _planes(found: Cycles, seed: int) -> Series:

@@ -278,6 +278,13 @@ def test_a_planted_circle_is_one_at_the_site_in_the_sae_and_in_its_cluster(days:
     assert of["span_residual"] < 0.05
     table = columns(found, "cycles")
     assert table["p"][table["arm"].index("site")] == pytest.approx(1 / 360, rel=1e-3)
+    spectrum, outline = columns(found, "spectrum_days"), columns(found, "outline_days")
+    assert spectrum["x"] == [1, 2, 3]
+    assert spectrum["site"] == pytest.approx([1, 0, 0], abs=0.01)
+    radii = np.hypot(outline["x"], outline["component 2"])
+    np.testing.assert_allclose(radii, RADIUS, rtol=0.05)
+    assert outline["x"][0] == outline["x"][-1]
+    assert len(outline["x"]) == 8
     features = columns(found, "features")
     assert set(features["feature"]) == set(range(7))
     assert set(features["found_by"]) == {"decoder similarity"}
