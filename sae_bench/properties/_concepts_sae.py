@@ -27,8 +27,8 @@ class InSAE:
 
     kept: Scored
     "AUROC of the site's own direction, read on the reconstruction."
-    latent: Scored
-    latent_index: int
+    best_feature: Scored
+    feature: int
     "Best feature of the first half."
     cosine: Scored | None
     "Largest |cosine| of the direction with a decoder row; None where the SAE shows no decoder."
@@ -62,7 +62,7 @@ def _in_sae(
         halves_of(placed, rows, found.clusters)
         for rows in (reconstruction, codes, reconstruction - rows_of(bench.site_data.x, placed))
     )
-    latents = [best_column(half) for half in active]
+    best = [best_column(half) for half in active]
     probes = {
         (space, k): cross([probe(half, k) for half in halves], halves, clusters)
         for space, halves in (("reconstruction", again), ("codes", active))
@@ -72,11 +72,11 @@ def _in_sae(
     if site.pairs is not None:
         for space, halves in (("reconstruction", again), ("error", error)):
             searched[space] = search(differences(halves, site.pairs), clusters, seed)
-    assert latents[0].chosen is not None
+    assert best[0].chosen is not None
     return InSAE(
         kept=cross(site.readers, again, clusters),
-        latent=cross(latents, active, clusters),
-        latent_index=int(latents[0].chosen[0]),
+        best_feature=cross(best, active, clusters),
+        feature=int(best[0].chosen[0]),
         cosine=None if decoder is None else _cosine(site, decoder, clusters),
         floor_cosine=np.nan if decoder is None else float(_largest(site.null_directions, decoder).mean()),
         random_cosine=np.nan if decoder is None else random_cosine(*decoder.shape),

@@ -6,7 +6,7 @@ lower case is there for every tokenizer. Half the words and documents fit, the o
     auroc                     positives above negatives along the difference of means (Gurnee 2024), at the site
     auroc_change              the same direction read on the reconstruction, minus auroc: below 0, the SAE loses it
     embedding_auroc           the same in the token embedding, over words
-    latent_auroc              of the single feature that separates the fitting half best, chosen whatever its scale
+    feature_auroc             of the single feature that separates the fitting half best, chosen whatever its scale
     probe_SPACE_K             logistic regression on the K columns of x, reconstruction or codes that separate best
     best_cosine               largest |cosine| of the direction with a decoder row; floors: dealt labels, random rows
     search_SPACE              contrast-consistent search on pairs, without labels (Burns et al. 2022)
@@ -49,7 +49,7 @@ METRICS = (
     Metric("floor_auroc", "AUROC", "reported", "the same with labels dealt to words anew"),
     Metric("random_direction_auroc", "AUROC", "reported", "held-out AUROC of the best of 1,000 random directions"),
     Metric("embedding_auroc", "AUROC", "reported", "held-out AUROC of mean differences in the token embedding"),
-    Metric("latent_auroc", "AUROC", "reported", "held-out AUROC of the feature that separates a concept best"),
+    Metric("feature_auroc", "AUROC", "reported", "held-out AUROC of the feature that separates a concept best"),
     *(
         Metric(f"probe_{space}_{k}", "AUROC", "reported", f"held-out AUROC of a probe on {k} of the columns of {space}")
         for space in SPACES
@@ -120,7 +120,7 @@ def _directions(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Est
         "floor_auroc": Exact(float(np.mean([site.null.mean() for site in sites]))),
         "random_direction_auroc": _mean([site.random for site in sites]),
         "embedding_auroc": Exact(float(np.mean(embedded))) if embedded else Undefined("no concept of words to embed"),
-        "latent_auroc": _mean([sae.latent for sae in saes]),
+        "feature_auroc": _mean([sae.best_feature for sae in saes]),
         "best_cosine": _mean(cosines, hidden),
         "floor_best_cosine": Exact(float(np.mean([sae.floor_cosine for sae in saes])))
         if cosines

@@ -17,7 +17,7 @@ from sae_bench.results import MetricResult
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle-down", "star")
-NAMING = ("x", "q", "edges", "feature", "document", "position", "token", "name", "from", "to")
+NAMING = ("x", "q", "edges", "concept", "feature", "document", "position", "token", "name", "from", "to")
 _RANKS = {**dict.fromkeys(NAMING, 0), **dict.fromkeys(("sae", "features", "all"), 2)}
 MARKED = {"sae", "feature"}
 "Arms that the others are there for."

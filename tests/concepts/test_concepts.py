@@ -82,7 +82,7 @@ def test_what_the_language_means_is_found_by_words_and_by_places(sound: Measurem
     ]
     assert all(row["site"] > row["null_95"] for row in rows.values())
     assert rows["praised_before"]["site"] > 0.99
-    assert rows["plural"]["latent_auroc"] > 0.99
+    assert rows["plural"]["feature_auroc"] > 0.99
     assert {metric.name for metric in METRICS} == set(sound.estimates)
     assert not any(isinstance(found, Undefined) for found in sound.estimates.values())
 
@@ -169,6 +169,21 @@ def test_every_tier_speaks_of_the_same_places(sound: Measurement) -> None:
     found = placed_concepts(bench(tier="full"))
     assert found.clusters == sound.clusters
     assert [placed.place for placed in found.concepts] == [placed.place for placed in placed_concepts(bench()).concepts]
+
+
+def test_other_batches_give_the_same_numbers(sound: Measurement) -> None:
+    given = bench()
+    again = Bench(
+        given.sae,
+        given.model,
+        given.corpus,
+        given.site_data,
+        replace(given.settings, batch_size=3, order_seed=5),
+        concepts=given.concepts,
+    )
+    assert {name: each.value for name, each in measure(again).estimates.items()} == {
+        name: each.value for name, each in sound.estimates.items()
+    }
 
 
 def test_halves_share_neither_a_document_nor_a_word() -> None:
