@@ -37,6 +37,8 @@ class Store:
     def __init__(self, memory_bytes: int) -> None:
         self.left = memory_bytes
         self.held = 0
+        self.mapped = 0
+        "Bytes in memory, and in files."
         self._folder: Path | None = None
 
     def empty(self, *shape: int) -> Tensor:
@@ -58,6 +60,7 @@ class Store:
                 f"activations of {size / 1e9:.1f} GB fit neither into memory nor into {self._folder.parent} "
                 f"({free / 1e9:.1f} GB free); use a corpus with fewer documents, or set TMPDIR to a larger disk"
             )
+        self.mapped += size
         with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
             return torch.from_file(file.name, shared=True, size=size // 4, dtype=torch.float32).view(*shape)
 

@@ -26,7 +26,7 @@ from sae_bench.site import parse_site
 from sae_bench.spec import SAESpec
 from sae_bench.tiers import TIERS, Settings
 
-OPTIONS = ("tier", "documents", "seed", "device", "dtype", "batch_size", "strict", "selfcheck")
+OPTIONS = ("tier", "documents", "seed", "device", "dtype", "batch_size", "memory_bytes", "strict", "selfcheck")
 FIELDS = (
     "model_kwargs",
     "include_bos",

@@ -48,6 +48,11 @@ def run_options(config: pytest.Config, resolved: Resolved) -> RunOptions:
             load_report(reference)
         except StoreError as error:
             raise UsageError(f"--sae-compare: {error}") from None
+    if resolved["sae_device"] != "cpu":
+        # Torch is imported to be asked for a device, and never for an option that needs none.
+        from sae_bench.devices import check_device
+
+        check_device(resolved["sae_device"])
     return RunOptions(
         tier=resolved["sae_tier"],
         documents=resolved["sae_docs"],
@@ -55,6 +60,7 @@ def run_options(config: pytest.Config, resolved: Resolved) -> RunOptions:
         device=resolved["sae_device"],
         dtype=resolved["sae_dtype"],
         batch_size=max(1, resolved["sae_batch_size"]),
+        memory_bytes=resolved["sae_memory"],
         baselines=root / resolved["sae_baselines"],
         reference=reference,
         compare=not resolved["sae_no_compare"],

@@ -44,11 +44,6 @@ class Pool:
         """Kept positions, N."""
         return self.kept.shape[0]
 
-    @property
-    def x_pool(self) -> Tensor:
-        """(N, d) kept activations, copied; arms read single rows instead."""
-        return self.rows[self.kept]
-
     def x_rows(self, index: Tensor) -> Tensor:
         """Activations of pool members ``index`` (...), as (..., d)."""
         members: Tensor = self.rows[self.kept[index.flatten()]]

@@ -17,6 +17,7 @@ from sae_bench.companions import Home, companions, ends
 from sae_bench.controls import make_control
 from sae_bench.controls.quality import AT_THE_OUTPUT
 from sae_bench.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
+from sae_bench.devices import check_device
 from sae_bench.errors import LoadError, SAEBenchError
 from sae_bench.formats import as_sae, read_sae
 from sae_bench.load_checks import explained_variance, looked_at
@@ -46,6 +47,7 @@ class Loader:
     """Loads SAEs with their models and corpora; models and corpora are shared, SAEs are kept until closed."""
 
     def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
+        check_device(settings.device)
         self.settings = settings
         self.progress = progress
         self._models: dict[tuple[Any, ...], Model] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,7 @@ class Option:
 
     name: str
     help: str
-    kind: Literal["text", "flag", "list", "count", "choice"] = "text"
+    kind: Literal["text", "flag", "list", "count", "choice", "size"] = "text"
     default: Any = None
     choices: tuple[str, ...] = ()
     metavar: str | None = None
@@ -94,6 +95,14 @@ OPTIONS = (
     Option("ray", "measure with tasks of a Ray cluster: its address, or 'auto' for this machine's", metavar="ADDRESS"),
     Option("ray-wait", "seconds that a Ray task may wait for a place while none runs", "count", 300, metavar="N"),
     Option(
+        "memory",
+        "memory for activations and what is computed from them, such as 8GB (2GiB unless given); activations that do "
+        "not fit are mapped from files in TMPDIR",
+        "size",
+        Settings.memory_bytes,
+        metavar="SIZE",
+    ),
+    Option(
         "selfcheck",
         "measure again with another batch size, order and seed, and record what moves as noise",
         "flag",
@@ -128,8 +137,8 @@ def add_options(add: Callable[..., Any]) -> None:
             extra["choices"] = option.choices
         else:
             extra["metavar"] = option.metavar
-            if option.kind == "count":
-                extra["type"] = count
+            if option.kind in _TYPES:
+                extra["type"] = _TYPES[option.kind]
         add(option.flag, **extra)
 
 
@@ -138,6 +147,21 @@ def count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as ``8GB`` or ``512MiB``, for argparse."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    found = round(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if found < _LEAST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size of at least 1MB; give one such as 8GB or 512MiB")
+    return found
+
+
+_UNITS = {"": 1, **{f"{unit}i": 1 << 10 * power for power, unit in enumerate("kmgt", 1)}}
+_UNITS |= {unit: 1000**power for power, unit in enumerate("kmgt", 1)}
+_LEAST = 1_000_000
+_TYPES: Mapping[str, Callable[[str], int]] = {"count": count, "size": size}
 
 
 @dataclass(frozen=True)
@@ -193,9 +217,9 @@ def _parse(option: Option, text: str, where: str) -> Any:
         if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
             raise UsageError(f"{where}={text!r} must be true or false")
         return text.lower() in ("1", "true", "yes", "on")
-    if option.kind == "count":
+    if option.kind in _TYPES:
         try:
-            return count(text)
+            return _TYPES[option.kind](text)
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"{where}: {error}") from None
     if option.kind == "choice" and text not in option.choices:

@@ -45,6 +45,7 @@ class RunOptions:
     device: str = "cpu"
     dtype: str = "float32"
     batch_size: int = Settings.batch_size
+    memory_bytes: int = Settings.memory_bytes
     baselines: Path = Path("baselines")
     reference: Path | None = None
     "A report to compare with instead of the accepted ones."
@@ -62,6 +63,7 @@ class RunOptions:
             documents=self.documents,
             seed=self.seed,
             batch_size=self.batch_size,
+            memory_bytes=self.memory_bytes,
             device=self.device,
             dtype=self.dtype,
         )

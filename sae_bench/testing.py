@@ -96,8 +96,8 @@ def check_sae(
             otherwise. Position 0 of documents is left out, as always; rows of a matrix are all used.
         properties: only these; all of them otherwise.
         baselines: the folder of accepted reports to compare with; hard limits only without.
-        options: ``tier``, ``documents``, ``seed``, ``device``, ``dtype``, ``batch_size``, ``strict``, ``selfcheck``;
-            of `SAESpec` ``model_kwargs``, ``include_bos``, ``l0``, ``tags``, ``partner``, ``next_layers``, ``family``,
+        options: ``tier``, ``documents``, ``seed``, ``device``, ``dtype``, ``batch_size``, ``memory_bytes``, ``strict``,
+            ``selfcheck``; of `SAESpec` ``model_kwargs``, ``include_bos``, ``l0``, ``tags``, ``partner``, ``next_layers``, ``family``,
             ``contrast``, ``circuit``, ``concepts``, ``known_failures``, ``limits``.
 
     Returns:

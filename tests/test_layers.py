@@ -24,6 +24,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "controls",
         "geometry",
         "sparse_codes",
+        "devices",
         "labelled",
         "cells",
         "contrast",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 RIDGE = 1e-6
 "Relative to the mean variance of x; only keeps the solve regular."
+TOKENS = 1 << 13
+"Tokens that are multiplied at once, in float64."
 TOP_SHARE = 16
 "One component in so many counts as the top of the error."
 
@@ -47,12 +49,19 @@ def _fit(bench: Bench) -> ErrorParts:
     import torch
 
     pool = bench.pool()
-    x, error = pool.x_pool.double(), pool.error_pool.double()  # (tokens, d) of the whole corpus
+    width = bench.site_data.x.shape[-1]
+    gram = torch.zeros(width + 1, width + 1, dtype=torch.float64)
+    cross = torch.zeros(width + 1, width, dtype=torch.float64)
+    square = torch.zeros(width, width, dtype=torch.float64)
     even = bench.site_data.keep.nonzero()[:, 0] % 2 == 0  # (tokens,)
-    ones = x.new_ones(int(even.sum()), 1)
-    design = torch.cat([x[even], ones], dim=1)
-    gram = design.T @ design
+    parts = zip(*(torch.split(each, TOKENS) for each in (pool.kept, pool.error_pool, even)), strict=True)
+    for kept, errors, fitted in parts:  # some tokens of the whole corpus at a time
+        x, error = pool.rows[kept].double(), errors.double()
+        design = torch.cat([x, x.new_ones(len(x), 1)], dim=1)[fitted]
+        gram += design.T @ design
+        cross += design.T @ error[fitted]
+        square += error.T @ error
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    solution = torch.linalg.solve(gram + ridge, design.T @ error[even])
-    components = torch.linalg.eigh(error.T @ error).eigenvectors.flip(1).T[: max(1, x.shape[1] // TOP_SHARE)]
-    return ErrorParts(solution.to(bench.site_data.x.dtype), components.to(bench.site_data.x.dtype))
+    solution = torch.linalg.solve(gram + ridge, cross)
+    components = torch.linalg.eigh(square).eigenvectors.flip(1).T[: max(1, width // TOP_SHARE)]
+    return ErrorParts(*(each.to(device=bench.settings.device, dtype=torch.float32) for each in (solution, components)))

@@ -393,7 +393,8 @@ def test_statistics_of_the_site_are_those_of_the_kept_positions(make: Make, corp
     rows = torch.cat([data.x[row, 1:length] for row, length in enumerate(corpus.lengths)]).double()
     torch.testing.assert_close(data.mean, rows.mean(0))
     torch.testing.assert_close(data.covariance, rows.T.cov(correction=0), rtol=1e-5, atol=1e-7)
-    assert torch.equal(make(site=Site(1, "hook_mlp_out")).pool().x_pool.double(), rows)
+    pool = make(site=Site(1, "hook_mlp_out")).pool()
+    assert torch.equal(pool.rows[pool.kept].double(), rows)
     assert not data.x[~data.inside].any()
 
 

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import ArgumentTypeError
 from typing import Any
 
 import pytest
 
+from sae_bench.options import size
+
 WRONG_SITE = "blocks.1.hook_resid_prf"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("8GB", 8 * 10**9), ("8gb", 8 * 10**9), ("1.5 GiB", 3 << 29), ("512MiB", 512 << 20), ("2000000", 2_000_000)],
+)
+def test_sizes(text: str, found: int) -> None:
+    assert size(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "GB", "8 gallons", "-1GB", "0", "12", "8GBs"])
+def test_what_is_no_size_is_said(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="is not a size"):
+        size(text)
 
 
 def test_new_saes_pass_and_name_the_accept_command(suite: Any) -> None:
@@ -138,6 +155,9 @@ def test_a_transcoder_may_be_given_as_a_target(suite: Any) -> None:
         (["--sae-limit", "kl_gap.kl_sae:five"], "*five*cannot be read*"),
         (["--sae-model", "model"], "*--sae-model*--sae names none*"),
         (["--sae-compare", "nowhere.json"], "*nowhere.json*"),
+        (["--sae-memory", "lots"], "*'lots' is not a size*8GB*"),
+        (["--sae-device", "cuda:77"], "*no device 'cuda:77'*--sae-device*"),
+        (["--sae-device", "gpu"], "*unknown device 'gpu'*cuda*"),
         (["--sae-accept"], "*needs a reason*"),
         (["--sae-accept", "--sae-accept-reason", "x", "-k", "kl"], "*narrowed by -k*"),
     ],
@@ -243,6 +263,20 @@ def test_an_unrelated_suite_is_left_alone(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("-p", "no:hypothesispytest", "-p", "no:jaxtyping", "-p", "no:typeguard")
     result.assert_outcomes(passed=1)
     assert not (pytester.path / "reports").exists()
+
+
+def test_little_memory_from_the_ini_file_changes_no_number(suite: Any) -> None:
+    arguments = ("--sae", "lab/good", "--sae-property", "reconstruction", "--sae-property", "sparsity")
+    suite(*arguments)
+    first = suite.report()["saes"]["lab/good"]["properties"]
+    (suite.path / "pytest.ini").write_text("[pytest]\nsae_memory = 1MB\n")
+    result = suite(*arguments)
+    assert result.ret == 0
+    assert suite.report()["run"]["options"]["given"]["sae_memory"] == "ini"
+    second = suite.report()["saes"]["lab/good"]["properties"]
+    assert {name: each["metrics"] for name, each in first.items()} == {
+        name: each["metrics"] for name, each in second.items()
+    }
 
 
 def test_selfcheck_records_noise_and_refuses_tighter_limits(suite: Any) -> None:
