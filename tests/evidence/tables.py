@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from tests.evidence.sources import ROOT, read
@@ -41,29 +42,43 @@ def _cell(row: Any, name: str) -> str:
 
 
 def error_rates() -> str:
-    """Size and power, a row for each kind of change; numbers of documents within a cell."""
+    """Power for a rise of the mean loss, then size of either metric; numbers of documents within a cell."""
     result = read("error_rates")["result"]
     kinds: dict[str, list[Any]] = {}
     for row in result["rows"]:
         kinds.setdefault(row["kind"], []).append(row)
     sizes = " / ".join(str(row["documents"]) for row in next(iter(kinds.values())))
-    head = ["change", "FAIL at the limit", "+10% found", "found in 95%", "documents for +10%"]
+    needed, most = result["documents_for_10_percent"], f"over {result['most_documents']}"
+    head = ["change", "`kl_sae` rises by 10%: found", "by `kl_sae` alone", "at best", "found in 95%"]
+    head += ["by `kl_sae` alone", "documents for +10%", "for `kl_sae` alone"]
     rows = [
         [
             kind,
-            _joined(f"{100 * row['fails_at_the_limit']:.2f}" for row in found) + "%",
-            _joined(f"{100 * row['found_10_percent']:.1f}" for row in found) + "%",
-            _joined(_rise(row["found_in_95"]) for row in found),
-            str(result["documents_for_10_percent"][kind] or f"over {result['most_documents']}"),
+            *(_percent([row["found_10_percent"][who] for row in found]) for who in ("kl_gap", "kl_sae")),
+            _percent([row["at_best"] for row in found]),
+            *(_joined(_rise(row["found_in_95"][who]) for row in found) for who in ("kl_gap", "kl_sae")),
+            *(str(needed[kind][who] or most) for who in ("kl_gap", "kl_sae")),
         ]
+        for kind, found in kinds.items()
+    ]
+    wrong = [
+        [kind, *(_percent([row["fails_at_the_limit"][metric] for row in found], 2) for metric in result["limits"])]
         for kind, found in kinds.items()
     ]
     counts = result["false_alarms"]["verdicts"]
     alarms = ", ".join(f"{count} {MARKS[verdict].strip('*')}" for verdict, count in counts.items())
-    alone = max(row["fails_alone"] for row in result["rows"])
-    told = f"Judged by the compared documents alone, up to {100 * alone:.1f}% would FAIL at the limit.\n\n"
+    alone = [
+        f"{100 * max(row['fails_alone'][metric] for row in result['rows']):.1f}% for `{metric}`"
+        for metric in result["limits"]
+    ]
+    told = f"Judged by the compared documents alone, up to {' and '.join(alone)} would FAIL at the limit.\n\n"
     told += f"Unchanged SAEs, {result['false_alarms']['comparisons']} comparisons at `1noise`: {alarms}.\n"
-    return f"At {sizes} documents:\n\n{_table(head, rows)}\n{told}"
+    limits = _table(["change", *(f"FAIL at the limit of `{metric}`" for metric in result["limits"])], wrong)
+    return f"At {sizes} documents:\n\n{_table(head, rows)}\n{limits}\n{told}"
+
+
+def _percent(shares: Sequence[float], digits: int = 1) -> str:
+    return _joined(f"{100 * share:.{digits}f}" for share in shares) + "%"
 
 
 def _joined(texts: Any) -> str:
