@@ -135,7 +135,7 @@ def _row(kind: Kind, size: int, rng: np.random.Generator) -> dict[str, Any]:
     """FAIL when the true change is the limit itself; a rise of 10% of the mean loss; the smallest that 95% find.
 
     ``fails_alone`` is the first of these when the accepted report holds the same documents only, ``at_best`` the second
-    by a test that knows more than any can.
+    by a normal test that knows what no run can.
     """
     accepted = kind.accepted
     limits = {metric: kind.moved(metric, _rule(metric).limit.relative) for metric in METRICS}
@@ -167,8 +167,9 @@ def _smallest(kind: Kind, size: int, rng: np.random.Generator, who: str) -> floa
 def _at_best(accepted: Ratio, now: Ratio, size: int) -> float:
     """How often a test of the mean loss that knew its own error, and every accepted value, would find the rise.
 
-    What the accepted values foretell of the change is taken away by a regression over the whole corpus; a normal mean
-    of what is left, with the variance it truly has, leaves the documents' own luck.
+    What the accepted values foretell of the change is taken away by a regression over the whole corpus; of what is
+    left, a normal mean with the variance it truly has. Where a change has a long tail on its good side, runs without it
+    find the rise more often than that, by luck.
     """
     tokens, before = accepted.denominator, accepted.numerator
     beyond = now.numerator - (1 + _rule(KL).limit.relative) * before
