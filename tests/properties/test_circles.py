@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -292,6 +294,20 @@ def test_a_planted_circle_is_one_at_the_site_in_the_sae_and_in_its_cluster(days:
     planes = columns(found, "planes")
     assert planes["circular_share"][0] == pytest.approx(1, abs=0.01)
     assert "days: at the site circular" in found.notes[0]
+
+
+def test_a_transcoder_is_read_where_it_reads_and_held_against_where_it_writes(days: Callable[..., Path]) -> None:
+    planted = Planted(circle(7, 2))
+    source = copy(planted.data)
+    source.x = 2 * planted.data.x  # type: ignore[misc]
+    model, corpus = demo()
+    sae = planted.sae()
+    half = dataclasses.replace(sae, W_enc=sae.W_enc / 2)
+    settings = Settings(tier=TIERS["smoke"])
+    found = measure(Bench(half, model, corpus, planted.data, settings, concepts=str(days()), source=source)).estimates
+    plain = measure(Bench(sae, model, corpus, planted.data, settings, concepts=str(days()))).estimates
+    assert found["kept"].value == pytest.approx(plain["kept"].value, abs=1e-5)
+    assert found["circular_share"].value == plain["circular_share"].value
 
 
 def test_days_in_another_order_are_no_circle(days: Callable[..., Path]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from sae_bench import circuit_runs
 from sae_bench.bench import TIERS, Bench, Settings, site_data
+from sae_bench.capture import SiteData
 from sae_bench.circuit import CircuitSet, read_circuit
 from sae_bench.corpus import from_documents, load_corpus
 from sae_bench.demo import paths
@@ -23,6 +24,7 @@ from sae_bench.limits import parse_rule
 from sae_bench.measurement import Influence, Measurement, Ratio, Undefined
 from sae_bench.model import load_model
 from sae_bench.outcome import Verdict
+from sae_bench.properties import TRANSCODER
 from sae_bench.properties._circuits_stats import Design, compare_features
 from sae_bench.properties.circuits import METRICS, PROPERTY, measure
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
@@ -278,6 +280,15 @@ def test_without_prompts_everything_is_undefined_and_nothing_fails(solved: Any, 
     found = Planted(solved, bench_of, 1.0, 1.0, 1.0).measure(None)
     assert set(found.estimates) == {metric.name for metric in METRICS}
     assert all("circuit='prompts.jsonl'" in each.reason for each in found.estimates.values())
+
+
+def test_a_transcoder_has_no_value(solved: Any, bench_of: Any, write: Callable[..., Path]) -> None:
+    planted = Planted(solved, bench_of, 1.0, 1.0, 1.0)
+    elsewhere = SiteData(
+        planted.model, parse_site("blocks.0.hook_resid_pre"), planted.corpus, include_bos=False, memory_bytes=1 << 20
+    )
+    bench = bench_of(planted.model, planted.corpus, planted.sae, circuit=str(write(crossed())), source=elsewhere)
+    assert {each.reason for each in measure(bench).estimates.values()} == {TRANSCODER}
 
 
 def test_a_model_that_does_not_solve_the_task_has_nothing_to_keep(
