@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from sae_bench.batch import Companion
     from sae_bench.bench import Bench
+    from sae_bench.sae import SAE
 
 
 def alive_rows(bench: Bench, companion: Companion | None = None) -> Tensor:
@@ -19,17 +20,24 @@ def alive_rows(bench: Bench, companion: Companion | None = None) -> Tensor:
 
     ``companion`` says that the bench is its: several SAEs of a run read the same one, so it is looked at once.
     """
-    from sae_bench.geometry import finite_norms
-
     what = "this SAE" if companion is None else f"SAE {companion.name!r}"
     alive = (
         bench.firing.alive
         if companion is None
         else bench.site_data.shared(("alive", companion.name, companion.sha256), lambda: bench.firing.alive)
     )
-    usable = alive & (finite_norms(bench.sae.W_dec).cpu() > 0)
+    usable = alive & (bench.decoder_norms.cpu() > 0)
     check_alive(bench.sae, usable, len(bench.site_data.kept), what)
     return usable.nonzero().flatten()
+
+
+def shows_decoder(sae: SAE) -> bool:
+    """False for an object whose features have no known directions."""
+    try:
+        _ = sae.W_dec
+    except MeasurementError:
+        return False
+    return True
 
 
 def check_explains(bench: Bench, companion: Companion) -> None:

@@ -38,15 +38,19 @@ class Persistence:
 
     estimates: dict[str, Estimate]
     "By `NAMES`."
-    series: Series
+    series: Series | None
     note: str
 
 
 def persistence(bench: Bench, companion: Companion) -> Persistence:
     """Largest decoder cosines and correlations of the alive features with those of ``companion``."""
     from sae_bench.geometry import SAME, compare, isotropic_floor
-    from sae_bench.properties._companions import alive_rows, check_explains
+    from sae_bench.properties._companions import alive_rows, check_explains, shows_decoder
 
+    for sae, what in ((bench.sae, "the SAE"), (companion.sae, f"SAE {companion.name!r}")):
+        if not shows_decoder(sae):
+            none = Undefined(f"{what} shows no decoder, so its features have no direction to be found again")
+            return Persistence(dict.fromkeys(NAMES, none), None, none.reason)
     other = bench.beside(companion)
     check_explains(other, companion)
     ours, theirs = alive_rows(bench), alive_rows(other, companion)

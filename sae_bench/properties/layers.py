@@ -85,7 +85,7 @@ def measure(bench: Bench) -> Measurement:
             continue
         found = persistence(bench, companion)
         estimates |= {name + suffix: estimate for name, estimate in found.estimates.items()}
-        series[f"persistence{suffix}"] = found.series
+        series |= {} if found.series is None else {f"persistence{suffix}": found.series}
         notes.append(found.note)
     if kind in ADDED:
         effects, drawn, told = effect_estimates(bench)

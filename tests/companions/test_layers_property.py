@@ -15,14 +15,19 @@ import torch
 from torch import Tensor
 
 from sae_bench import controls
-from sae_bench.bench import Bench, Settings
+from sae_bench.batch import Companion
+from sae_bench.bench import Bench, Settings, site_data
+from sae_bench.corpus import load_corpus
+from sae_bench.demo.paths import CORPUS, MODEL, SAES
 from sae_bench.errors import MeasurementError
+from sae_bench.formats import as_sae, read_sae
 from sae_bench.measurement import Estimate, Influence, Measurement, Ratio, Undefined
+from sae_bench.model import load_model
 from sae_bench.properties._layers_effects import Effects, Writing, _estimates
 from sae_bench.properties._layers_lens import _training, tuned_lens
 from sae_bench.properties._layers_persistence import mean_correlation
 from sae_bench.properties.layers import METRICS, PROPERTY
-from sae_bench.site import Site
+from sae_bench.site import Site, parse_site
 from sae_bench.stats import interval, standard_error
 from sae_bench.steering.choice import halves
 
@@ -30,6 +35,33 @@ from .streams import POS, D, V, companion, normal, tied
 
 Make = Callable[..., Bench]
 HALF = D // 2
+
+
+@pytest.fixture(scope="module")
+def demo_bench() -> Callable[..., Bench]:
+    """``demo_bench(name, site)``: an SAE of the demo on the corpus's first documents."""
+    model, corpus, settings = load_model(str(MODEL)), load_corpus(CORPUS).take(24), Settings()
+
+    def get(name: str, at: str) -> Bench:
+        site = parse_site(at)
+        return Bench(read_sae(str(SAES[name])), model, corpus, site_data(model, site, corpus, settings), settings)
+
+    return get
+
+
+class Silent:
+    """Encodes and decodes, and shows no matrix that could be read: rows depend on the sum of all codes."""
+
+    d_in = D
+
+    def __init__(self, sae: Any) -> None:
+        self.sae = sae
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.sae.encode(x)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.sae.decode(codes) * (1 + codes.sum(-1, keepdim=True).tanh() / 10)
 
 
 def value(found: Measurement, name: str) -> float:
@@ -92,6 +124,16 @@ class TestEffects:
         span = interval(estimate, 0.01)
         assert span is not None
         assert span[0] < 0 < span[1]
+
+    def test_behind_the_last_block_only_the_norms_scale_is_left(self, demo_bench: Callable[..., Bench]) -> None:
+        """Nothing runs between the site and the final norm: what differs is that T has the norm's own scale."""
+        found = PROPERTY.measure(demo_bench("topk-layer4", "blocks.3.hook_resid_post"))
+        assert value(found, "direct_cosine") > 0.95
+        assert value(found, "direct_share") == pytest.approx(1, abs=0.1)
+        assert value(found, "lens_kl") == pytest.approx(0, abs=1e-5)
+        before = PROPERTY.measure(demo_bench("topk", "blocks.2.hook_resid_pre"))
+        assert value(before, "direct_share") < 0.5
+        assert value(before, "lens_kl") > 5 * value(before, "tuned_lens_kl")
 
     def test_numbers_depend_on_no_batch_size(self, make_bench: Make) -> None:
         later, W_U = reading_half()
@@ -261,6 +303,17 @@ def test_without_next_layers_the_reason_says_how_to_name_them(make_bench: Make) 
     missing: list[Estimate] = [found.estimates[metric.name] for metric in METRICS if metric.name.startswith("persist")]
     assert len(missing) == 12
     assert all(isinstance(each, Undefined) and "next_layers=[...]" in each.reason for each in missing)
+
+
+def test_an_object_that_shows_no_decoder_still_has_effects(make_bench: Make) -> None:
+    sae, silent = tied(normal(40, D, seed=7)), as_sae(Silent(tied(normal(40, D, seed=7))))
+    for measured, behind, named in ((silent, sae, "the SAE"), (sae, silent, "SAE 'next'")):
+        beside = [Companion("next", behind, Site(2, "hook_resid_pre"), "sha")]
+        found = PROPERTY.measure(make_bench(measured, next_layers=beside))
+        estimate = found.estimates["persistence"]
+        assert isinstance(estimate, Undefined)
+        assert estimate.reason.startswith(f"{named} shows no decoder")
+        assert value(found, "direct_cosine") > 0.9
 
 
 def test_a_site_that_is_not_in_the_stream_has_neither_effects_nor_lenses(make_bench: Make) -> None:
