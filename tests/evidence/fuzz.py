@@ -68,6 +68,7 @@ def _json(path: Path, content: Any) -> None:
 
 def _sae_lens(folder: Path) -> Path:
     save_file(canonical(threshold=(F,)), folder / "sae_weights.safetensors")
+    save_file({"sparsity": torch.full((F,), -1.0)}, folder / "sparsity.safetensors")
     metadata = {"model_name": "m", "hook_name": "blocks.1.hook_resid_pre", "prepend_bos": True, "context_size": 8}
     config = {"architecture": "jumprelu", "d_in": D, "d_sae": F, "apply_b_dec_to_input": True, "metadata": metadata}
     _json(folder / "cfg.json", {**config, "normalize_activations": "none", "k": K, "dtype": "float32"})

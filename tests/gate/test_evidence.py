@@ -126,3 +126,27 @@ def test_the_oldest_supported_pytest_runs_the_suite_with_and_without_xdist(sourc
     assert result["failed"] == []
     assert result["exit_code"] == 0
     assert result["passed"] > 50
+
+
+def test_running_on_from_a_site_equals_a_full_pass_on_both_versions_of_transformer_lens(sources: Any) -> None:
+    result = sources.read("architectures")["result"]
+    assert {found.split(".")[0] for found in result} == {"3", "4"}, (
+        "measured on one version of transformer-lens: point SAE_BENCH_OTHER_PYTHON at a Python with the other one, and "
+        "run python -m tests.evidence architectures"
+    )
+    for cells in result.values():
+        assert len({name.split(",")[0] for name in cells}) == 8
+        assert len(cells) == 16
+        for name, found in cells.items():
+            assert (found["wrong"], found["never fired"]) == ([], []), name
+            assert found["equal"] >= 39, name
+            assert found["enough"], name
+
+
+def test_mutated_files_are_read_or_refused_and_nothing_else(sources: Any) -> None:
+    result = sources.read("fuzz")["result"]
+    assert result["cases"] == 5000
+    assert result["read"] + result["refused"] == result["cases"]
+    assert result["failures"] == []
+    assert result["within_memory"]
+    assert result["pid_left_nothing_open"]
