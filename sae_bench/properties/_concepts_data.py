@@ -135,20 +135,28 @@ def _place(bench: Bench, declared: Sequence[Concept], path: str, key: Hashable, 
     return Found(tuple(found), tuple(missing), clusters, key, sha256)
 
 
-def halves_of_words(sets: TokenSets, size: int) -> Ints:
-    """(V,) 0 or 1, words of a pair alike; `BOTH` for the only word of a class, -1 for tokens of neither class."""
-    half = np.full(size, -1)
-    for row, pair in enumerate(sets.pairs):
-        half[list(pair)] = row % 2
+def halves_of_words(sets: TokenSets, size: int, seed: int) -> Ints:
+    """(V,) 0 or 1, words of a pair alike; `BOTH` for the only word of a class, -1 for tokens of neither class.
+
+    By lot: neighbours in a vocabulary are often related, and taking every other word of a class would put related words
+    of one class into different halves, where dealt labels do not put them.
+    """
+    generator, half = np.random.default_rng(seed), np.full(size, -1)
+    for row, pair in enumerate(generator.permutation(np.array(sets.pairs).reshape(-1, 2))):
+        half[pair] = row % 2
     for side in (sets.positive, sets.negative):
-        rest = [token for token in side if half[token] < 0]
+        rest = generator.permutation([token for token in side if half[token] < 0]).astype(np.int64)
         half[rest] = np.arange(len(rest)) % 2 if len(side) > 1 else BOTH
     return half
 
 
 def _tokens(bench: Bench, name: str, sets: TokenSets) -> Placed:
     size = bench.model.d_vocab
-    label, pair, half = np.full(size, -1), np.full(size, -1 if sets.pairs else 0), halves_of_words(sets, size)
+    label, pair, half = (
+        np.full(size, -1),
+        np.full(size, -1 if sets.pairs else 0),
+        halves_of_words(sets, size, bench.settings.seed),
+    )
     label[list(sets.negative)], label[list(sets.positive)] = 0, 1
     for row, couple in enumerate(sets.pairs):
         pair[list(couple)] = row

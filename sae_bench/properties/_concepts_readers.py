@@ -104,13 +104,18 @@ def sums(values: Floats, of: Ints, groups: int) -> Floats:
 
 
 def auroc(scores: Floats, positive: Bools) -> Floats:
-    """(...) areas under the curve of scores (N, ...) against labels (N,) or (N, ...); ties count one half."""
+    """(...) areas under the curve of scores (N, ...) against labels (N,) or (N, ...); ties count one half.
+
+    Labels that are all alike put nothing in order: one half.
+    """
     from scipy.stats import rankdata
 
     ranks = rankdata(scores, axis=0)
     labels = positive.reshape(positive.shape + (1,) * (ranks.ndim - positive.ndim))
     ones = labels.sum(0)
-    found: Floats = np.asarray(((ranks * labels).sum(0) - ones * (ones + 1) / 2) / (ones * (len(scores) - ones)))
+    couples = ones * (len(scores) - ones)
+    right = (ranks * labels).sum(0) - ones * (ones + 1) / 2
+    found: Floats = np.where(couples > 0, right / np.maximum(couples, 1), 0.5)
     return found
 
 
@@ -218,26 +223,31 @@ def probe(half: Half, k: int) -> Reader:
     return Reader(weights / scale, without, half.clusters, chosen)
 
 
-def permuted(fit: Half, scored: Half, units: tuple[Ints, Ints], times: int, seed: int) -> tuple[Floats, Floats]:
-    """AUROCs (times,) and directions (d, times) of mean differences after labels were dealt to the units anew.
+def permuted(
+    fitted: Sequence[Half], scored: Sequence[Half], units: Sequence[tuple[Ints, Ints]], times: int, seed: int
+) -> tuple[Floats, Floats]:
+    """What `cross` of mean differences would be if labels said nothing: AUROCs and directions with labels dealt anew.
+
+    Both folds have the same deal, as they have the same labels: chance that helps one of them helps the other as well.
 
     Args:
-        fit: the half that directions come from.
-        scored: the other one.
-        units: (N,) of either half, what shares a label.
+        fitted: both halves that directions come from.
+        scored: both halves that they are read on.
+        units: what shares a label, in the rows of each fitted half and of each scored half; units of the latter are
+            among those of the former.
         times: permutations.
         seed: of the generator.
+
+    Returns:
+        (times,) AUROCs, and (d, times) directions of the first half.
     """
     generator = np.random.default_rng(seed)
-    dealt = [_dealt(half.positive, unit, times, generator) for half, unit in zip((fit, scored), units, strict=True)]
-    x, labels = fit.columns(None), dealt[0]
-    weights = x.T @ (labels / labels.sum(0) - ~labels / (~labels).sum(0))  # (d, times)
-    return auroc(scored.columns(None) @ weights, dealt[1]), weights
-
-
-def _dealt(positive: Bools, unit: Ints, times: int, generator: np.random.Generator) -> Bools:
-    """(N, times) labels of the rows with the units' labels permuted."""
-    _, first, place = np.unique(unit, return_index=True, return_inverse=True)
-    labels = np.tile(positive[first], (times, 1))
-    found: Bools = generator.permuted(labels, axis=1)[:, place].T
-    return found
+    weights, labels = [], []
+    for half, (unit, read) in zip(fitted, units, strict=True):
+        known, first, place = np.unique(unit, return_index=True, return_inverse=True)
+        dealt = generator.permuted(np.tile(half.positive[first], (times, 1)), axis=1).T  # (units, times)
+        rows = dealt[place]
+        weights.append(half.columns(None).T @ (rows / rows.sum(0) - ~rows / (~rows).sum(0)))
+        labels.append(dealt[np.searchsorted(known, read)])
+    folds = [auroc(scored[1 - fold].columns(None) @ weights[fold], labels[1 - fold]) for fold in (0, 1)]
+    return (folds[0] + folds[1]) / 2, weights[0]

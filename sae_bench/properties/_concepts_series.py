@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_bench.measurement import Series
+from sae_bench.measurement import Floats, Series
 from sae_bench.properties._concepts_sae import InSAE
 from sae_bench.properties._concepts_search import SHARES, STRENGTHS, Searched
 from sae_bench.properties._concepts_spaces import SPARSE, AtSite
@@ -28,9 +28,9 @@ def concept_series(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, 
     return series
 
 
-def p_value(site: AtSite) -> float:
-    """One-sided permutation p of the concept's AUROC at the site."""
-    return float((1 + (site.null >= site.found.value).sum()) / (1 + len(site.null)))
+def p_value(value: float, null: Floats) -> float:
+    """One-sided permutation p of an AUROC."""
+    return float((1 + (null >= value).sum()) / (1 + len(null)))
 
 
 def _table(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> Series:
@@ -39,10 +39,13 @@ def _table(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> Series:
         "concept": [site.placed.name for site in sites],
         "positive": [int(site.placed.positive.sum()) for site in sites],
         "negative": [int((~site.placed.positive).sum()) for site in sites],
-        "embedding": [site.embedding for site in sites],
+        "embedding": [None if site.embedded is None else site.embedded.value for site in sites],
+        "embedding_p": [
+            None if site.embedded is None else p_value(site.embedded.value, site.embedded.null) for site in sites
+        ],
         "site": [site.found.value for site in sites],
         "null_95": [float(np.quantile(site.null, 0.95)) for site in sites],
-        "p": [p_value(site) for site in sites],
+        "p": [p_value(site.found.value, site.null) for site in sites],
         "d_prime": [site.separation for site in sites],
         "reconstruction": [sae.kept.value for sae in saes],
         "change": [sae.kept.value - site.found.value for site, sae in both],

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_bench.measurement import Floats
-from sae_bench.properties._concepts_data import BOTH, Found, Ints, Placed
+from sae_bench.properties._concepts_data import Found, Ints, Placed
 from sae_bench.properties._concepts_readers import (
     Half,
     Reader,
     Scored,
-    auroc,
     best_column,
     cross,
     d_prime,
@@ -38,6 +37,18 @@ DIRECTIONS = 1000
 "Random directions, of which the best on one half is read on the other."
 PERMUTATIONS = {"smoke": 50}
 MOST_PERMUTATIONS = 200
+WORDS = 2000
+"Words of a class in either half whose embeddings are read, at most."
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """One concept in the token embedding."""
+
+    value: float
+    "Split-half AUROC over words"
+    null: Floats
+    "(permutations,) the same with labels dealt anew"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +57,8 @@ class AtSite:
 
     placed: Placed
     "The places that are scored."
-    embedding: float | None
-    "Split-half AUROC in the token embedding; None for positions, and where the model shows no embedding."
+    embedded: Embedded | None
+    "None for positions, for a class of a single word, and where the model shows no embedding."
     readers: tuple[Reader, Reader]
     "Mean-difference directions of either half."
     found: Scored
@@ -93,21 +104,20 @@ def _at_site(bench: Bench, found: Found, placed: Placed, times: int) -> AtSite:
     placed, fitted_unit = placed.only_scored, [placed.unit[placed.half == number] for number in (0, 1)]
     halves = halves_of(placed, rows_of(bench.site_data.x, placed), found.clusters)
     unit = [placed.unit[placed.half == number] for number in (0, 1)]
-    null = [permuted(fitted[fold], halves[1 - fold], (fitted_unit[fold], unit[1 - fold]), times, seed + fold)
-            for fold in (0, 1)]  # fmt: skip
+    null, directions = permuted(fitted, halves, list(zip(fitted_unit, unit, strict=True)), times, seed)
     pairs = pairs_of(placed, 0), pairs_of(placed, 1)
     searchable = min(len(each) for each in pairs) >= FEWEST_PAIRS
     apart = differences(halves, pairs) if searchable else None
     return AtSite(
         placed=placed,
-        embedding=embedding_auroc(bench, placed),
+        embedded=in_embedding(bench, placed, times),
         readers=readers,
         found=cross(readers, halves, clusters),
         separation=float(
             np.mean([d_prime(_along(reader, half))[0] for reader, half in zip(readers, halves[::-1], strict=True)])
         ),
-        null=(null[0][0] + null[1][0]) / 2,
-        null_directions=null[0][1],
+        null=null,
+        null_directions=directions,
         random=_best_random(halves, clusters, seed),
         probes={k: cross([probe(half, k) for half in halves], halves, clusters) for k in SPARSE},
         pairs=pairs if searchable else None,
@@ -116,24 +126,29 @@ def _at_site(bench: Bench, found: Found, placed: Placed, times: int) -> AtSite:
     )
 
 
-def embedding_auroc(bench: Bench, placed: Placed) -> float | None:
-    """Split-half AUROC over words of the mean-difference direction in the embedding."""
+def in_embedding(bench: Bench, placed: Placed, times: int) -> Embedded | None:
+    """The mean-difference direction of half the words, read on the other half of them."""
     embedding = bench.site_data.shared("concepts: embedding", lambda: bench.model.embedding)
     if placed.tokens is None or embedding is None:
         return None
-    table = embedding.double().numpy()
-    ids = np.array([*placed.tokens.positive, *placed.tokens.negative])
-    positive = np.arange(len(ids)) < len(placed.tokens.positive)
-    half = placed.token_half[ids]
-    if (half == BOTH).any():
-        return None
-    none = np.zeros(0, dtype=np.int64)
-    halves = [Half(table[ids[half == number]], positive[half == number], none, none, none) for number in (0, 1)]
-    readers = [mean_difference(each) for each in halves]
-    scores = [
-        auroc(other.x @ reader.weights, other.positive) for reader, other in zip(readers, halves[::-1], strict=True)
-    ]
-    return float(np.mean(scores))
+    generator = np.random.default_rng(bench.settings.seed)
+    none, halves, words = np.zeros(0, dtype=np.int64), [], []
+    for half in (0, 1):
+        sides = [_some(np.array(side)[placed.token_half[list(side)] == half], generator)
+                 for side in (placed.tokens.positive, placed.tokens.negative)]  # fmt: skip
+        if min(len(side) for side in sides) == 0:
+            return None
+        words.append(np.concatenate(sides))
+        positive = np.arange(len(words[-1])) < len(sides[0])
+        halves.append(Half(embedding[words[-1]].double().numpy(), positive, none, none, none))
+    readers = [mean_difference(half) for half in halves]
+    null, _ = permuted(halves, halves, [(each, each) for each in words], times, bench.settings.seed)
+    return Embedded(cross(readers, halves, 0).value, null)
+
+
+def _some(words: Ints, generator: np.random.Generator) -> Ints:
+    """At most `WORDS` of them."""
+    return words if len(words) <= WORDS else np.sort(generator.choice(words, WORDS, replace=False))
 
 
 def _best_random(halves: Sequence[Half], clusters: int, seed: int) -> Scored:

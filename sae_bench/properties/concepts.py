@@ -49,6 +49,7 @@ METRICS = (
     Metric("floor_auroc", "AUROC", "reported", "the same with labels dealt to words anew"),
     Metric("random_direction_auroc", "AUROC", "reported", "held-out AUROC of the best of 1,000 random directions"),
     Metric("embedding_auroc", "AUROC", "reported", "held-out AUROC of mean differences in the token embedding"),
+    Metric("floor_embedding_auroc", "AUROC", "reported", "the same with labels dealt to words anew"),
     Metric("feature_auroc", "AUROC", "reported", "held-out AUROC of the feature that separates a concept best"),
     *(
         Metric(f"probe_{space}_{k}", "AUROC", "reported", f"held-out AUROC of a probe on {k} of the columns of {space}")
@@ -110,7 +111,8 @@ def _mean(parts: Sequence[Scored], why: str = "") -> Estimate:
 
 def _directions(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Estimate]:
     changes = [sae.kept - site.found for site, sae in zip(sites, saes, strict=True)]
-    embedded = [site.embedding for site in sites if site.embedding is not None]
+    embedded = [site.embedded for site in sites if site.embedded is not None]
+    no_words = Undefined("no concept of words whose embeddings the model shows")
     cosines = [sae.cosine for sae in saes if sae.cosine is not None]
     hidden = "the SAE shows no single decoder matrix W_dec"
     return {
@@ -119,7 +121,10 @@ def _directions(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Est
         "auroc": _mean([site.found for site in sites]),
         "floor_auroc": Exact(float(np.mean([site.null.mean() for site in sites]))),
         "random_direction_auroc": _mean([site.random for site in sites]),
-        "embedding_auroc": Exact(float(np.mean(embedded))) if embedded else Undefined("no concept of words to embed"),
+        "embedding_auroc": Exact(float(np.mean([each.value for each in embedded]))) if embedded else no_words,
+        "floor_embedding_auroc": Exact(float(np.mean([each.null.mean() for each in embedded])))
+        if embedded
+        else no_words,
         "feature_auroc": _mean([sae.best_feature for sae in saes]),
         "best_cosine": _mean(cosines, hidden),
         "floor_best_cosine": Exact(float(np.mean([sae.floor_cosine for sae in saes])))
@@ -156,12 +161,11 @@ def _searches(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Estim
 def _upper_case(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Estimate]:
     for site, sae in zip(sites, saes, strict=True):
         if site.placed.name == UPPER_CASE:
-            shown = site.embedding is not None
             return {
                 "upper_case_auroc": _estimate(site.found),
                 "upper_case_auroc_change": _estimate(sae.kept - site.found),
-                "upper_case_embedding_auroc": Exact(site.embedding)
-                if site.embedding is not None and shown
+                "upper_case_embedding_auroc": Exact(site.embedded.value)
+                if site.embedded is not None
                 else Undefined("the model shows no token embedding"),
             }
     none = Undefined("too few documents have upper and lower case, or the model came without a tokenizer")

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 from sae_bench import controls
 from sae_bench.bench import TIERS, Bench, Settings, site_data
+from sae_bench.concept_tokens import TokenSets
 from sae_bench.corpus import load_corpus
 from sae_bench.demo.language.vocabulary import vocabulary
 from sae_bench.demo.paths import CONCEPTS, CORPUS, MODEL, SAES, SITE
@@ -26,7 +29,7 @@ from sae_bench.outcome import AcceptedProperty, Verdict
 from sae_bench.properties._concepts_data import BOTH, halves_of_words, placed_concepts
 from sae_bench.properties._concepts_sae import random_cosine
 from sae_bench.properties._concepts_series import p_value
-from sae_bench.properties._concepts_spaces import at_site
+from sae_bench.properties._concepts_spaces import at_site, in_embedding
 from sae_bench.properties.concepts import METRICS, PROPERTY, measure
 from sae_bench.site import parse_site
 from sae_bench.stats import standard_error
@@ -66,7 +69,7 @@ def test_upper_case_is_a_direction_of_the_demo(sound: Measurement) -> None:
     assert error is not None
     assert found.value - 2.4 * error >= 0.95
     assert sound.estimates["upper_case_embedding_auroc"].value >= 0.95
-    assert table(sound)["upper_case"]["p"] == pytest.approx(1 / 51)
+    assert table(sound)["upper_case"]["p"] == table(sound)["upper_case"]["embedding_p"] == pytest.approx(1 / 51)
 
 
 def test_what_the_language_means_is_found_by_words_and_by_places(sound: Measurement) -> None:
@@ -80,7 +83,11 @@ def test_what_the_language_means_is_found_by_words_and_by_places(sound: Measurem
         "praised_before",
         "plural_subject_before",
     ]
-    assert all(row["site"] > row["null_95"] for row in rows.values())
+    directions = ("upper_case", "name", "plural", "praised_before", "plural_subject_before")
+    assert [rows[name]["p"] for name in directions] == pytest.approx([1 / 51] * 5)
+    assert all(rows[name]["site"] > rows[name]["null_95"] for name in directions)
+    # Seven days, and adjectives of praise, do not tell about the other half of their words at this site.
+    assert all(row["embedding_p"] == pytest.approx(1 / 51) for row in rows.values() if row["embedding"] is not None)
     assert rows["praised_before"]["site"] > 0.99
     assert rows["plural"]["feature_auroc"] > 0.99
     assert {metric.name for metric in METRICS} == set(sound.estimates)
@@ -88,7 +95,8 @@ def test_what_the_language_means_is_found_by_words_and_by_places(sound: Measurem
 
 
 def test_floors_are_chance(sound: Measurement) -> None:
-    assert sound.estimates["floor_auroc"].value == pytest.approx(0.5, abs=0.02)
+    for name in ("floor_auroc", "floor_embedding_auroc"):
+        assert sound.estimates[name].value == pytest.approx(0.5, abs=0.03)
     assert sound.estimates["best_cosine"].value > sound.estimates["floor_best_cosine"].value
 
 
@@ -102,18 +110,35 @@ def test_the_largest_cosine_with_random_rows_is_known() -> None:
 
 def test_words_without_a_meaning_are_chance(tmp_path: Path) -> None:
     """Words dealt to two classes at random."""
-    words = sorted({word for word in vocabulary() if word.islower() and word.isalpha()})
-    dealt = np.random.default_rng(0).permutation(words).tolist()
+    dealt = np.random.default_rng(0).permutation(lower_case()).tolist()
     path = tmp_path / "made_up.toml"
     path.write_text(f"[[concept]]\nname = 'nothing'\npositive = {dealt[::2]}\nnegative = {dealt[1::2]}\n")
     made_up = bench(concepts=str(path))
     site = next(site for site in at_site(made_up, placed_concepts(made_up)) if site.placed.name == "nothing")
     assert site.placed.positive.sum() == (~site.placed.positive).sum() == 400
-    assert site.embedding == pytest.approx(0.5, abs=0.12)
-    assert p_value(site) > 0.05
+    assert p_value(site.found.value, site.null) > 0.05
     assert site.null.mean() == pytest.approx(0.5, abs=0.05)
     assert site.searched is not None
     assert site.searched.found.value == pytest.approx(0.5, abs=0.15)
+
+
+def lower_case() -> list[str]:
+    return sorted({word for word in vocabulary() if word.islower() and word.isalpha()})
+
+
+def test_p_is_uniform_where_words_are_dealt_at_random() -> None:
+    """In the demo's own embedding, whose neighbours are related: "boat" and "boats", "monday" and "tuesday"."""
+    words, found = list(vocabulary()), []
+    ids = np.array([words.index(word) for word in lower_case()])
+    for seed in range(100):
+        dealt = np.random.default_rng(seed).permutation(ids).tolist()
+        sets = TokenSets(tuple(sorted(dealt[::2])), tuple(sorted(dealt[1::2])))
+        placed = SimpleNamespace(tokens=sets, token_half=halves_of_words(sets, len(words), seed))
+        found.append(in_embedding(bench(), placed, 39))  # type: ignore[arg-type]
+    p = np.array([p_value(each.value, each.null) for each in found if each is not None])
+    assert len(p) == 100
+    assert kstest(p, "uniform").pvalue > 0.001
+    assert np.mean(p <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 100)
 
 
 def test_the_identity_keeps_every_concept() -> None:
@@ -204,11 +229,12 @@ def test_halves_share_neither_a_document_nor_a_word() -> None:
 
 
 def test_words_of_a_pair_share_a_half_and_a_single_word_is_in_both() -> None:
-    from sae_bench.concept_tokens import TokenSets
-
-    half = halves_of_words(TokenSets((1, 2, 5), (3, 4, 6), ((1, 3), (2, 4))), 8)
-    assert half.tolist() == [-1, 0, 1, 0, 1, 0, 0, -1]
-    assert halves_of_words(TokenSets((1,), (2, 3)), 4).tolist() == [-1, BOTH, 0, 1]
+    for seed in range(5):
+        half = halves_of_words(TokenSets((1, 2, 5), (3, 4, 6), ((1, 3), (2, 4))), 8, seed)
+        assert half[1] == half[3] != half[2] == half[4]
+        assert half[[0, 7]].tolist() == [-1, -1]
+        assert set(half[5:7]) <= {0, 1}
+    assert sorted(halves_of_words(TokenSets((1,), (2, 3)), 4, 0).tolist()) == [-1, 0, 1, BOTH]
 
 
 def test_series_are_small(sound: Measurement) -> None:

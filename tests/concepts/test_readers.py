@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
-from scipy.stats import binom
+from scipy.stats import binom, kstest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from sae_bench.measurement import Floats, Influence
+from sae_bench.properties._concepts_data import Ints
 from sae_bench.properties._concepts_readers import (
     Half,
     Reader,
@@ -26,6 +27,7 @@ from sae_bench.properties._concepts_readers import (
     permuted,
     probe,
 )
+from sae_bench.properties._concepts_series import p_value
 from sae_bench.stats import interval, leave_one_out
 
 CLUSTERS, EACH, WIDTH = 120, 6, 5
@@ -61,6 +63,10 @@ def test_auroc_is_scikit_learns_with_ties() -> None:
     labels = rng.random((80, 3)) < 0.5
     expected = [roc_auc_score(label, column) for label, column in zip(labels.T, scores.T, strict=True)]
     assert auroc(scores, labels) == pytest.approx(expected)
+
+
+def test_labels_that_are_all_alike_order_nothing() -> None:
+    assert auroc(np.arange(3.0), np.ones(3, dtype=bool)) == 0.5
 
 
 def test_the_auroc_without_a_cluster_is_that_of_the_other_rows() -> None:
@@ -151,21 +157,48 @@ def test_in_sample_the_absent_concept_would_look_present() -> None:
     assert abs(read(mean_difference, halves(0, 0.0, width=60)).value - 0.5) < 0.15
 
 
-def test_dealt_labels_are_chance_and_a_planted_concept_is_beyond_them() -> None:
-    seen = halves(6, 2.0)
-    unit = seen[0].row % 45, seen[1].row % 45
-    labels = [half.positive.copy() for half in seen]
-    for label, each in zip(labels, unit, strict=True):
-        label[:] = each % 3 == 0
-    planted = []
-    for half, label in zip(seen, labels, strict=True):
-        x = half.x.copy()
-        x[:, 0] += 2.0 * label - 2.0 * half.positive
-        planted.append(Half(x, label, half.clusters, half.row, half.of))
-    null, directions = permuted(planted[0], planted[1], unit, 200, seed=0)
-    assert directions.shape == (WIDTH, 200)
-    assert null.mean() == pytest.approx(0.5, abs=0.03)
-    assert read(mean_difference, planted).value > np.quantile(null, 0.99)
+def words(seed: int, effect: float) -> tuple[list[Half], list[Ints]]:
+    """Halves whose labels are those of 40 words each, every word with a meaning of its own; and the words."""
+    rng = np.random.default_rng(seed)
+    made, units = [], []
+    for half in halves(seed, 0.0):
+        unit = rng.integers(0, 40, len(half.positive))
+        label, meaning = np.arange(40) % 3 == 0, rng.normal(size=(40, WIDTH))
+        meaning[:, 0] += effect * label
+        made.append(replace(half, x=half.x + meaning[unit], positive=label[unit]))
+        units.append(unit)
+    return made, units
+
+
+def p_of(seed: int, effect: float) -> float:
+    seen, unit = words(seed, effect)
+    null, directions = permuted(seen, seen, [(each, each) for each in unit], 99, seed)
+    assert directions.shape == (WIDTH, 99)
+    return p_value(read(mean_difference, seen).value, null)
+
+
+def test_dealt_labels_are_what_chance_would_give() -> None:
+    """p is uniform where words have meanings but the concept is none, and small where it is one."""
+    absent = np.array([p_of(seed, 0.0) for seed in range(200)])
+    assert kstest(absent, "uniform").pvalue > 0.001
+    assert np.mean(absent <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+    assert max(p_of(seed, 2.0) for seed in range(10)) == 0.01
+
+
+def test_dealt_labels_are_those_of_the_words_in_both_parts_of_a_half() -> None:
+    """A scored place of a word has the label that its word was dealt, although fewer places are scored."""
+    seen, unit = words(3, 0.0)
+    part = [slice(None, None, 2), slice(None, None, 2)]
+    same = [replace(half, x=np.eye(40)[each]) for half, each in zip(seen, unit, strict=True)]
+    fewer = [
+        Half(half.x[rows], half.positive[rows], half.clusters, half.row[rows], half.of[rows])
+        for half, rows in zip(same, part, strict=True)
+    ]
+    units = [(each, each[rows]) for each, rows in zip(unit, part, strict=True)]
+    null, directions = permuted(same, fewer, units, 50, 0)
+    positive = directions > 0
+    assert (positive.sum(0) == (np.arange(40) % 3 == 0).sum()).all()
+    assert null.std() > 0
 
 
 def covered(values: Sequence[Scored]) -> tuple[int, float]:
