@@ -34,7 +34,9 @@ def read(folder: Path) -> LinearDecoderSAE:
     architecture = said(config, "architecture", str, what)
     if architecture != "jump_relu":
         raise LoadError(f"architecture of {what} is {architecture!r}, where this format knows jump_relu alone")
-    stored = {_NAMES.get(name, name): tensor for name, tensor in read_safetensors(folder / WEIGHTS).items()}
+    found = read_safetensors(folder / WEIGHTS)
+    # A file with both spellings keeps both, and is refused for it.
+    stored = {name if _NAMES.get(name) in found else _NAMES.get(name, name): found[name] for name in found}
     if any(stored[name].ndim > 2 for name in _NAMES.values() if name in stored):
         raise LoadError(f"{what} is a transcoder across layers, which is not measured")
     skips = _SKIP in stored

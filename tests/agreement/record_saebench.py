@@ -3,6 +3,8 @@
     python3 -m venv /tmp/saebench && /tmp/saebench/bin/pip install sae-bench==0.6.0 'numpy<2'
     /tmp/saebench/bin/python tests/agreement/record_saebench.py
 
+torchvision, which comes with it and is not needed, may be of another build than torch; then ``pip uninstall`` it.
+
 It runs in an environment of its own, since SAEBench's package has the import name of this project: the demo is read by
 SAELens and HookedTransformer, and nothing of this project is imported but ``given.py`` and
 ``planted.py``, which need torch alone.

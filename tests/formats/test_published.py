@@ -114,6 +114,25 @@ def test_gemma_scope_2(tmp_path: Path, tokens: Tensor, skips: bool) -> None:
         read_sae(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"w_enc": torch.zeros(2, D, F)}, "is a transcoder across layers, which is not measured"),
+        ({"W_enc": torch.zeros(D, F)}, "have w_enc too many"),
+        ({"w_dec": torch.zeros(F)}, "have no matrix W_dec"),
+        ({"threshold": torch.zeros(F + 1)}, r"threshold of .* has shape \(41,\)"),
+    ],
+    ids=["across layers", "both spellings", "a vector", "another width"],
+)
+def test_gemma_scope_2_that_is_something_else(tmp_path: Path, changes: dict[str, Tensor], message: str) -> None:
+    w = draw(w_enc=(D, F), w_dec=(F, D), b_enc=(F,), b_dec=(D,), threshold=(F,))
+    save_file({**w, **changes}, tmp_path / "params.safetensors")
+    config = {"architecture": "jump_relu", "hf_hook_point_in": "model.layers.4.output", "hf_hook_point_out": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match=message):
+        read_sae(str(tmp_path))
+
+
 # OpenAI
 
 
@@ -218,6 +237,9 @@ def test_hook_z(tmp_path: Path, tokens: Tensor) -> None:
     codes = torch.relu((tokens - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
     assert_reads(tmp_path, tokens, codes, codes @ w["W_dec"] + w["b_dec"])
     assert read_sae(str(tmp_path)).site_in == "blocks.5.attn.hook_z"
+    (tmp_path / "gpt2-small_L5_cfg.json").write_text(json.dumps({**config, "dict_size": F + 1}))
+    with pytest.raises(LoadError, match=r"W_enc of .* has shape \(12, 40\) where its config asks for \(12, 41\)"):
+        read_sae(str(tmp_path))
 
 
 # Plain tensors
