@@ -1,12 +1,16 @@
 """How long the commands take that measure nothing: at most 0.7 s for ``--help`` and ``compare``, 3 s to collect.
 
-``make bench-engine`` runs it. Only an idle machine tells.
+And what the plugin adds to a suite that has nothing to do with SAEs: at most 50 ms. ``make bench-engine`` runs it. Only
+an idle machine tells; seconds of the processor tell on a busy one as well.
 """
 
 from __future__ import annotations
 
+import resource
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +39,30 @@ def test_start(benchmark: Any, name: str) -> None:
     # An accepted file holds no values per document but those it is compared by: beside itself, the rest is missing.
     assert set(codes) <= {0, 11}
     assert benchmark.stats.stats.min <= most
+
+
+UNRELATED = 0.05
+"Seconds that the plugin may add."
+
+
+def test_unrelated_suite(benchmark: Any, tmp_path: Path) -> None:
+    """One empty test, with the plugin and without it in turn; the median difference of the starts."""
+    (tmp_path / "test_it.py").write_text("def test_it(): pass\n")
+    took: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
+
+    def start(which: str) -> None:
+        more = ["-p", "no:sae_bench.plugin"] if which == "without" else []
+        clock, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *more]
+        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        took[which].append((time.perf_counter() - clock, processor))
+
+    benchmark.pedantic(lambda: start("with"), setup=lambda: start("without"), rounds=15, warmup_rounds=1)
+    clock, processor = (
+        statistics.median(there[index] - bare[index] for there, bare in zip(took["with"], took["without"], strict=True))
+        for index in (0, 1)
+    )
+    benchmark.extra_info |= {"at_most": UNRELATED, "added_seconds": clock, "added_processor_seconds": processor}
+    assert processor <= UNRELATED

@@ -1,0 +1,94 @@
+"""What a measurement costs by number of documents and of arms, at four sizes each: linear, in memory that stays flat.
+
+``make bench-engine`` runs it, on the bundled model and its TopK SAE. Documents: capture, the clean run, the SAE's arm,
+codes and reconstruction, with a budget that the activations outgrow, so that they lie in files. Arms: other values in
+the activation's place, over 64 captured documents. Seconds are the processor's, medians of rounds that take turns;
+memory is what torch allocates at once.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sae_bench.bench import Batch, Bench
+from sae_bench.capture import SiteData
+from sae_bench.corpus import load_corpus
+from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
+from sae_bench.formats import read_sae
+from sae_bench.model import load_model
+from sae_bench.site import parse_site
+from sae_bench.speed import peak_mebibytes
+from sae_bench.tiers import Settings
+
+DOCUMENTS, ARMS, OF_ARMS = (32, 64, 128, 256), (1, 2, 4, 8), 64
+SETTINGS = Settings(memory_bytes=16 << 20)
+ROUNDS = 3
+LINEAR, FLAT = 1.3, 1.1
+"Cost of a unit, and memory, at the largest size over those at the smallest, at most."
+
+
+def costs(works: dict[int, Callable[[], object]]) -> tuple[dict[str, float], dict[str, float | None]]:
+    """Processor seconds and peak memory of every size."""
+    took: dict[int, list[float]] = {size: [] for size in works}
+    for _ in range(ROUNDS + 1):
+        for size, work in works.items():
+            start = time.process_time()
+            work()
+            took[size].append(time.process_time() - start)
+    # The first round warms up.
+    seconds = {str(size): statistics.median(taken[1:]) for size, taken in took.items()}
+    return seconds, {str(size): peak_mebibytes(work, "cpu") for size, work in works.items()}
+
+
+def judge(benchmark: Any, works: dict[int, Callable[[], object]]) -> None:
+    seconds, peak = benchmark.pedantic(lambda: costs(works), rounds=1)
+    small, large = min(works), max(works)
+    each = {size: seconds[str(size)] / size for size in works}
+    benchmark.extra_info |= {"processor_seconds": seconds, "peak_mebibytes": peak}
+    benchmark.extra_info["cost_of_one_at_largest_over_smallest"] = each[large] / each[small]
+    assert each[large] <= LINEAR * each[small]
+    assert (peak[str(large)] or 0) <= FLAT * (peak[str(small)] or 0)
+
+
+def test_documents(benchmark: Any) -> None:
+    model, corpus = load_model(str(MODEL)), load_corpus(CORPUS)
+    sae = read_sae(str(SAES["topk"]))
+
+    def work(documents: int) -> Callable[[], object]:
+        part = corpus.take(documents)
+
+        def measure() -> None:
+            data = SiteData(model, parse_site(SITE), part, include_bos=False, memory_bytes=SETTINGS.memory_bytes // 2)
+            data.fill()
+            bench = Bench(sae, model, part, data, Settings(memory_bytes=SETTINGS.memory_bytes, documents=documents))
+
+            def arm(batch: Batch) -> dict[str, torch.Tensor]:
+                found = bench.outcome(batch, bench.reconstruct(batch))
+                return {"kl": found.kl, "clean": bench.outcome(batch, None).ce, "l0": (bench.codes(batch) != 0).sum(-1)}
+
+            bench.collect(arm)
+
+        return measure
+
+    judge(benchmark, {size: work(size) for size in DOCUMENTS})
+
+
+def test_arms(benchmark: Any) -> None:
+    model, corpus = load_model(str(MODEL)), load_corpus(CORPUS).take(OF_ARMS)
+    data = SiteData(model, parse_site(SITE), corpus, include_bos=False, memory_bytes=SETTINGS.memory_bytes // 2)
+    data.fill()
+    bench = Bench(read_sae(str(SAES["topk"])), model, corpus, data, SETTINGS)
+
+    def work(arms: int) -> Callable[[], object]:
+        def all_arms(batch: Batch) -> dict[str, torch.Tensor]:
+            shifted = (batch.x * (1 + 0.01 * (index + 1)) for index in range(arms))
+            return {str(index): bench.outcome(batch, value).kl for index, value in enumerate(shifted)}
+
+        return lambda: bench.collect(all_arms)
+
+    judge(benchmark, {size: work(size) for size in ARMS})
