@@ -48,8 +48,8 @@ def run_options(config: pytest.Config, resolved: Resolved) -> RunOptions:
             load_report(reference)
         except StoreError as error:
             raise UsageError(f"--sae-compare: {error}") from None
-    if resolved["sae_device"] != "cpu":
-        # Torch is imported to be asked for a device, and never for an option that needs none.
+    if resolved["sae_device"] != "cpu" and not resolved["sae_ray"]:
+        # Torch is imported to be asked for a device, and never for an option that needs none. A cluster has its own.
         from sae_bench.devices import check_device
 
         check_device(resolved["sae_device"])

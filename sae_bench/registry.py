@@ -43,6 +43,12 @@ class Registry(Mapping[str, T]):
             )
         self._entries[name] = Entry(build, origin)
 
+    def clear(self) -> None:
+        """Empty again, and open: for a process that serves one run after another."""
+        self._entries.clear()
+        self._built.clear()
+        self._frozen_by = None
+
     def freeze(self, by: str) -> None:
         """Refuse later registrations; ``by`` says what froze it ("parametrisation started")."""
         self._frozen_by = self._frozen_by or by

@@ -16,10 +16,10 @@ from typing import Any
 from sae_bench.errors import LoadError
 from sae_bench.spec import SAESpec
 
-SAES = ("path", "partner")
+SAES = ("path", "partner", "next_layers", "family")
 DATA = ("corpus", "contrast", "concepts", "circuit")
 FIELDS = (*SAES, "model", *DATA)
-"Fields of a registration that may name files."
+"Fields of a registration that may name files; some of them several."
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,25 @@ def here(held: Pinned, field: str, fetch: Callable[[Any], bytes]) -> str:
     return _copy(held, fetch)
 
 
+def named(spec: SAESpec, field: str) -> tuple[str, ...]:
+    """What a field of a registration says, none, one or several."""
+    said: str | tuple[str, ...] | None = getattr(spec, field)
+    return said if isinstance(said, tuple) else (said,) if said else ()
+
+
 def localised(spec: SAESpec, paths: Mapping[tuple[str, str], str]) -> SAESpec:
     """``spec`` with paths of this machine; ``paths`` is by field and path of the registration."""
-    found = {field: paths.get((field, str(getattr(spec, field)))) for field in FIELDS}
-    return replace(spec, **{field: path for field, path in found.items() if path is not None})  # type: ignore[arg-type]
+    changed: dict[str, Any] = {}
+    for field in FIELDS:
+        here = tuple(paths.get((field, path), path) for path in named(spec, field))
+        if here:
+            changed[field] = here if isinstance(getattr(spec, field), tuple) else here[0]
+    return replace(spec, **changed)
 
 
 def size(spec: SAESpec, field: str) -> int:
     """Bytes of the files that a field names; 0 where it names none."""
-    path = getattr(spec, field)
-    return sum(file.stat().st_size for file in _listed(path, field)[1].values()) if path else 0
+    return sum(file.stat().st_size for path in named(spec, field) for file in _listed(path, field)[1].values())
 
 
 def _copy(held: Pinned, fetch: Callable[[Any], bytes]) -> str:

@@ -21,6 +21,7 @@ from sae_bench.distributed import files
 from sae_bench.distributed.worker import Answer, Job, measure
 from sae_bench.errors import MeasurementError, UsageError
 from sae_bench.properties import EXTENSIONS
+from sae_bench.registration import SAES
 from sae_bench.run import RunOptions
 from sae_bench.spec import SAESpec
 
@@ -60,17 +61,21 @@ class RayFront:
         for spec, name in pairs:
             work.setdefault(spec.id, (spec, []))[1].append(name)
         self._asked = len(pairs)
-        self._by_value([spec.load for spec, _ in work.values()])
+        specs = [spec for spec, _ in work.values()]
+        beside = {name for spec in specs for name in (*spec.next_layers, *spec.family) if name in SAES}
+        others = tuple(SAES[name] for name in sorted(beside))
+        self._by_value([spec.load for spec in (*specs, *others)])
         registered = {name: EXTENSIONS.load(name) for name in EXTENSIONS.registered}
         self._by_value([each.measure for each in registered.values()])
-        pinned = self._pinned([spec for spec, _ in work.values()])
+        pinned = self._pinned([*specs, *others])
         gpus = int(options.device.startswith("cuda"))
-        parts = divided([spec for spec, _ in work.values()], self._places(gpus))
+        parts = divided(specs, self._places(gpus))
         cpus = max(1, int(self._total("CPU")) // max(len(parts), self._places(0)))
         for part in parts:
             job = Job(
                 name=uuid.uuid4().hex,
                 work=tuple((spec, tuple(work[spec.id][1])) for spec in part),
+                others=others,
                 options=options,
                 files=pinned,
                 properties=registered,
@@ -161,7 +166,8 @@ class RayFront:
         """Files that registrations name, each read once; a cluster that is this machine alone has them."""
         ours = self.ray.util.get_node_ip_address()
         alone = all(node["NodeManagerAddress"] == ours for node in self.ray.nodes() if node["Alive"])
-        paths = {(field, path) for spec in specs for field in files.FIELDS if (path := getattr(spec, field))}
+        paths = {(field, path) for spec in specs for field in files.FIELDS for path in files.named(spec, field)}
+        paths = {(field, path) for field, path in paths if path not in SAES}
         found = {(field, path): files.pinned(path, field, None if alone else self.ray.put) for field, path in paths}
         return {key: held for key, held in found.items() if held is not None}
 

@@ -11,6 +11,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sae_bench.content import sources_sha256
 from sae_bench.distributed.files import Pinned, here, localised
 from sae_bench.errors import LoadError, SAEBenchError
 from sae_bench.properties import EXTENSIONS, Property, register_property
-from sae_bench.registry import Registry
+from sae_bench.registration import SAES
 from sae_bench.run import Run, RunOptions
 from sae_bench.spec import SAESpec
 
@@ -32,6 +33,8 @@ class Job:
     "Unique: where it keeps its records."
     work: tuple[tuple[SAESpec, tuple[str, ...]], ...]
     "SAEs and the properties to measure of each, in this order."
+    others: tuple[SAESpec, ...]
+    "Registered SAEs that those of `work` name: of other layers, of other widths."
     options: RunOptions
     files: Mapping[tuple[str, str], Pinned]
     "By field and path of a registration."
@@ -77,11 +80,15 @@ def _prepared(job: Job, fetch: Callable[[Any], bytes]) -> dict[tuple[str, str], 
         raise LoadError(
             f"the Ray worker on {socket.gethostname()} has another version of pytest-sae-bench; install the same one"
         )
-    # This process may have served another run, whose properties had the same names.
-    EXTENSIONS.registered = Registry("property")
+    # This process may have served another run, whose registrations had the same names.
+    EXTENSIONS.registered.clear()
+    SAES.clear()
     for declared in job.properties.values():
         register_property(declared)
-    return {(field, path): here(held, field, fetch) for (field, path), held in job.files.items()}
+    paths = {(field, path): here(held, field, fetch) for (field, path), held in job.files.items()}
+    for spec in job.others:
+        SAES.add(spec.id, partial(localised, spec, paths), origin=spec.origin)
+    return paths
 
 
 def _answer(run: Run, spec: SAESpec, name: str) -> Answer:

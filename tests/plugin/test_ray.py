@@ -50,7 +50,8 @@ def make():
     return read_sae(str(HERE / "worse"))
 
 more = {"model": "model", "corpus": "corpus.safetensors"}
-register_sae("lab/a", path="good", site="blocks.1.hook_resid_pre", **more)
+register_sae("lab/a", path="good", site="blocks.1.hook_resid_pre", family=("lab/wide", "worse"), **more)
+register_sae("lab/wide", load=make, site="blocks.1.hook_resid_pre", **more)
 register_sae("lab/b", load=make, site="blocks.0.hook_resid_post", **more)
 register_sae("lab/broken", path=HERE / "nowhere", site="blocks.1.hook_resid_pre", **more)
 """
@@ -60,6 +61,7 @@ test_first = property_test("lab_first")
 test_kl_gap = property_test("kl_gap")
 test_sparsity = property_test("sparsity")
 test_last = property_test("lab_last")
+test_width = property_test("width")
 """
 RUN = ("--sae-tier", "smoke", "-p", "no:cacheprovider", "-p", "no:xdist")
 
@@ -118,12 +120,13 @@ def test_two_nodes_give_the_report_of_one_process_also_when_a_worker_dies(lab: A
     one = found(lab)
     assert one[0] == 1, "an SAE is broken"
     assert one[1]["lab/broken"]["properties"]["kl_gap"]["verdict"] == "ERROR"
+    assert one[1]["lab/a"]["properties"]["width"]["metrics"]["sizes"]["value"] == 1, "others are read beside it"
     assert one[1]["lab/b"]["properties"]["kl_gap"]["metrics"]["kl_sae"]["value"] > 0
     measured(lab)
 
     assert found(lab, "--sae-ray", cluster) == one
     there = measured(lab)
-    assert len(there) == 4
+    assert len(there) == 6
     assert len({process for *_, process in there}) == 2, "a model and site, a process"
 
     (lab.path / "kill").touch()
@@ -133,7 +136,7 @@ def test_two_nodes_give_the_report_of_one_process_also_when_a_worker_dies(lab: A
     killed = {process for *_, process in again} - {process for name, _, process in again if name == "last"}
     assert len(killed) == 1
     # What the dead worker had finished was taken up, unless Ray ran its task again on another machine.
-    assert sorted(name for name, *_ in again) == ["first", "first", "last", "last"]
+    assert sorted(name for name, *_ in again) == ["first"] * 3 + ["last"] * 3
 
 
 def test_a_task_without_a_place_says_so(lab: Any, cluster: str) -> None:

@@ -55,6 +55,7 @@ from sae_bench.run import Run
 toy_engine.install()
 cuda = types.SimpleNamespace(device_count=lambda: 2, is_available=lambda: False)
 sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, set_num_threads=lambda count: None)
+sys.modules["sae_bench.devices"] = types.SimpleNamespace(check_device=lambda name: None)
 load = Run._load
 def noted(run):
     with open("devices.log", "a") as log:
