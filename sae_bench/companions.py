@@ -14,7 +14,7 @@ from sae_bench.bench import Companion
 from sae_bench.errors import LoadError
 from sae_bench.model import Model
 from sae_bench.registration import SAES
-from sae_bench.sae import SAE, weights_sha256
+from sae_bench.sae import SAE, check_contract, weights_sha256
 from sae_bench.site import Site, parse_site
 from sae_bench.spec import SAESpec, id_from_target
 
@@ -42,9 +42,13 @@ class Home:
 def companions(field: Field, home: Home, read: Callable[[SAESpec], SAE]) -> tuple[Companion, ...]:
     """The SAEs that ``field`` of the home's registration names; ``read`` loads one. Next layers: the nearest first.
 
-    A `LoadError` for an SAE of another model, of a site that does not fit, or of another width.
+    A family may name the home itself, so that all of its members can be registered with one list. A `LoadError` for an
+    SAE of another model, of a site that does not fit, or of another width.
     """
-    found = []
+    found: list[Companion] = []
+    if not getattr(home.spec, field):
+        return ()
+    own = weights_sha256(home.sae) if home.sae.info.format != "object" else None
     for name in getattr(home.spec, field):
         if field == "family" and name == home.spec.id:
             continue
@@ -52,12 +56,16 @@ def companions(field: Field, home: Home, read: Callable[[SAESpec], SAE]) -> tupl
         other = replace(_spec(name, home.spec), dtype=home.spec.dtype)
         try:
             sae = read(other)
+            check_contract(sae)
         except LoadError as error:
-            raise LoadError(f"{what} cannot be read: {error}") from error
+            raise LoadError(f"{what} cannot be used: {error}") from error
         _check_model(what, home, other, sae)
         site = _family_site(what, home, other, sae) if field == "family" else _next_site(what, home, other, sae)
         shown = name if name in SAES else name.rstrip("/").rpartition("/")[2]
-        found.append(Companion(shown, sae, site, weights_sha256(sae)))
+        digest = weights_sha256(sae)
+        if field == "family" and digest == own:
+            continue
+        found.append(Companion(shown, sae, site, digest))
     return tuple(sorted(found, key=lambda each: _depth(each.site)) if field == "next_layers" else found)
 
 

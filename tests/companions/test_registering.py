@@ -101,6 +101,8 @@ def test_companions_by_id(load: Load, registered: Registry[SAESpec], tmp_path: P
 
 def test_an_sae_is_no_companion_of_itself(load: Load) -> None:
     assert load(id="demo/self", family=["demo/self"]).family == ()
+    everyone = [SAES["topk-w96"], SAES["topk"], SAES["topk-seed1"]]
+    assert [each.name for each in load(family=everyone).family] == ["topk-w96", "topk-seed1"]
 
 
 @pytest.mark.parametrize(
@@ -145,8 +147,17 @@ def test_another_width_is_one_sentence(load: Load, tmp_path: Path, field: str) -
 
 
 def test_a_path_that_is_nothing_names_who_asked_for_it(load: Load, tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match=r"missing', which SAE 'topk-.*' names in family, cannot be read: "):
+    with pytest.raises(LoadError, match=r"missing', which SAE 'topk-.*' names in family, cannot be used: "):
         load(family=[str(tmp_path / "missing")])
+
+
+def test_a_damaged_one_names_its_weight(load: Load, tmp_path: Path) -> None:
+    folder = Path(changed(tmp_path / "damaged", "topk-w96"))
+    weights = load_file(folder / "sae_weights.safetensors")
+    weights["W_dec"][3, 5] = float("nan")
+    save_file(weights, folder / "sae_weights.safetensors")
+    with pytest.raises(LoadError, match="names in family, cannot be used: .*W_dec holds 1 NaN"):
+        load(family=[str(folder)])
 
 
 @pytest.mark.parametrize("field", ["next_layers", "family"])

@@ -61,7 +61,7 @@ def test_the_whole_build_makes_every_file(tmp_path: Path):
     from sae_bench.demo.build import build
 
     folder = DemoPaths(tmp_path / "demo")
-    build(folder, steps=3, names=("standard", "batchtopk"))
+    build(folder, steps=3, names=("standard", "batchtopk", "topk-layer4", "topk-w96"))
     for path in (
         folder.model / "model.safetensors",
         folder.corpus,
@@ -75,4 +75,7 @@ def test_the_whole_build_makes_every_file(tmp_path: Path):
     config = json.loads((folder.sae("batchtopk") / "cfg.json").read_text())
     assert config["architecture"] == "jumprelu"
     assert "threshold" in load_file(folder.sae("batchtopk") / "sae_weights.safetensors")
+    behind, narrow = (json.loads((folder.sae(name) / "cfg.json").read_text()) for name in ("topk-layer4", "topk-w96"))
+    assert behind["metadata"]["hook_name"] == "blocks.3.hook_resid_post"
+    assert (behind["d_sae"], narrow["d_sae"]) == (768, 96)
     assert "batchtopk" in folder.card.read_text(encoding="utf-8")
