@@ -154,9 +154,9 @@ def test_a_path_that_is_nothing_names_who_asked_for_it(load: Load, tmp_path: Pat
 def test_a_damaged_one_names_its_weight(load: Load, tmp_path: Path) -> None:
     folder = Path(changed(tmp_path / "damaged", "topk-w96"))
     weights = load_file(folder / "sae_weights.safetensors")
-    weights["W_dec"][3, 5] = float("nan")
+    weights["b_dec"][5] = float("nan")
     save_file(weights, folder / "sae_weights.safetensors")
-    with pytest.raises(LoadError, match="names in family, cannot be used: .*W_dec holds 1 NaN"):
+    with pytest.raises(LoadError, match=r"names in family, cannot be used: .*b_dec holds 1 NaN"):
         load(family=[str(folder)])
 
 
