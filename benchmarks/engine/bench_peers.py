@@ -6,6 +6,7 @@ Rounds of everybody take turns. ``extra_info`` holds medians on the clock and of
 The floor is the time that the operations of a suffix (everything after the site) would take at the rate of a bare
 matrix product measured in the same rounds.
 
+PEER_ROUNDS says how many (3): a layer takes about five minutes on two idle cores, ``-k 10`` is one layer.
 SAEBench cannot share an environment with this suite: SAEBENCH_PYTHON names the Python of one that holds ``sae-bench``.
 """
 
@@ -15,7 +16,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ PYTHON = "SAEBENCH_PYTHON"
 LAYERS, WIDTH, VOCABULARY = 12, 768, 50_257
 FEATURES, ACTIVE = 24_576, 64
 DOCUMENTS, POSITIONS = 32, 128
-ROUNDS = 3
+ROUNDS = int(os.environ.get("PEER_ROUNDS", "3"))
 SETTINGS = Settings(memory_bytes=16 << 30)
 "Room to keep the clean log-probabilities (0.8 GB) for the next SAE; SAELens takes 3 GB for a batch."
 AT_LEAST = {6: (2.0, 5.0), 10: (2.5, 7.0)}
@@ -303,7 +303,7 @@ def test_peers(
         # Its explained variance squares activations before it takes their mean, so it is another number.
         other = {name: found["saebench"][key] for name, key in THEIRS.items() if name != "explained_variance"}
         assert {name: mine[name] for name in other} == pytest.approx(other, rel=1e-5)
-    if benchmark.enabled and layer in AT_LEAST and "--benchmark-disable" not in sys.argv:
+    if benchmark.enabled and layer in AT_LEAST:
         first_ratio, further_ratio = AT_LEAST[layer]
         assert benchmark.extra_info["sae_lens_over_first"] >= first_ratio
         assert benchmark.extra_info["sae_lens_over_further"] >= further_ratio

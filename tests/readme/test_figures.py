@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,11 @@ def test_ratios_are_those_that_were_measured(sentence: str, file: str, name: str
     assert found is not None, sentence
     measured = json.loads((RESULTS / f"{file}.json").read_text())[name]["ratio"]
     assert found[1] == f"{measured:.2f}"
+
+
+def test_tables_are_those_that_were_measured() -> None:
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "engine" / "tables.py"))
+    text = (ROOT / "README.md").read_text()
+    for name in tables["TABLES"]:
+        assert f"<!-- {name} -->" in text
+    assert tables["written"](text) == text, "run python benchmarks/engine/tables.py"
