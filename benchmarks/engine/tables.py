@@ -33,8 +33,8 @@ def peers() -> str:
     told = (
         "The time others take for the same numbers over ours, in rounds that take turns (`make bench-engine`): "
         f"{first['tokens']:,} tokens, {first['features']:,} features, {first['threads']} threads; KL, loss, L0, "
-        "explained variance, cosine and gamma of the clean, the SAE's and the zero-ablated run, equal to 1e-5. A further "
-        "SAE of a site shares the clean and the ablated run:\n\n"
+        "explained variance, cosine and gamma of the clean, the SAE's and the zero-ablated run, equal to 1e-5. "
+        "A further SAE of a site shares the clean and the ablated run:\n\n"
     )
     head = ["site before block", "SAELens, first SAE", "SAELens, further", "SAEBench, first", "SAEBench, further"]
     keys = [f"{peer}_over_{which}" for peer in ("sae_lens", "saebench") for which in ("first", "further")]
