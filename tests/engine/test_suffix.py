@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sae_bench import language_model
 from sae_bench.errors import LoadError, MeasurementError, UsageError
 from sae_bench.model import Model, load_model, wrap_model
 from sae_bench.site import KINDS, MODULES, Site, parse_site
@@ -84,6 +85,31 @@ def test_selected_rows_are_those_of_the_whole(tiny_model: Callable[..., Model], 
         select = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(4)) > 0.4
         rows = model.resume(tokens, seen.block_input, site, seen.value, select=select)
         torch.testing.assert_close(rows, model.logits(tokens)[select], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_large_vocabulary_is_unembedded_in_slices(
+    tiny_model: Callable[..., Model], tokens: torch.Tensor, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, site = tiny_model(architecture), Site(1, "hook_resid_pre")
+    seen, full = model.capture(tokens, site), model.logits(tokens)
+    last = model.capture(tokens, Site(model.n_layers - 1, "hook_resid_post")).value
+    wide: list[int] = []
+    linear = language_model.functional.linear
+
+    def counted(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        wide.append(len(weight))
+        return linear(rows, weight, bias)
+
+    monkeypatch.setattr(language_model, "SLICE", 25)
+    select = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(4)) > 0.4
+    rows = model.resume(tokens, seen.block_input, site, seen.value, select=select)
+    torch.testing.assert_close(rows, full[select], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.final_logits(last), full, rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(language_model.functional, "linear", counted)
+    model.final_logits(last)
+    assert [width for width in wide if width in (25, 11, 61)] == [25, 25, 11]
+    assert "forward" not in vars(model.bridge.unembed.original_component)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
