@@ -22,19 +22,16 @@ little, or the site has no more features to be found. The curve is that of Brick
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae_bench.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Series, Undefined
+from sae_bench.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.properties import Property
-from sae_bench.stats import standard_error
+from sae_bench.properties._width_sizes import QUANTITIES, Size, curve, family_sizes, table
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sae_bench.bench import Batch, Bench
+    from sae_bench.bench import Bench
     from sae_bench.measurement import Floats
 
 MATCHED = 0.1
@@ -43,7 +40,6 @@ LEAST_SIZES = 4
 "Of three sizes every sixth order is monotone by chance, and a line through them has one point to spare."
 ORDERS = 99_999
 "Orders looked at, at most: all of them up to eight sizes, a seeded draw beyond."
-QUANTITIES = ("kl", "explained_variance", "ce_recovered")
 _MEANINGS = {
     "kl": "KL from the clean model",
     "explained_variance": "explained variance",
@@ -76,23 +72,6 @@ METRICS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Size:
-    """One SAE of the family on the documents measured."""
-
-    name: str
-    features: int
-    l0: Ratio
-    kl: Ratio
-    explained_variance: Ratio
-    ce_recovered: Ratio
-
-    def of(self, quantity: str) -> Ratio:
-        """One of `QUANTITIES`."""
-        found: Ratio = getattr(self, quantity)
-        return found
-
-
 def measure(bench: Bench) -> Measurement:
     """KL, explained variance and loss recovered of every SAE of the family, and their order by size."""
     if not bench.family:
@@ -107,7 +86,7 @@ def measure(bench: Bench) -> Measurement:
     return Measurement(
         estimates(matched),
         bench.clusters,
-        {"family": _table(sizes, matched), "kl_by_size": _curve(matched)},
+        {"family": table(sizes, matched), "kl_by_size": curve(matched)},
         settings={
             "include_bos": bench.include_bos,
             "matched": MATCHED,
@@ -173,90 +152,6 @@ def slope(doublings: Floats, values: Sequence[Ratio], logarithm: bool) -> Estima
     centred = doublings - doublings.mean()
     weight = centred / (centred**2).sum()
     return Influence(float(weight @ y), weight @ influence)
-
-
-def family_sizes(bench: Bench) -> list[Size]:
-    """This SAE and its family, in order of registration; what an SAE shows is shared with the rest of the family."""
-    from sae_bench.properties._companions import check_explains
-
-    sums = bench.site_data.shared(("width: loss", bench.documents), lambda: _loss(bench))
-    found = [_size(bench, "this SAE", _sums(bench), sums)]
-    for companion in bench.family:
-        other = bench.beside(companion)
-        check_explains(other, companion)
-        key = ("width", companion.name, companion.sha256, bench.documents)
-        tables = bench.site_data.shared(key, lambda other=other: _sums(other))  # type: ignore[misc]
-        found.append(_size(other, companion.name, tables, sums))
-    return found
-
-
-def _size(bench: Bench, name: str, sums: dict[str, Floats], loss: dict[str, Floats]) -> Size:
-    count = bench.per_cluster(bench.keep)
-    return Size(
-        name,
-        int(bench.sae.d_sae),
-        l0=Ratio(sums["l0"], count),
-        kl=Ratio(sums["kl"], count),
-        explained_variance=Ratio(sums["variance"] - sums["error"], sums["variance"]),
-        ce_recovered=Ratio(loss["ablated"] - sums["ce"], loss["ablated"] - loss["clean"]),
-    )
-
-
-def _sums(bench: Bench) -> dict[str, Floats]:
-    """(clusters,) sums over kept tokens of one SAE."""
-    mean = bench.site_data.mean.to(bench.site_data.x.device)
-
-    def tokens(batch: Batch) -> dict[str, Tensor]:
-        codes, xhat = bench.codes(batch), bench.reconstruct(batch)
-        outcome = bench.outcome(batch, xhat)
-        return {
-            "l0": (codes != 0).sum(-1),
-            "error": (xhat.double() - batch.x).square().sum(-1),
-            "variance": (batch.x.double() - mean).square().sum(-1),
-            "kl": outcome.kl,
-            "ce": outcome.ce,
-        }
-
-    return {name: bench.per_cluster(table) for name, table in bench.collect(tokens, "width").items()}
-
-
-def _loss(bench: Bench) -> dict[str, Floats]:
-    """(clusters,) summed next-token losses of the clean model and with the site at its mean."""
-    mean = bench.site_data.mean
-
-    def tokens(batch: Batch) -> dict[str, Tensor]:
-        ablated = mean.to(batch.x).expand_as(batch.x)
-        return {"clean": bench.outcome(batch, None).ce, "ablated": bench.outcome(batch, ablated).ce}
-
-    return {name: bench.per_cluster(table) for name, table in bench.collect(tokens, "width").items()}
-
-
-def _table(sizes: Sequence[Size], matched: Sequence[Size]) -> Series:
-    columns: dict[str, list[Any]] = {
-        "SAE": [size.name for size in sizes],
-        "features": [size.features for size in sizes],
-        "l0": [size.l0.value for size in sizes],
-        **{name: [_finite(size.of(name).value) for size in sizes] for name in QUANTITIES},
-        "compared": ["yes" if size in matched else "no, of another L0" for size in sizes],
-    }
-    return Series("table", columns, "The family, by registration")
-
-
-def _curve(matched: Sequence[Size]) -> Series:
-    ordered = sorted(matched, key=lambda size: size.features)
-    errors = [standard_error(size.kl) or 0.0 for size in ordered]
-    values = [size.kl.value for size in ordered]
-    columns: dict[str, list[Any]] = {
-        "x": [size.features for size in ordered],
-        "KL": values,
-        "one standard error less": [value - error for value, error in zip(values, errors, strict=True)],
-        "one standard error more": [value + error for value, error in zip(values, errors, strict=True)],
-    }
-    return Series("curve", columns, "KL by size of the dictionary, at matched L0", "features", log_x=True)
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 PROPERTY = Property(

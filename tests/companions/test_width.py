@@ -22,7 +22,8 @@ from sae_bench.formats import read_sae
 from sae_bench.limits import parse_rule
 from sae_bench.measurement import Estimate, Exact, Influence, Measurement, Ratio, Undefined
 from sae_bench.model import load_model
-from sae_bench.properties.width import METRICS, PROPERTY, Size, estimates, monotone
+from sae_bench.properties._width_sizes import Size
+from sae_bench.properties.width import METRICS, PROPERTY, estimates, monotone
 from sae_bench.sae import LinearDecoderSAE, weights_sha256
 from sae_bench.site import parse_site
 from sae_bench.stats import interval
