@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from sae_bench.errors import LoadError, near
-from sae_bench.formats._assemble import check_k, check_orientation, check_real, check_weights, dtype_name
+from sae_bench.formats._assemble import check_k, check_orientation, check_real, check_weights
 from sae_bench.formats._files import peek_json, positive_int, read_json, said
+from sae_bench.formats._sae_lens_config import info_of, modern
 from sae_bench.formats._sae_lens_scale import SCALED, SCALER, TOKEN_NORMS, Scaler, fold_input, fold_norms, read_scaler
 from sae_bench.formats._sae_lens_sparsity import SPARSITY, claimed_l0
 from sae_bench.formats._tensors import Tensors, peek_names, read_safetensors
@@ -35,23 +36,6 @@ from sae_bench.sae import (
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
-
-_RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
-_METADATA = (
-    "model_name",
-    "model_class_name",
-    "model_from_pretrained_kwargs",
-    "hook_name",
-    "hook_name_out",
-    "hook_head_index",
-    "prepend_bos",
-    "context_size",
-    "dataset_path",
-    "neuronpedia_id",
-    "seqpos_slice",
-    "sae_lens_version",
-    "sae_lens_training_version",
-)
 
 
 @dataclass(frozen=True)
@@ -135,11 +119,11 @@ def build(
 
     ``what`` names it in errors; ``scaler`` holds what training did to the input, if that was stored.
     """
-    config = _modern(config)
+    config = modern(config)
     architecture = _architecture(config, what)
     for name, tensor in weights.items():
         check_real(name, tensor, what)
-    info = _info(config, architecture, weights, what)
+    info = info_of(config, architecture, weights, what)
     weights = _tidy({name: tensor.float() for name, tensor in weights.items()}, config, info.d_sae, what)
     if architecture == _PURSUIT:
         return _pursuit(config, weights, info, scaler, what)
@@ -209,20 +193,6 @@ def _pursuit(
     )
 
 
-def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of any version in the shape of version 6: metadata apart, today's key names."""
-    new = {_RENAMED.get(key, key): value for key, value in config.items()}
-    if not isinstance(new.get("metadata"), Mapping):
-        new["metadata"] = {key: new[key] for key in _METADATA if key in new}
-    kwargs = new.get("activation_fn_kwargs")
-    if new.get("activation_fn") == "topk" and isinstance(kwargs, Mapping) and "k" in kwargs:
-        new.update(architecture="topk", k=kwargs["k"])
-    # Early versions had a flag where later ones have a word.
-    norm = new.get("normalize_activations") or "none"
-    new["normalize_activations"] = "expected_average_only_in" if norm is True else norm
-    return new
-
-
 def _architecture(config: Mapping[str, Any], what: str) -> str:
     name = said(config, "architecture", str, what) or "standard"
     if name in _REFUSED:
@@ -263,33 +233,3 @@ def _tidy(weights: Tensors, config: Mapping[str, Any], d_sae: int, what: str) ->
             )
         weights["W_dec"] = weights["W_dec"] * factors.unsqueeze(1)
     return weights
-
-
-def _info(config: Mapping[str, Any], architecture: str, weights: Tensors, what: str) -> SAEInfo:
-    metadata = config["metadata"]
-    known = {"model_name", "model_from_pretrained_kwargs", "hook_name", "hook_name_out", "prepend_bos", "context_size"}
-    kwargs = metadata.get("model_from_pretrained_kwargs") or {}
-    if not isinstance(kwargs, Mapping):
-        raise LoadError(f"model_from_pretrained_kwargs of {what} is {kwargs!r}, it must be an object or null")
-    extra = {key: value for key, value in metadata.items() if key not in known}
-    if (reshape := config.get("reshape_activations", "none")) != "none":
-        extra["reshape_activations"] = reshape
-    site, head = said(metadata, "hook_name", str, what), said(metadata, "hook_head_index", int, what)
-    if site is not None and head is not None:
-        site = f"{site}[{head}]"
-    return SAEInfo(
-        format="sae_lens",
-        architecture=said(metadata, "training_architecture", str, what) or architecture,
-        d_in=positive_int(config, "d_in", what),
-        d_sae=positive_int(config, "d_sae", what),
-        dtype=dtype_name(next(iter(weights.values()))) if weights else None,
-        model=said(metadata, "model_name", str, what),
-        model_kwargs=dict(kwargs),
-        site_in=site,
-        site_out=said(metadata, "hook_name_out", str, what) or site,
-        prepend_bos=said(metadata, "prepend_bos", bool, what),
-        context_size=said(metadata, "context_size", int, what),
-        l0=said(metadata, "l0", float, what),
-        neuronpedia=said(metadata, "neuronpedia_id", str, what),
-        extra=extra,
-    )

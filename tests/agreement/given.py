@@ -19,10 +19,11 @@ SHARPNESS = 10
 
 
 def demo_sha256() -> str:
-    """Of everything here that is read from the demo."""
+    """Of all that is read from the demo, and of nothing else in it."""
     digest = hashlib.sha256()
-    for path in sorted([DEMO / "corpus.safetensors", *DEMO.glob("model/*"), *DEMO.glob("saes/*/*")]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    saes = (path for name in SAES for path in (DEMO / "saes" / name).iterdir())
+    for path in sorted([DEMO / "corpus.safetensors", *(DEMO / "model").iterdir(), *saes]):
+        digest.update(str(path.relative_to(DEMO)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
