@@ -350,7 +350,7 @@ class Model:
 
         def forward(rows: Tensor) -> Tensor:
             logits = rows.new_empty(*rows.shape[:-1], linear.out_features)
-            for out, weight, bias in zip(logits.split(SLICE, dim=-1), weights, biases, strict=True):
+            for out, weight, bias in zip(torch.split(logits, SLICE, dim=-1), weights, biases, strict=True):
                 out.copy_(functional.linear(rows, weight, bias))
             return logits
 

@@ -141,7 +141,7 @@ def _mean_difference(bench: Bench, questions: Sequence[Sample], path: str) -> Te
             f"at {bench.site} the activations of the positive and the negative answers do not differ on average, so "
             f"{path} has no direction to steer along; choose a later site"
         )
-    return (difference / size).float()
+    return (difference / size).float().cpu()
 
 
 def _reliability(slopes: Floats) -> Floats:

@@ -43,7 +43,7 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Squared errors, norms and cosines of every kept token."""
-    mean = bench.site_data.mean.to(bench.site_data.x.device)
+    mean = bench.site_data.mean.to(bench.settings.device)
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
         x, xhat = batch.x.double(), bench.reconstruct(batch).double()  # (docs, pos, d)
