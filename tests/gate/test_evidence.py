@@ -58,7 +58,7 @@ def test_every_defect_is_caught_by_a_property_meant_for_it_or_listed_with_the_re
     for name, row in result["matrix"].items():
         assert (name in result["missed"]) == (not set(row["caught_by"]) & {*row["meant_for"]}), name
     assert result["matrix"]["none"]["caught_by"] == []
-    assert not set(result["matrix"]["bfloat16"]["caught_by"]) & {"reconstruction", "kl_gap", "sparsity"}
+    assert result["matrix"]["bfloat16"]["caught_by"] == [], "it does no harm"
 
 
 @pytest.fixture(scope="module")
