@@ -2,7 +2,7 @@
 
 ``make bench-engine`` runs it, on the bundled model and its TopK SAE. Documents: capture, the clean run, the SAE's arm,
 codes and reconstruction, with a budget that the activations outgrow, so that they lie in files. Arms: other values in
-the activation's place, over 64 captured documents, and what torch allocates at once. Seconds are the processor's,
+the activation's place, over 32 captured documents, and what torch allocates at once. Seconds are the processor's,
 medians of rounds that take turns. Memory by documents is what `bench_memory` measures.
 """
 
@@ -25,9 +25,9 @@ from sae_bench.site import parse_site
 from sae_bench.speed import peak_mebibytes
 from sae_bench.tiers import Settings
 
-DOCUMENTS, ARMS, OF_ARMS = (32, 64, 128, 256), (1, 2, 4, 8), 64
+DOCUMENTS, ARMS, OF_ARMS = (16, 32, 64, 128), (1, 2, 4, 8), 32
 SETTINGS = Settings(memory_bytes=16 << 20)
-ROUNDS = 3
+ROUNDS = 2
 LINEAR, FLAT = 1.3, 1.1
 "Cost of a unit, and memory, at the largest size over those at the smallest, at most."
 

@@ -59,7 +59,7 @@ def cost() -> str:
     if not found:
         return ""
     rows = []
-    for name, what in (("documents", "documents, one arm"), ("arms", "arms, 64 documents")):
+    for name, what in (("documents", "documents, one arm"), ("arms", "arms, 32 documents")):
         seconds = found[f"test_{name}"]["processor_seconds"]
         rows.append([what, " / ".join(seconds), " / ".join(f"{value:.2f}" for value in seconds.values())])
     peak = found["test_arms"]["peak_mebibytes"]
