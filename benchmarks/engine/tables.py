@@ -60,8 +60,9 @@ def cost() -> str:
         return ""
     rows = []
     for name, what in (("documents", "documents, one arm"), ("arms", "arms, 32 documents")):
-        seconds = found[f"test_{name}"]["processor_seconds"]
-        rows.append([what, " / ".join(seconds), " / ".join(f"{value:.2f}" for value in seconds.values())])
+        seconds = sorted((int(size), value) for size, value in found[f"test_{name}"]["processor_seconds"].items())
+        sizes, values = " / ".join(str(size) for size, _ in seconds), " / ".join(f"{value:.2f}" for _, value in seconds)
+        rows.append([what, sizes, values])
     peak = found["test_arms"]["peak_mebibytes"]
     told = (
         f"Cost is linear in documents and in arms (demo model); {max(map(int, peak))} arms take the memory of one:\n\n"
