@@ -84,11 +84,11 @@ class Model:
 
     @property
     def embedding(self) -> Tensor | None:
-        """(V, d_model) float32 rows of the token embedding; None where the model shows none of that shape."""
+        """(V, d_model) rows of the token embedding, in the model's precision; None where it shows none of that shape."""
         found = getattr(self.bridge, "W_E", None)
         if not isinstance(found, Tensor) or found.shape != (self.d_vocab, self.d_model):
             return None
-        return found.detach().float().cpu()
+        return found.detach()
 
     def sites(self) -> list[str]:
         """Names of the sites this model has, by block."""

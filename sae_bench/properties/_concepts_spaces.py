@@ -128,7 +128,7 @@ def _at_site(bench: Bench, found: Found, placed: Placed, times: int) -> AtSite:
 
 def in_embedding(bench: Bench, placed: Placed, times: int) -> Embedded | None:
     """The mean-difference direction of half the words, read on the other half of them."""
-    embedding = bench.site_data.shared("concepts: embedding", lambda: bench.model.embedding)
+    embedding = bench.model.embedding
     if placed.tokens is None or embedding is None:
         return None
     generator = np.random.default_rng(bench.settings.seed)
@@ -140,7 +140,7 @@ def in_embedding(bench: Bench, placed: Placed, times: int) -> Embedded | None:
             return None
         words.append(np.concatenate(sides))
         positive = np.arange(len(words[-1])) < len(sides[0])
-        halves.append(Half(embedding[words[-1]].double().numpy(), positive, none, none, none))
+        halves.append(Half(embedding[words[-1]].double().cpu().numpy(), positive, none, none, none))
     readers = [mean_difference(half) for half in halves]
     null, _ = permuted(halves, halves, [(each, each) for each in words], times, bench.settings.seed)
     return Embedded(cross(readers, halves, 0).value, null)
