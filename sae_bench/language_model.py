@@ -84,7 +84,7 @@ class Model:
 
     @property
     def embedding(self) -> Tensor | None:
-        """(V, d_model) rows of the token embedding, in the model's precision; None where it shows none of that shape."""
+        """(V, d_model) rows of the token embedding, in the model's precision; None where it shows no such matrix."""
         found = getattr(self.bridge, "W_E", None)
         if not isinstance(found, Tensor) or found.shape != (self.d_vocab, self.d_model):
             return None
