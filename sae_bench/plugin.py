@@ -154,7 +154,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if sae_session is None or session.config.getoption("collectonly") or hasattr(session.config, "workerinput"):
         return
     found = [(_spec_of(item), _property_of(item)) for item in session.items]
-    sae_session.distribute([(spec, name) for spec, name in found if spec is not None and name is not None])
+    try:
+        sae_session.distribute([(spec, name) for spec, name in found if spec is not None and name is not None])
+    except SAEBenchError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _mark_timed(config: pytest.Config, timed: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import socket
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ from sae_bench.spec import SAESpec
 
 RETRIES = 3
 "How often Ray runs a task again whose process or machine died."
+REACHED_WITHIN = 10.0
+"Seconds in which the cluster's address must answer."
 BESIDE = 1 << 30
 "Memory of a task for the interpreter and its libraries."
 Pair = tuple[SAESpec, str]
@@ -226,6 +229,10 @@ def _connect(address: str) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     try:
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdigit() and "/" not in host:
+            # Ray itself tries for minutes.
+            socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         said = str(error).strip().splitlines()

@@ -163,9 +163,22 @@ def test_a_task_whose_worker_always_dies_is_an_error(lab: Any, cluster: str, mon
 
 
 def test_mistakes_are_one_sentence(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
     workers = lab.repository.runpytest_subprocess(*RUN[:-2], "-n", "1", "--sae-ray", "auto")
     assert workers.ret == 4
     assert "--sae-ray and -n both spread SAEs" in workers.stdout.str() + workers.stderr.str()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray.is_initialized", lambda: False)
+        nobody = lab.plain(*RUN, "--sae-ray", "127.0.0.1:1")
+        forget()
+    assert nobody.ret == 4
+    said = nobody.stdout.str() + nobody.stderr.str()
+    assert "--sae-ray 127.0.0.1:1: no Ray cluster answers there (" in said
+    assert "Connection refused" in said
+    assert "Traceback" not in said
+    assert "INTERNALERROR" not in said
+    assert not list((lab.path / "reports").glob("*"))
 
     def refuse(**options: Any) -> None:
         raise ConnectionError("Could not find any running Ray instance.\nmore")
