@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sae_bench import baselines, store
 from sae_bench.content import content_of
 from sae_bench.conversion import Declared, measurement_from
-from sae_bench.errors import SAEBenchError, StoreError
+from sae_bench.errors import MeasurementError, SAEBenchError, StoreError
 from sae_bench.limits import Rule
 from sae_bench.measurement import Measurement, Metric, Undefined
 from sae_bench.preflight import rules_for
@@ -165,6 +165,9 @@ class Run:
             if self.options.selfcheck:
                 self._check_noise(spec, declared, found)
         except SAEBenchError as error:
+            if spec.control is not None and isinstance(error, MeasurementError):
+                # Controls are read, never judged: what has no value for one of them does not end a run in red.
+                return self.undefined(spec, name, str(error))
             found, notes = str(error), tuple(getattr(error, "__notes__", ()))
         except Exception as error:
             # A defect of ours or of a registered object must not take the other SAEs' results with it.

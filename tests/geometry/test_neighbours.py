@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_bench.demo.paths import SAES
+from sae_bench.demo.paths import ARCHITECTURES, SAES
 from sae_bench.errors import MeasurementError
 from sae_bench.formats import read_sae
 from sae_bench.geometry import Neighbours, frame_potential_excess, gini, neighbours, rms_cosine, votes, welch_bound
@@ -82,7 +82,7 @@ def test_demo_saes_equal_the_naive_computation(path: Path) -> None:
     check_trained(str(path))
 
 
-@pytest.mark.parametrize("name", [name for name in SAES if "-seed" not in name])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_real_saes_equal_the_naive_computation(name: str, real_assets: Path) -> None:
     check_trained(str(real_assets / "saes" / f"{name}-l3"))
 

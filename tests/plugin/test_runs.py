@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from argparse import ArgumentTypeError
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from sae_bench.errors import MeasurementError
 from sae_bench.options import size
+from sae_bench.properties import reconstruction
 
 WRONG_SITE = "blocks.1.hook_resid_prf"
 
@@ -86,6 +89,20 @@ def test_controls_are_measured_beside_the_sae_and_neither_judged_nor_accepted(su
     for name in ("random", "permuted"):
         assert values[name]["reconstruction"]["metrics"]["fvu"]["value"] > 1
     assert [path.name for path in (suite.path / "baselines").rglob("*.json")] == ["worse.json"]
+
+
+def test_what_has_no_value_is_undefined_for_a_control_and_an_error_for_an_sae(
+    suite: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(bench: Any) -> Any:
+        raise MeasurementError("no feature can be steered")
+
+    monkeypatch.setattr(reconstruction, "PROPERTY", replace(reconstruction.PROPERTY, measure=measure))
+    result = suite("--sae", "lab/good", "--sae-controls", "--sae-property", "reconstruction")
+    result.assert_outcomes(passed=14, failed=1)
+    verdicts = {sae: each["properties"]["reconstruction"]["verdict"] for sae, each in suite.report()["saes"].items()}
+    assert verdicts.pop("lab/good") == "ERROR"
+    assert set(verdicts.values()) == {"UNDEFINED"}
 
 
 def test_sae_may_be_given_as_a_target(suite: Any) -> None:
