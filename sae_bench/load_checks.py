@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -52,6 +53,21 @@ def _site(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]
     with suppress(UsageError):
         same = same or _place(bench.model.canonical(parse_site(trained))) == _place(read)
     yield "site", _say(same, str(read), f"the SAE was trained at {trained}")
+
+
+def _base_model(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+    """A base model and what was tuned or distilled from it have one shape, and much of one another's activations."""
+    trained, read = bench.sae.info.model, bench.model.name
+    # A folder is called as its owner likes.
+    if not bench.has_model or trained is None or Path(read).is_dir() or Path(trained).is_dir():
+        return
+    yield "model", _say(_plain(trained) == _plain(read), read, f"the SAE was trained on {trained}")
+
+
+def _plain(model: str) -> str:
+    """A model's name without its owner; TransformerLens says gpt2-small for gpt2."""
+    name = model.rpartition("/")[2].lower()
+    return {"gpt2-small": "gpt2"}.get(name, name)
 
 
 def _place(site: Site) -> Site:
@@ -159,6 +175,7 @@ def _apart(one: Tensor, two: Tensor) -> int:
 
 
 CHECKS: tuple[Callable[[Bench, Batch, SAESpec], Iterator[tuple[str, str]]], ...] = (
+    _base_model,
     _site,
     _orientation,
     _threshold,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sae_bench.corpus import Corpus, save_corpus
 from sae_bench.errors import LoadError
+from sae_bench.load_checks import looked_at
 from sae_bench.loading import Loader
 from sae_bench.properties import load_property
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TopK
@@ -263,6 +264,35 @@ def test_9_another_model_of_the_same_width(
     assert "explained_variance" not in flagged(checks(fitted))
     other = str(model_folder("Llama"))
     assert caught(lambda: checks(fitted, model=other)) & {"refused", "explained_variance"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "measured", "named"),
+    [
+        ("google/gemma-2-2b", "google/gemma-2-2b-it", True),
+        ("gpt2", "distilgpt2", True),
+        ("gpt2-small", "openai-community/gpt2", False),
+        ("pythia-70m-deduped", "EleutherAI/pythia-70m-deduped", False),
+    ],
+)
+def test_9_a_tuned_or_distilled_model_in_place_of_its_base(
+    loader: Loader,
+    model_folder: Callable[[str], Path],
+    corpus_file: str,
+    monkeypatch: pytest.MonkeyPatch,
+    trained: str,
+    measured: str,
+    named: bool,
+) -> None:
+    sae = exact()
+    sae = dataclasses.replace(sae, info=dataclasses.replace(sae.info, model=trained))
+    name = re.sub(r"[^a-z0-9]", "-", f"{trained}-{measured}".lower())
+    spec = SAESpec(id=name, load=lambda: sae, model=str(model_folder("GPT2")), site=SITE, corpus=corpus_file)
+    bench = loader.bench(spec)
+    # Names of the hub, which cannot be reached here; the folder that stands for it has no say.
+    assert "model" not in looked_at(bench, spec)
+    monkeypatch.setattr(bench.model, "name", measured)
+    assert looked_at(bench, spec)["model"].startswith("LOOK" if named else "ok")
 
 
 def test_9_tokens_of_another_tokenizer(checks: Check, corpus: Corpus, tmp_path: Path) -> None:
