@@ -12,12 +12,15 @@ from sae_bench.render import facts, known, pareto, words
 from sae_bench.render.figures import Figure
 from sae_bench.render.listed import documents_as_text, scroll, series_table
 from sae_bench.render.rows import all_rows, changed, properties, property_rows
-from sae_bench.render.tables import anchor, link, mark, reported_table, rows_table
+from sae_bench.render.tables import anchor, glyph, link, mark, reported_table, rows_table
 from sae_bench.results import MetricResult, PropertyResult, Report, SAEResult
 
 CHANGES = 60
 _LOOKED = "load_check."
 _SILENT = (None, Verdict.UNDEFINED)
+_CALM = (Verdict.PASS, Verdict.UNDEFINED)
+ROOMY = 12
+"Columns of the grid up to which every verdict has its word; with more, what is calm is a glyph."
 
 
 @dataclass
@@ -52,10 +55,11 @@ def grid(report: Report) -> str:
             if result is None:
                 cells.append('<td class="quiet">not run</td>')
                 continue
-            said = escape(f"{name} of {sae}")
+            said = f"{name} of {sae}: {words.verdict_word(result.verdict)}"
+            calm = result.verdict if len(names) > ROOMY and result.verdict in _CALM else None
+            shown = mark(result.verdict, result.beyond) if calm is None else glyph(calm)
             cells.append(
-                f'<td><a href="{link(sae, name)}" aria-label="{said}: {words.verdict_word(result.verdict)}">'
-                f"{mark(result.verdict, result.beyond)}</a></td>"
+                f'<td><a href="{link(sae, name)}" title="{escape(said)}" aria-label="{escape(said)}">{shown}</a></td>'
             )
         head_cell = f'<th scope=row title="{escape(sae)}"><a href="{link(sae)}">{escape(sae)}</a></th>'
         lines.append(f"<tr>{head_cell}{''.join(cells)}</tr>")

@@ -32,6 +32,11 @@ def link(sae: str, name: str = "") -> str:
     return "#" + quote(anchor(sae, name), safe="")
 
 
+def glyph(verdict: Verdict) -> str:
+    """A verdict without its word, where there is room for no more."""
+    return f'<span class="v v-{verdict.value.lower()}">{GLYPHS[verdict]}</span>'
+
+
 def mark(verdict: Verdict | None, beyond: bool = False, more: str = "", metric: MetricResult | None = None) -> str:
     """A verdict as glyph and word."""
     if verdict is None:

@@ -129,6 +129,16 @@ def test_every_verdict_has_a_word_and_a_shape(make: Any, verdict: Verdict) -> No
     assert f".v-{verdict.value.lower()}" in shown
 
 
+def test_a_wide_grid_says_in_words_what_is_not_calm(make: Any) -> None:
+    fine = {f"p{row:02}": make.prop(f"p{row:02}", {"m": make.metric()}) for row in range(html.sections.ROOMY)}
+    report = {"a": {**fine, "q": make.prop("q", {"m": make.metric(1.0, Verdict.FAIL)})}}
+    grids = [html.report_html(make.report(saes)).partition("class=grid>")[2].partition("</table>")[0]
+             for saes in ({"a": fine}, report)]  # fmt: skip
+    assert [grid.count(" pass</span>") for grid in grids] == [len(fine), 0]
+    assert grids[1].count('aria-label="p00 of a: pass"') == 1
+    assert grids[1].count(" FAIL</span>") == 1
+
+
 def test_what_needs_attention_is_unfolded_and_the_rest_is_not(text: str) -> None:
     opened = re.findall(r'<details class="property( alarm)?" id="([^"]*)"( open)?>', text)
     assert [(name, bool(state)) for alarm, name, state in opened if alarm] == [("demo/topk-1--kl_gap", True)]
