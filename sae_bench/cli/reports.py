@@ -17,9 +17,11 @@ from sae_bench.conversion import measurement_from, metrics_from, property_result
 from sae_bench.errors import SAEBenchError, UsageError
 from sae_bench.limits import Rule, check_rules, parse_rule
 from sae_bench.measurement import Metric
+from sae_bench.outcome import Verdict
 from sae_bench.properties import load_property, property_names
 from sae_bench.provenance import author, utc
 from sae_bench.render import terminal
+from sae_bench.render.rows import known_reason
 from sae_bench.report import load_report
 from sae_bench.results import PropertyResult, Report
 from sae_bench.spec import SAESpec
@@ -96,11 +98,18 @@ def _judge_again(
         sae=sae,
         rules=[*(rules_from(result) if result.acceptance is None else _declared_limits(result)), *rules],
         context=result.context,
+        known_failures=_known_failures(result),
         strict=strict,
     )
     return property_result(
         measurement, verdict, _Declared(name, metrics, result.version), context=result.context, accepted=accepted
     )
+
+
+def _known_failures(result: PropertyResult) -> dict[str, str]:
+    """What the run excused, with its reason, as its registration said; that is not at hand."""
+    excused = {name: each for name, each in result.metrics.items() if each.verdict is Verdict.KNOWN}
+    return {name: known_reason(each) for name, each in excused.items()}
 
 
 def _declared_limits(result: PropertyResult) -> list[Rule]:

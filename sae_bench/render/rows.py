@@ -66,11 +66,16 @@ def properties(report: Report) -> Iterator[tuple[str, str, PropertyResult]]:
             yield sae, name, report.saes[sae].properties[name]
 
 
+def known_reason(metric: MetricResult) -> str:
+    """Why the limit of a metric that is KNOWN may fail."""
+    return metric.message.rpartition("known: ")[2]
+
+
 def _notes(metric: MetricResult) -> tuple[str, ...]:
     """What a row's numbers do not say, as sentences."""
     verdict, notes = metric.verdict, []
     if verdict is Verdict.KNOWN and "known: " in metric.message:
-        notes.append(f"known: {metric.message.rpartition('known: ')[2]}")
+        notes.append(f"known: {known_reason(metric)}")
     if verdict is Verdict.INCONCLUSIVE:
         notes.append(words.documents(metric))
     if verdict in (Verdict.ERROR, Verdict.MISSING, Verdict.INCOMPARABLE):

@@ -86,6 +86,23 @@ def test_history_draws_each_metric_over_commits(accepted: Any, capsys: pytest.Ca
         assert "a smaller dictionary" in page
 
 
+def test_what_a_run_excuses_compare_excuses(toy: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    known = "known_failures={'reconstruction.explained_variance': 'early checkpoint'}"
+    toy.register(
+        f'from sae_bench import register_sae\nregister_sae("lab/a", path="a", {known}, '
+        'limits=["reconstruction.explained_variance:max:-9"])\n'
+    )
+    assert toy.accept("-q").ret == 0
+    assert toy("-q").ret == 0
+    SAES.__init__("SAE")  # type: ignore[misc]
+    folder, latest = str(toy.path / "baselines"), toy.path / "reports" / "latest.json"
+    capsys.readouterr()
+    assert main(["compare", folder, str(latest)]) == 0
+    assert "early checkpoint" in capsys.readouterr().out
+    latest.write_text(latest.read_text().replace('"KNOWN"', '"FAIL"'))
+    assert main(["compare", folder, str(latest)]) == 1
+
+
 def test_render_writes_what_is_asked_for(accepted: Any, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     wanted = ["--html", "out/page.html", "--markdown", "out/page.md", "--csv", "out/rows.csv"]
