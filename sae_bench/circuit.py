@@ -26,9 +26,9 @@ from sae_bench.labelled import (
     declared_factors,
     factor_levels,
     levels_of,
+    lopsided,
     read_source,
     text_field,
-    unequal,
 )
 
 FACTORS = ("order", "template")
@@ -126,14 +126,13 @@ def _check_distinct(source: Source, found: CircuitSet) -> None:
 
 
 def _check_answers(source: Source, found: CircuitSet) -> None:
-    right = Counter(prompt.answer.strip() for prompt in found.prompts)
-    wrong = Counter(prompt.distractor.strip() for prompt in found.prompts)
-    for name in sorted(right.keys() | wrong.keys()):
-        if unequal((right[name], wrong[name])):
-            raise LoadError(
-                f"{source.name} is not balanced: {name!r} is the answer of {right[name]} prompts and the distractor of "
-                f"{wrong[name]}; it must be both equally often, or a model that likes the name looks like a circuit"
-            )
+    uneven = lopsided((prompt.answer for prompt in found.prompts), (prompt.distractor for prompt in found.prompts))
+    if uneven is not None:
+        name, right, wrong = uneven
+        raise LoadError(
+            f"{source.name} is not balanced: {name!r} is the answer of {right} prompts and the distractor of "
+            f"{wrong}; it must be both equally often, or a model that likes the name looks like a circuit"
+        )
 
 
 def _check_clusters(source: Source, found: CircuitSet) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,9 @@ from sae_bench.labelled import (
     declared_factors,
     factor_levels,
     levels_of,
+    lopsided,
     read_source,
     text_field,
-    unequal,
 )
 
 FACTORS = ("answer_position", "wording", "template")
@@ -131,12 +130,11 @@ def _check_distinct(source: Source, found: ContrastSet) -> None:
 
 
 def _check_labels(source: Source, found: ContrastSet) -> None:
-    positive = Counter(pair.positive.strip() for pair in found.pairs)
-    negative = Counter(pair.negative.strip() for pair in found.pairs)
-    for answer in sorted(positive.keys() | negative.keys()):
-        if unequal((positive[answer], negative[answer])):
-            raise LoadError(
-                f"{source.name} is not balanced: answer {answer!r} is the positive one in "
-                f"{positive[answer]} pairs and the negative one in {negative[answer]}; it must be both equally often, "
-                f"or steering towards the answer's text looks like steering towards the trait"
-            )
+    uneven = lopsided((pair.positive for pair in found.pairs), (pair.negative for pair in found.pairs))
+    if uneven is not None:
+        answer, positive, negative = uneven
+        raise LoadError(
+            f"{source.name} is not balanced: answer {answer!r} is the positive one in "
+            f"{positive} pairs and the negative one in {negative}; it must be both equally often, "
+            f"or steering towards the answer's text looks like steering towards the trait"
+        )

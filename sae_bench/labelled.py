@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -117,6 +117,15 @@ def unequal(counts: Sequence[int]) -> bool:
     """Whether counts that should be equal are not, see `BALANCE`."""
     fair = sum(counts) / len(counts)
     return max(counts) - min(counts) > max(1.0, 2 * BALANCE * fair)
+
+
+def lopsided(right: Iterable[str], wrong: Iterable[str]) -> tuple[str, int, int] | None:
+    """The first answer, by name, that is right and wrong in unequal numbers, with both; None where all are balanced."""
+    for_it, against = (Counter(answer.strip() for answer in answers) for answers in (right, wrong))
+    for answer in sorted(for_it.keys() | against.keys()):
+        if unequal((for_it[answer], against[answer])):
+            return answer, for_it[answer], against[answer]
+    return None
 
 
 def check_balance(source: Source, items: Sequence[Item], factors: Sequence[str]) -> None:
