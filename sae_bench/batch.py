@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from sae_bench.errors import MeasurementError
 from sae_bench.site import Site
 
 
@@ -44,6 +46,24 @@ class Companion:
     "Where it reads and writes."
     sha256: str
     "Of its weights."
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What a registration names to be read beside its SAE; a field of `SAESpec` each."""
+
+    partner: Any = None
+    "A second SAE of the same site, of another seed."
+    next_layers: tuple[Companion, ...] = ()
+    "SAEs of later layers, the nearest first."
+    family: tuple[Companion, ...] = ()
+    "SAEs of the same site with dictionaries of other sizes, without this one."
+    contrast: str | None = None
+    "Path of a labelled dataset for contrast steering."
+    concepts: str | None = None
+    "Path of a file of concepts and cycles."
+    circuit: str | None = None
+    "Path of a circuit's prompts."
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +119,22 @@ def whole_clusters(cluster: tuple[int, ...], limit: int | None) -> int:
     return best
 
 
-def surprise(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """(rows,) minus the log-probability, (rows, V), of each row's token, (rows,)."""
-    return -log_probs.gather(-1, tokens[:, None]).squeeze(-1)
-
-
 def scatter(values: Tensor, keep: Tensor) -> Tensor:
     """(b, p) with ``values`` (rows,) where ``keep`` is true and 0 elsewhere."""
     out = values.new_zeros(keep.shape)
     out[keep] = values
     return out
+
+
+def check_finite(batch: Batch, values: Tensor, keep: Tensor | None, what: str) -> None:
+    """`MeasurementError` naming document and position where ``values`` (rows of ``keep``, ...) are not finite.
+
+    Without ``keep``, ``values`` has a row for each document.
+    """
+    if bool(torch.isfinite(values).all()):
+        return
+    bad = (~torch.isfinite(values)).reshape(len(values), -1).any(-1).nonzero()[0].item()
+    if keep is None:
+        raise MeasurementError(f"{what} is NaN or infinite in document {batch.documents[int(bad)]}")
+    row, position = keep.nonzero()[int(bad)].tolist()
+    raise MeasurementError(f"{what} is NaN or infinite at document {batch.documents[row]}, position {position}")

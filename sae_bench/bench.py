@@ -6,27 +6,37 @@ Shapes: b documents of a batch, p positions (the longest of them), d site width,
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from sae_bench.batch import Batch, Companion, Firing, Outcome, scatter, surprise, whole_clusters
-from sae_bench.capture import Progress, SiteData, Store, captured
+from sae_bench.batch import Batch, Beside, Companion, Firing, Outcome, check_finite, whole_clusters
+from sae_bench.capture import Progress, SiteData, captured
 from sae_bench.corpus import Corpus
-from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.floors import Draw, Pool
-from sae_bench.kept import KeptCodes, KeptRows
+from sae_bench.interventions import Interventions
 from sae_bench.model import Model
-from sae_bench.sae import decoder_norms
+from sae_bench.reading import Reading
 from sae_bench.site import Site
 from sae_bench.tiers import TIERS, Settings, Tier
 
-__all__ = ["TIERS", "Batch", "Bench", "Companion", "Firing", "Outcome", "Settings", "SiteData", "Tier", "site_data"]
+__all__ = [
+    "TIERS",
+    "Batch",
+    "Bench",
+    "Beside",
+    "Companion",
+    "Firing",
+    "Outcome",
+    "Settings",
+    "SiteData",
+    "Tier",
+    "site_data",
+]
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
@@ -44,64 +54,40 @@ def site_data(
     return captured(model, site, corpus, include_bos=include_bos, memory_bytes=settings.memory_bytes, progress=progress)
 
 
+@dataclass(eq=False)
 class Bench:
-    """One SAE, ready to be measured."""
+    """One SAE, ready to be measured; `dataclasses.replace` gives it with other settings, or another SAE's."""
 
-    def __init__(
-        self,
-        sae: Any,
-        model: Model,
-        corpus: Corpus,
-        site_data: SiteData,
-        settings: Settings,
-        *,
-        include_bos: bool = False,
-        progress: Progress | None = None,
-        partner: Any = None,
-        next_layers: Sequence[Companion] = (),
-        family: Sequence[Companion] = (),
-        contrast: str | None = None,
-        concepts: str | None = None,
-        id: str = "",
-        circuit: str | None = None,
-        source: SiteData | None = None,
-    ) -> None:
-        self.sae = sae
-        self.partner = partner
-        "A second SAE of the same site, of another seed; None when none is registered."
-        self.next_layers = tuple(next_layers)
-        "SAEs of later layers, the nearest first."
-        self.family = tuple(family)
-        "SAEs of the same site with dictionaries of other sizes, without this one."
-        self.contrast = contrast
-        "Path of a labelled dataset for contrast steering; None when none is registered."
-        self.concepts = concepts
-        "Path of a file of concepts and cycles; None when none is registered."
-        self.id = id
-        "What the SAE is registered as, by which files name it; '' for one that is not."
-        self.circuit = circuit
-        "Path of a circuit's prompts; None when none are registered."
-        self.model = model
-        self.corpus = corpus
-        self.site_data = site_data
-        self.source = source or site_data
-        "What the SAE reads; `site_data` itself unless it is a transcoder."
-        self.settings = settings
-        self.include_bos = include_bos
-        self.site = site_data.site
-        self._progress = progress
-        _check_fit(sae, self.source)
-        self.documents = whole_clusters(corpus.cluster, settings.documents or settings.tier.documents)
-        first = dict.fromkeys(corpus.cluster[: self.documents])
+    sae: Any
+    model: Model
+    corpus: Corpus
+    site_data: SiteData
+    settings: Settings
+    _: KW_ONLY
+    include_bos: bool = False
+    beside: Beside = field(default_factory=Beside)
+    "What its registration names to be read beside it."
+    id: str = ""
+    "What the SAE is registered as, by which files name it; '' for one that is not."
+    source: SiteData = None  # type: ignore[assignment]
+    "What the SAE reads; `site_data` itself unless it is a transcoder."
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        self.source = self.source or self.site_data
+        self.site = self.site_data.site
+        cluster = self.corpus.cluster
+        self.documents = whole_clusters(cluster, self.settings.documents or self.settings.tier.documents)
+        first = dict.fromkeys(cluster[: self.documents])
         self.clusters: tuple[int, ...] = tuple(first)
-        order = {cluster: index for index, cluster in enumerate(first)}
-        self.cluster_of = np.array([order[cluster] for cluster in corpus.cluster[: self.documents]])
+        order = {name: index for index, name in enumerate(first)}
+        self.cluster_of = np.array([order[name] for name in cluster[: self.documents]])
         self._memo: dict[str, Any] = {}
         self._memo_of: Batch | None = None
         self._pool: Pool | None = None
         self._shared: dict[Hashable, Any] = {}
-        self._codes_of = KeptCodes(self._encode, settings.memory_bytes // 16)
-        self._arms = KeptRows(settings.memory_bytes // 16)
+        self._reading = Reading(self.sae, self.site_data, self.source, self.settings)
+        self._interventions = Interventions(self.site_data, self.settings)
 
     @property
     def has_model(self) -> bool:
@@ -158,15 +144,23 @@ class Bench:
 
     def document_codes(self, document: int) -> Tensor:
         """(kept, n) feature activations at the kept positions of a document, in the SAE's own precision."""
-        return self._codes_of.dense(document)
+        return self._reading.of(document).dense()
+
+    def active(self, batch: Batch) -> Tensor:
+        """int64 (b, p) L0: features that fire on a token."""
+        return self._once(batch, "l0", lambda: self._reading.active(batch))
+
+    def strength(self, batch: Batch, weight: Tensor) -> Tensor:
+        """float64 (b, p) sum of |code| times a feature's ``weight`` (n,)."""
+        return self._reading.strength(batch, weight)
 
     def codes(self, batch: Batch) -> Tensor:
         """(b, p, n) float32 feature activations; 0 outside the kept positions."""
-        return self._once(batch, "codes", lambda: self._codes(batch))
+        return self._once(batch, "codes", lambda: self._reading.codes(batch))
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """(b, p, d) float32 reconstruction xhat; x itself outside the kept positions."""
-        return self._once(batch, "xhat", lambda: self._reconstruct(batch))
+        return self._once(batch, "xhat", lambda: self._reading.reconstruct(batch))
 
     def error(self, batch: Batch) -> Tensor:
         """(b, p, d) xhat - x; 0 outside the kept positions."""
@@ -174,33 +168,17 @@ class Bench:
 
     def decode(self, batch: Batch, codes: Tensor) -> Tensor:
         """(b, p, d) what other codes (b, p, n) decode to; x itself outside the kept positions."""
-        out = batch.x.clone()
-        with torch.no_grad():
-            for row, keep, x, code in zip(out, batch.keep, batch.source, codes, strict=True):
-                row[keep] = self.sae.decode(code[keep], like=x[keep]).to(row)
-        return out
+        return self._reading.decode(batch, codes)
 
-    @cached_property
+    @property
     def decoder_norms(self) -> Tensor:
         """float32 (n,) norm of every decoder row; 1 for an SAE that shows no decoder."""
-        try:
-            return decoder_norms(self.sae)
-        except MeasurementError:
-            return torch.ones(int(self.sae.d_sae), device=self.settings.device)
+        return self._reading.decoder_norms
 
-    @cached_property
+    @property
     def firing(self) -> Firing:
-        """Firing statistics over the whole corpus, whatever the tier: "dead" must not depend on it."""
-        n, norms = int(self.sae.d_sae), self.decoder_norms.double()
-        count = torch.zeros(n, dtype=torch.int64, device=norms.device)
-        total, square = torch.zeros_like(norms), torch.zeros_like(norms)
-        for document in range(len(self.corpus)):
-            codes = self._codes_of.sparse(document)
-            size = (codes.value.float().abs() * self.decoder_norms[codes.feature]).double()
-            count += torch.bincount(codes.feature, minlength=n)
-            total.index_add_(0, codes.feature, size)
-            square.index_add_(0, codes.feature, size.square())
-        return Firing(len(self.site_data.kept), count.cpu(), total.cpu(), square.cpu())
+        """Firing statistics over the whole corpus, whatever the tier."""
+        return self._reading.firing
 
     def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
         """``compute()``, once per ``key`` for this SAE: what several properties need."""
@@ -209,32 +187,21 @@ class Bench:
         found: T = self._shared[key]
         return found
 
-    def beside(self, other: Companion) -> Bench:
-        """The bench of one of `next_layers` or `family`: the same model, documents and settings, at its own site."""
-        same = other.site == self.site
-        data = (
-            self.site_data
-            if same
-            else site_data(self.model, other.site, self.corpus, self.settings, self.include_bos, self._progress)
-        )
-        return self.shared(
-            ("beside", other),
-            lambda: Bench(
-                other.sae,
-                self.model,
-                self.corpus,
-                data,
-                self.settings,
-                include_bos=self.include_bos,
-                progress=self._progress,
-                source=self.source if same else data,
-            ),
-        )
+    def of(self, other: Companion) -> Bench:
+        """The bench of an SAE of `beside`: the same model, documents and settings, at its own site."""
+
+        def made() -> Bench:
+            if other.site == self.site:
+                return replace(self, sae=other.sae, beside=Beside(), id="")
+            data = site_data(self.model, other.site, self.corpus, self.settings, self.include_bos, self.progress)
+            return replace(self, sae=other.sae, beside=Beside(), id="", site_data=data, source=data)
+
+        return self.shared(("beside", other), made)
 
     def advance(self, label: str, done: int, total: int) -> None:
         """Show how far a long part of a measurement is."""
-        if self._progress is not None:
-            self._progress(label, done, total)
+        if self.progress is not None:
+            self.progress(label, done, total)
 
     def token_text(self, token: int) -> str:
         """A token id as it stands in a text, with its leading space; its number where there is no tokenizer."""
@@ -254,29 +221,11 @@ class Bench:
         probabilities, each of which costs another pass over the vocabulary. ``arm`` names what stands there: what was
         found under a name is kept for whoever asks for it next.
         """
-        keep = batch.keep
-        if value is None:
-            kept, arm = self.site_data.kept_rows, "clean outcome"
-        else:
-            kept = self._arms
-        found = kept.find(arm, batch) if arm is not None else None
-        if found is None or (distances and found.shape[-1] < 4):
-            found = self._outcome(batch, value, distances)  # (rows, 2 or 4)
-            self._check(batch, found, keep, "the model's output")
-            if arm is not None:
-                kept.keep(arm, batch, found)
-        return Outcome(
-            kl=scatter(found[:, 0], keep),
-            ce=scatter(found[:, 1], keep) * batch.keep_ce,
-            distance=scatter(found[:, 2], keep) if distances else None,
-            moved=scatter(found[:, 3], keep) if distances else None,
-        )
+        return self._interventions.outcome(batch, value, distances, arm)
 
     def log_probs(self, batch: Batch, value: Tensor | None = None, *, where: Tensor | None = None) -> Tensor:
         """(rows, V) float32 log-probabilities at the true entries of ``where`` (b, p), in its order; else at `keep`."""
-        where = batch.keep if where is None else where
-        value = batch.x if value is None else value
-        return torch.cat([logq for logq, _ in self._runs(batch, value, where)])
+        return self._interventions.log_probs(batch, value, batch.keep if where is None else where)
 
     def final_residual(self, batch: Batch, value: Tensor) -> Tensor:
         """(rows, d_model) float32, what the final norm reads at `keep` when ``value`` (b, p, d) stands at the site."""
@@ -292,7 +241,7 @@ class Bench:
                 covariance=data.covariance,
                 rows=data.rows,
                 kept=data.kept,
-                errors=self._all_errors,
+                errors=self._reading.errors,
             )
         return self._pool
 
@@ -320,11 +269,11 @@ class Bench:
                 values = values.detach().to(device="cpu", dtype=torch.float64)
                 if values.dim() == 1:
                     shape: tuple[int, ...] = (self.documents,)
-                    self._check(batch, values, None, name)
+                    check_finite(batch, values, None, name)
                 else:
                     shape = (self.documents, self.corpus.tokens.shape[1], *values.shape[2:])
                     keep = batch.keep.cpu()
-                    self._check(batch, values[keep], keep, name)
+                    check_finite(batch, values[keep], keep, name)
                     values = torch.where(keep.view(*keep.shape, *[1] * (values.dim() - 2)), values, 0.0)
                 table = tables.setdefault(name, torch.zeros(shape, dtype=torch.float64))
                 if values.dim() == 1:
@@ -332,8 +281,8 @@ class Bench:
                 else:
                     table[rows, : values.shape[1]] = values
             done += len(batch.documents)
-            if self._progress is not None and progress_label:
-                self._progress(progress_label, done, self.documents)
+            if self.progress is not None and progress_label:
+                self.progress(progress_label, done, self.documents)
         return tables
 
     def _batch_documents(self) -> int:
@@ -349,111 +298,3 @@ class Bench:
             self._memo[name] = compute()
         found: Tensor = self._memo[name]
         return found
-
-    def _encode(self, document: int) -> Tensor:
-        """(kept, n) codes of a whole document.
-
-        One document at a time: a matrix product of another size rounds differently, and a feature near its threshold
-        would fire in one batch and not in another.
-        """
-        x = self.source.x[document][self.site_data.keep[document]]
-        with torch.no_grad():
-            codes: Tensor = self.sae.encode(x.to(self.settings.device))
-        return codes
-
-    def _codes(self, batch: Batch) -> Tensor:
-        codes = batch.x.new_zeros(*batch.keep.shape, int(self.sae.d_sae))
-        for row, keep, document in zip(codes, batch.keep, batch.documents, strict=True):
-            # A document that was cut keeps its first positions.
-            row[keep] = self._codes_of.dense(document)[: int(keep.sum())].to(row)
-        self._check(batch, codes[batch.keep], batch.keep, "a code of the SAE")
-        return codes
-
-    def _reconstruct(self, batch: Batch) -> Tensor:
-        xhat = batch.x.clone()
-        with torch.no_grad():
-            for row, keep, x, document in zip(xhat, batch.keep, batch.source, batch.documents, strict=True):
-                codes = self._codes_of.dense(document)[: int(keep.sum())]
-                row[keep] = self.sae.decode(codes, like=x[keep]).to(xhat)
-        self._check(batch, xhat[batch.keep], batch.keep, "the SAE's reconstruction")
-        return xhat
-
-    def _all_errors(self) -> Tensor:
-        """(N, d) errors at the kept positions of the whole corpus, in document order."""
-        data = self.site_data
-        errors = Store(self.settings.memory_bytes // 8).empty(len(data.kept), data.x.shape[-1])
-        start = 0
-        for document, (x, read, keep) in enumerate(zip(data.x, self.source.x, data.keep, strict=True)):
-            clean, seen = x[keep].to(self.settings.device), read[keep].to(self.settings.device)
-            with torch.no_grad():
-                found = (self.sae.decode(self._codes_of.dense(document), like=seen).float() - clean).cpu()
-            if not bool(torch.isfinite(found).all()):
-                raise MeasurementError(f"the SAE's reconstruction is NaN or infinite in document {document}")
-            errors[start : start + len(found)] = found
-            start += len(found)
-        return errors
-
-    def _clean(self, batch: Batch) -> Tensor:
-        """(kept, V) clean log-probabilities, kept while the batch lasts; longer, and for all SAEs, where they fit."""
-
-        def compute() -> Tensor:
-            kept = self.site_data.kept_rows
-            found = kept.find("clean", batch)
-            # The clean run goes through the same replacement, so that putting x back changes nothing, to the last bit.
-            return kept.keep("clean", batch, self.log_probs(batch)) if found is None else found
-
-        return self._once(batch, "clean", compute)
-
-    def _outcome(self, batch: Batch, value: Tensor | None, distances: bool) -> Tensor:
-        """(rows, 2) KL and CE at the kept positions; (rows, 4) with both distances."""
-        clean = self._clean(batch)
-        following = functional.pad(batch.tokens[:, 1:], (0, 1))[batch.keep]
-        if value is None:
-            none = clean.new_zeros(len(clean))
-            return torch.stack([none, surprise(clean, following), *([none, none] if distances else [])], dim=-1)
-        likely = self._once(batch, "likely", clean.exp)
-        found = []
-        for logq, (start, stop) in self._runs(batch, value, batch.keep):
-            ce = surprise(logq, following[start:stop])
-            moved = logq.exp().sub_(likely[start:stop]).abs_().sum(-1).div_(2) if distances else ce
-            # In place, and with P kept for the batch: this pass over the vocabulary is a tenth of an arm's cost.
-            apart = torch.sub(clean[start:stop], logq, out=logq)
-            away = [torch.linalg.vector_norm(apart, dim=-1), moved] if distances else []
-            found.append(torch.stack([apart.mul_(likely[start:stop]).sum(-1), ce, *away], dim=-1))
-        return torch.cat(found)
-
-    def _runs(self, batch: Batch, value: Tensor, where: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-        """Log-probabilities at ``where``, in slices of documents whose logits fit the budget, and their rows."""
-        value = torch.where(batch.keep[..., None], value.to(batch.x), batch.x)
-        # Logits, log-probabilities and one product of them are alive at once.
-        fitting = self.settings.memory_bytes // 8 // (3 * 4 * batch.tokens.shape[1] * self.model.d_vocab)
-        step, start = max(1, fitting), 0
-        for first in range(0, len(batch.documents), step):
-            rows = slice(first, first + step)
-            if not bool(where[rows].any()):
-                continue
-            logits = self.model.resume(
-                batch.tokens[rows], batch.block_input[rows], self.site, value[rows], select=where[rows]
-            )
-            stop = start + len(logits)
-            yield functional.log_softmax(logits, dim=-1), (start, stop)
-            start = stop
-
-    def _check(self, batch: Batch, values: Tensor, keep: Tensor | None, what: str) -> None:
-        """Raise where ``values`` (rows of ``keep``, ...) are not finite, naming document and position."""
-        if bool(torch.isfinite(values).all()):
-            return
-        bad = (~torch.isfinite(values)).reshape(len(values), -1).any(-1).nonzero()[0].item()
-        if keep is None:
-            raise MeasurementError(f"{what} is NaN or infinite in document {batch.documents[int(bad)]}")
-        row, position = keep.nonzero()[int(bad)].tolist()
-        raise MeasurementError(f"{what} is NaN or infinite at document {batch.documents[row]}, position {position}")
-
-
-def _check_fit(sae: Any, data: SiteData) -> None:
-    width = data.x.shape[-1]
-    if int(sae.d_in) != width:
-        raise LoadError(
-            f"the SAE reads vectors of width {int(sae.d_in)}, but {data.site} of model {data.model.name!r} has width "
-            f"{width}; check the model and the site it was trained on"
-        )

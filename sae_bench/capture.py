@@ -27,8 +27,9 @@ T = TypeVar("T")
 Progress: TypeAlias = Callable[[str, int, int], None]
 "Called with what is being done, how many documents are done, and of how many."
 
-_TOKENS = 4096
-"Tokens per capturing pass. Fixed, so that the captured numbers do not depend on anybody's batch size."
+_TOKENS = 2048
+"""Tokens per capturing pass. Fixed, so that the captured numbers do not depend on anybody's batch size; what twice as
+many make between a block's layers no longer fits into memory that is used again, and takes a third more time."""
 
 
 class Store:

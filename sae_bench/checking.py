@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sae_bench.bench import Bench
+from sae_bench.bench import Bench, Beside
 from sae_bench.corpus import Corpus, from_documents
 from sae_bench.errors import UsageError, near
 from sae_bench.handed import NOWHERE, as_documents, handed_corpus, handed_data
@@ -27,20 +27,9 @@ from sae_bench.spec import SAESpec
 from sae_bench.tiers import TIERS, Settings
 
 OPTIONS = ("tier", "documents", "seed", "device", "dtype", "batch_size", "memory_bytes", "strict", "selfcheck")
-FIELDS = (
-    "model_kwargs",
-    "include_bos",
-    "l0",
-    "tags",
-    "partner",
-    "next_layers",
-    "family",
-    "contrast",
-    "circuit",
-    "concepts",
-    "known_failures",
-    "limits",
-)
+_OWN = ("id", "path", "load", "model", "site", "corpus", "dtype", "origin", "baseline_id", "control")
+FIELDS = tuple(each.name for each in fields(SAESpec) if each.name not in _OWN)
+"What `check_sae` hands on to a registration as it is."
 
 
 def check(
@@ -191,4 +180,5 @@ class Handed(Loader):
         check_contract(sae)
         data = handed_data(given.x, given.corpus, site, spec.include_bos or given.is_matrix)
         partner = self._partner(spec, sae)
-        return Bench(sae, data.model, given.corpus, data, self.settings, include_bos=data.include_bos, partner=partner)
+        beside = Beside(partner=partner)
+        return Bench(sae, data.model, given.corpus, data, self.settings, include_bos=data.include_bos, beside=beside)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_bench.provenance import hardware
+from sae_bench.spec import LABELLED
 
 if TYPE_CHECKING:
     from sae_bench.bench import Bench
@@ -30,16 +31,15 @@ def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, A
     from sae_bench.sae import weights_sha256
 
     bench = loader.bench(spec)
+    beside = bench.beside
     return {
         "property": [declared.name, declared.version, {metric.name: metric.version for metric in declared.metrics}],
         "context": loader.context(spec),
         "weights": loader.weights(spec),
         "behaviour": _behaviour(bench),
-        "beside": [[each.sha256, str(each.site)] for each in (*bench.next_layers, *bench.family)],
-        "partner": None if bench.partner is None else weights_sha256(bench.partner),
-        "contrast": _files_sha256(spec.contrast),
-        "concepts": _files_sha256(spec.concepts),
-        "circuit": _files_sha256(spec.circuit),
+        "beside": [[each.sha256, str(each.site)] for each in (*beside.next_layers, *beside.family)],
+        "partner": None if beside.partner is None else weights_sha256(beside.partner),
+        "labelled": {name: _files_sha256(getattr(beside, name)) for name in LABELLED},
         "settings": asdict(loader.settings),
         "packages": {name: _version(name) for name in _PACKAGES},
         "hardware": hardware(),

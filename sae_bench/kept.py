@@ -5,7 +5,10 @@ Shapes: b documents of a batch, n SAE features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,58 +17,105 @@ from sae_bench.batch import Batch
 from sae_bench.sparse_codes import SparseCodes
 
 
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """The rows of one document within those that were kept with it."""
+
+    of: Tensor
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> Tensor:
+        return self.of[self.start : self.stop]
+
+
 class KeptRows:
     """Rows at the kept positions of documents, by name: results that more than one property or SAE asks for."""
 
     def __init__(self, memory_bytes: int) -> None:
         self.left = memory_bytes
-        self._rows: dict[tuple[str, int, int], Tensor] = {}
+        self._pieces: dict[tuple[str, int, int], _Piece] = {}
 
     def find(self, name: str, batch: Batch) -> Tensor | None:
-        """(rows, ...) of the batch's documents, one after another; None where one of them is not kept."""
-        found = [self._rows.get((name, *each)) for each in zip(batch.documents, batch.lengths, strict=True)]
-        present = [rows for rows in found if rows is not None]
-        return torch.cat(present) if len(present) == len(found) else None
+        """(rows, ...) of the batch's documents, one after another; None where one of them is not kept.
+
+        Nobody may change them: they are what is kept, where the documents were kept in this order.
+        """
+        found = [self._pieces.get((name, *each)) for each in zip(batch.documents, batch.lengths, strict=True)]
+        pieces = [piece for piece in found if piece is not None]
+        if len(pieces) < len(found):
+            return None
+        if all(one.of is other.of and one.stop == other.start for one, other in pairwise(pieces)):
+            return pieces[0].of[pieces[0].start : pieces[-1].stop]
+        return torch.cat([piece.rows for piece in pieces])
 
     def keep(self, name: str, batch: Batch, rows: Tensor) -> Tensor:
         """``rows`` (rows, ...) of the batch's kept positions, of which as many documents are kept as fit."""
-        parts = torch.split(rows, batch.keep.sum(1).tolist())
-        for document, length, part in zip(batch.documents, batch.lengths, parts, strict=True):
-            key = (name, document, length)
-            held = self._rows.pop(key, None)
-            self.left += 0 if held is None else held.nbytes
-            if part.nbytes <= self.left:
-                # A copy, because a view would hold on to the documents that do not fit.
-                self._rows[key] = part.clone()
-                self.left -= part.nbytes
+        stops = batch.keep.sum(1).cumsum(0).tolist()
+        pieces = [_Piece(rows, start, stop) for start, stop in pairwise([0, *stops])]
+        for document, length in zip(batch.documents, batch.lengths, strict=True):
+            held = self._pieces.pop((name, document, length), None)
+            self.left += 0 if held is None else held.rows.nbytes
+        whole = rows.nbytes <= self.left
+        for document, length, piece in zip(batch.documents, batch.lengths, pieces, strict=True):
+            if piece.rows.nbytes <= self.left:
+                # Where not all of them fit a copy, because a view would hold on to the others.
+                part = piece if whole else _Piece(piece.rows.clone(), 0, piece.stop - piece.start)
+                self._pieces[name, document, length] = part
+                self.left -= part.rows.nbytes
         return rows
 
 
 class KeptCodes:
-    """Codes of whole documents, without their zeros: an SAE is run over a corpus once, not once a property."""
+    """Codes of whole documents, without their zeros: an SAE is run over a corpus once, not once a property.
 
-    def __init__(self, encode: Callable[[int], Tensor], memory_bytes: int) -> None:
+    Documents are encoded in groups that follow from the corpus alone: a product of another size rounds differently, and
+    a feature near its threshold would fire in one batch and not in another.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Sequence[int]], list[SparseCodes]],
+        groups: Sequence[Sequence[int]],
+        memory_bytes: int,
+    ) -> None:
+        """``encode`` gives the codes of each of some documents, ``groups`` holds all documents of the corpus."""
         self._encode = encode
-        self.left = memory_bytes
+        self._group_of = {document: group for group in groups for document in group}
+        self.left = memory_bytes - memory_bytes // 4
         self._codes: dict[int, SparseCodes] = {}
+        # A quarter for groups that do not fit, until all documents of a batch have been asked for.
+        self._passing: OrderedDict[int, SparseCodes] = OrderedDict()
+        self._passing_bytes = memory_bytes // 4
 
-    def sparse(self, document: int) -> SparseCodes:
+    def of(self, document: int) -> SparseCodes:
         """Codes at the document's kept positions."""
-        if document in self._codes:
-            return self._codes[document]
-        return self._keep(document, self._encode(document))
+        for held in (self._codes, self._passing):
+            if document in held:
+                return held[document]
+        group = self._group_of[document]
+        encoded = dict(zip(group, self._encode(group), strict=True))
+        size = sum(codes.nbytes for codes in encoded.values())
+        if size <= self.left:
+            self._codes |= encoded
+            self.left -= size
+        else:
+            self._passing |= encoded
+            while len(self._passing) > len(group) and self._held() > self._passing_bytes:
+                self._passing.popitem(last=False)
+        return encoded[document]
 
-    def dense(self, document: int) -> Tensor:
-        """(kept, n) codes at the document's kept positions, in the SAE's own precision."""
-        if document in self._codes:
-            return self._codes[document].dense()
-        codes = self._encode(document)
-        self._keep(document, codes)
-        return codes
+    def _held(self) -> int:
+        return sum(codes.nbytes for codes in self._passing.values())
 
-    def _keep(self, document: int, codes: Tensor) -> SparseCodes:
-        found = SparseCodes.of(codes)
-        if found.nbytes <= self.left:
-            self._codes[document] = found
-            self.left -= found.nbytes
-        return found
+
+def groups_of(rows: Sequence[int], size: int) -> list[range]:
+    """Documents with ``rows`` kept positions each, in groups of neighbours that together have at least ``size``."""
+    groups, first, total = [], 0, 0
+    for document, count in enumerate(rows):
+        total += count
+        if total >= size or document == len(rows) - 1:
+            groups.append(range(first, document + 1))
+            first, total = document + 1, 0
+    return groups

@@ -16,18 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sae_bench.errors import LoadError, MeasurementError, near
 from sae_bench.model_files import content_sha256
 from sae_bench.site import INPUTS, KINDS, Site
+from sae_bench.unembedding import Unembedding
 
 _LEVEL = 7411
 "Marks our hooks, so that removing them leaves a user's own in place."
-
-
-SLICE = 2048
-"Entries of the vocabulary whose logits are computed at once on a CPU: products that wide stay in its caches."
 
 
 class _Stop(Exception):
@@ -70,6 +66,7 @@ class Model:
         self._torch_dtype = parameter.dtype
         self._processing = dict(processing or {})
         self._weights = weights or (lambda: content_sha256(bridge))
+        self.unembedding = Unembedding(bridge, self.d_vocab)
         bridge.eval()
 
     @property
@@ -188,23 +185,70 @@ class Model:
             (found,) = torch.autograd.grad(objective(self._forward(tokens, select)).sum(), value)
         return found
 
+    def logit_blocks(
+        self, tokens: Tensor, block_input: Tensor, site: Site, value: Tensor | None, *, select: Tensor, entries: int
+    ) -> Iterator[Tensor]:
+        """`resume` where ``select`` (b, p) is true, in its order, but some rows at a time: (k, V) float32 logits.
+
+        About ``entries`` logits are alive at once: a block is overwritten by the next one.
+        """
+        if not self.unembeds_alone:
+            step = max(1, entries // (tokens.shape[1] * self.d_vocab))
+            for first in range(0, len(tokens), step):
+                rows = slice(first, first + step)
+                placed = None if value is None else value[rows]
+                if bool(select[rows].any()):
+                    yield self.resume(tokens[rows], block_input[rows], site, placed, select=select[rows])
+            return
+        read = self._read_by(self.bridge.unembed, tokens, block_input, site, value)[select.to(self.device)]
+        with torch.no_grad():
+            yield from self.unembedding.blocks(read, entries)
+
     def final_residual(self, tokens: Tensor, block_input: Tensor, site: Site, value: Tensor | None) -> Tensor:
         """(b, p, d_model) float32 residual stream that the final norm reads when ``value`` stands at the site."""
+        # A copy, because some models go on to change the residual stream in place.
+        return self._read_by(self.bridge.ln_final, tokens, block_input, site, value).to(torch.float32, copy=True)
+
+    def _read_by(
+        self, module: nn.Module, tokens: Tensor, block_input: Tensor, site: Site, value: Tensor | None
+    ) -> Tensor:
+        """(b, p, d_model), what ``module`` reads when ``value`` stands at the site; nothing behind it is run."""
+        with self._placed(block_input, site, value):
+            return self._first_read(module, tokens)
+
+    def _first_read(self, module: nn.Module, tokens: Tensor) -> Tensor:
         seen: list[Tensor] = []
 
         def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append(args[0].detach().to(torch.float32, copy=True))
+            seen.append(args[0].detach())
             raise _Stop
 
-        handle = self.bridge.ln_final.register_forward_pre_hook(look)
+        handle = module.register_forward_pre_hook(look)
         try:
-            with torch.no_grad(), self._placed(block_input, site, value), suppress(_Stop):
+            with torch.no_grad(), suppress(_Stop):
                 self._forward(tokens)
         finally:
             handle.remove()
         if not seen:
-            raise MeasurementError(f"model {self.name!r} ran past its final norm, so its last residual cannot be read")
+            raise MeasurementError(
+                f"model {self.name!r} ran past its {type(module).__name__}, so what that reads cannot be seen"
+            )
         return seen[0]
+
+    @cached_property
+    def unembeds_alone(self) -> bool:
+        """Whether the unembedding by itself gives the logits of a whole pass: a model may go on to change them."""
+        tokens = torch.tensor([[0, 1]]).clamp(max=self.d_vocab - 1)
+        try:
+            read = self._first_read(self.bridge.unembed, tokens)
+        except MeasurementError:
+            return False
+        if read.shape != (1, 2, self.d_model):
+            return False
+        with torch.no_grad():
+            whole, alone = self.logits(tokens)[0], self.unembedding.logits(read[0])
+        size = float(whole.abs().max())
+        return torch.allclose(alone, whole, rtol=0, atol=8 * torch.finfo(self._torch_dtype).eps * size)
 
     @contextmanager
     def _placed(self, block_input: Tensor, site: Site, value: Tensor | None) -> Iterator[None]:
@@ -262,16 +306,8 @@ class Model:
                 bias = bridge.ln_final(torch.zeros_like(rows[:, :1]))
                 ratio = (self.norm_scale(resid) / scale).reshape(1, -1, 1).to(normed)
                 normed = bias + (normed - bias) * ratio
-            with self._sliced():
-                logits = bridge.unembed(normed)
-            transform = getattr(getattr(bridge, "adapter", None), "apply_output_logits_transform", None)
-            cap = float(getattr(bridge.cfg, "output_logits_soft_cap", None) or 0.0)
-            if transform is not None:
-                logits = transform(logits)
-            elif cap > 0:
-                logits = cap * torch.tanh(logits / cap)
-        found: Tensor = logits.float().reshape(*resid.shape[:-1], -1)
-        return found
+            logits = self.unembedding.logits(normed[0])
+        return logits.reshape(*resid.shape[:-1], -1)
 
     def _rows(self, resid: Tensor) -> Tensor:
         """Residual vectors (..., d_model) as one document of the model's own precision."""
@@ -286,7 +322,7 @@ class Model:
         if select is None:
             logits: Tensor = self.bridge(tokens.to(self.device), **options)
             return logits.float()
-        with _only(self.bridge.unembed, select.to(self.device)) as picked, self._sliced():
+        with self.unembedding.only(select.to(self.device)) as picked:
             logits = self.bridge(tokens.to(self.device), **options)
         return (logits[0] if picked else logits[select.to(self.device)]).float()
 
@@ -337,29 +373,6 @@ class Model:
                 if "forward" in vars(block):
                     object.__delattr__(block, "forward")
 
-    @contextmanager
-    def _sliced(self) -> Iterator[None]:
-        """For the duration, a vocabulary larger than `SLICE` is unembedded in slices, which takes a third less time."""
-        linear = getattr(self.bridge.unembed, "original_component", None)
-        # A class of its own may do more than multiply.
-        if type(linear) is not nn.Linear or linear.weight.device.type != "cpu" or len(linear.weight) <= SLICE:
-            yield
-            return
-        weights = torch.split(linear.weight, SLICE)
-        biases = [None] * len(weights) if linear.bias is None else torch.split(linear.bias, SLICE)
-
-        def forward(rows: Tensor) -> Tensor:
-            logits = rows.new_empty(*rows.shape[:-1], linear.out_features)
-            for out, weight, bias in zip(torch.split(logits, SLICE, dim=-1), weights, biases, strict=True):
-                out.copy_(functional.linear(rows, weight, bias))
-            return logits
-
-        object.__setattr__(linear, "forward", forward)
-        try:
-            yield
-        finally:
-            object.__delattr__(linear, "forward")
-
     @cached_property
     def _extra_outputs(self) -> int | None:
         """How many things a block returns beside the residual stream; None when it returns a bare tensor."""
@@ -383,21 +396,3 @@ def _silent(site: Site) -> MeasurementError:
         f"the model ran, but its hook {site} (or the input of its block) never fired, so nothing was measured there; "
         f"choose another site, for example blocks.{site.layer}.hook_resid_pre"
     )
-
-
-@contextmanager
-def _only(unembed: nn.Module, select: Tensor) -> Iterator[list[bool]]:
-    """Let the unembedding see the rows where ``select`` (b, p) is true, as one document; the list says if it did."""
-    picked: list[bool] = []
-
-    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not args or args[0].shape[:2] != select.shape:
-            return None
-        picked.append(True)
-        return (args[0][select][None], *args[1:])
-
-    handle = unembed.register_forward_pre_hook(pick)
-    try:
-        yield picked
-    finally:
-        handle.remove()

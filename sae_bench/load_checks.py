@@ -109,7 +109,7 @@ def _norms(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str
 
 
 def _l0(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
-    found = float((bench.codes(batch)[batch.keep] != 0).sum(-1).double().mean())
+    found = float(bench.active(batch)[batch.keep].double().mean())
     claimed = spec.l0 or bench.sae.info.l0
     if claimed is None:
         yield "l0", f"ok: {found:.3g}, none is claimed"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sae_bench.bench import Bench, Settings, site_data
+from sae_bench.bench import Bench, Beside, Settings, site_data
 from sae_bench.companions import Home, companions, ends
 from sae_bench.controls import make_control
 from sae_bench.controls.quality import AT_THE_OUTPUT
@@ -24,7 +24,7 @@ from sae_bench.load_checks import explained_variance, looked_at
 from sae_bench.model import Model, load_model
 from sae_bench.sae import SAE, check_contract, check_fit, weights_sha256
 from sae_bench.site import INPUTS, Site, parse_site
-from sae_bench.spec import CONTROL, SAESpec
+from sae_bench.spec import CONTROL, LABELLED, SAESpec
 
 _CONTROL_TOKENS = 16_384
 "Of the site that a control is made from: a principal component needs no more."
@@ -131,13 +131,13 @@ class Loader:
             self.settings,
             include_bos=spec.include_bos,
             progress=self.progress,
-            partner=self._partner(spec, sae),
-            next_layers=companions("next_layers", home, self._read),
-            family=companions("family", home, self._read),
-            contrast=spec.contrast,
-            concepts=spec.concepts,
+            beside=Beside(
+                partner=self._partner(spec, sae),
+                next_layers=companions("next_layers", home, self._read),
+                family=companions("family", home, self._read),
+                **{name: getattr(spec, name) for name in LABELLED},
+            ),
             id=spec.id,
-            circuit=spec.circuit,
             source=read,
         )
         if CONTROL not in spec.tags:

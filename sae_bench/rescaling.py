@@ -126,14 +126,7 @@ def rescale_bench(bench: Bench, out: Path) -> Rescaled:
     before = load_property("shrinkage").measure(bench)
     write_sae_lens(rescale(bench.sae, fitted(bench).per_feature), out)
     dtype = str(bench.sae.W_dec.dtype).removeprefix("torch.")
-    saved = Bench(
-        read_sae(str(out), device=bench.settings.device, dtype=dtype),
-        bench.model,
-        bench.corpus,
-        bench.site_data,
-        bench.settings,
-        include_bos=bench.include_bos,
-    )
+    saved = dataclasses.replace(bench, sae=read_sae(str(out), device=bench.settings.device, dtype=dtype))
     return Rescaled(out, before, load_property("shrinkage").measure(saved))
 
 

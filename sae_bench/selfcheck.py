@@ -78,28 +78,13 @@ def noise(measurements: Sequence[Measurement], metric: str, alpha: float) -> flo
 def varied(bench: Bench, repeat: int, same_seed: bool = False) -> Bench:
     """The same SAE, model and corpus, looked at in another way: no number may depend on it but by noise."""
     settings = bench.settings
-    varied = replace(
+    changed = replace(
         settings,
         batch_size=max(1, settings.batch_size // (repeat + 1)) if settings.batch_size > 1 else repeat + 1,
         order_seed=repeat,
         seed=settings.seed if same_seed else settings.seed + repeat,
     )
-    return type(bench)(
-        bench.sae,
-        bench.model,
-        bench.corpus,
-        bench.site_data,
-        varied,
-        include_bos=bench.include_bos,
-        partner=bench.partner,
-        next_layers=bench.next_layers,
-        family=bench.family,
-        contrast=bench.contrast,
-        concepts=bench.concepts,
-        id=bench.id,
-        circuit=bench.circuit,
-        source=bench.source,
-    )
+    return replace(bench, settings=changed)
 
 
 def check_noise(

@@ -6,9 +6,10 @@ without gathering the rows first. Shapes: n features, d width, k codes that are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -40,6 +41,32 @@ class SparseCodes:
         token, feature = codes.nonzero(as_tuple=True)
         return cls(codes.shape[0], codes.shape[1], token.int(), feature.int(), codes[token, feature])
 
+    @classmethod
+    def of_columns(cls, parts: Iterable[Tensor]) -> SparseCodes:
+        """Of dense codes (tokens, n) that come some features at a time, (tokens, some) each."""
+        found, features = [], 0
+        for part in parts:
+            token, feature = part.nonzero(as_tuple=True)
+            found.append((token.int(), (feature + features).int(), part[token, feature]))
+            tokens, features = part.shape[0], features + part.shape[1]
+        token, feature, value = (torch.cat(each) for each in zip(*found, strict=True))
+        order = torch.argsort(token, stable=True)
+        return cls(tokens, features, token[order], feature[order], value[order])
+
+    def split(self, tokens: Sequence[int]) -> list[SparseCodes]:
+        """Those of the first ``tokens[0]`` tokens, of the next ``tokens[1]`` and so on."""
+        first = [0, *accumulate(tokens)]
+        starts = torch.searchsorted(self.token, torch.tensor(first, dtype=torch.int32, device=self.token.device))
+        own = [slice(*ends) for ends in pairwise(starts.tolist())]
+        return [
+            SparseCodes(count, self.features, self.token[part] - start, self.feature[part], self.value[part])
+            for count, start, part in zip(tokens, first, own, strict=False)
+        ]
+
+    def first(self, tokens: int) -> SparseCodes:
+        """Those of the first ``tokens`` tokens."""
+        return self if tokens == self.tokens else self.split([tokens])[0]
+
     @property
     def nbytes(self) -> int:
         """Memory it takes."""
@@ -67,13 +94,21 @@ class SparseCodes:
             self.tokens, int(features.sum()), self.token[keep], number[self.feature[keep]], self.value[keep]
         )
 
+    @cached_property
+    def token_start(self) -> Tensor:
+        """int32 (tokens,), where each token's codes begin."""
+        return _starts(self.token, self.tokens)
+
+    def write(self, decoder: Tensor, scale: Tensor | None = None) -> Tensor:
+        """(tokens, d) ``sum_i scale_i f_i d_i`` of decoder rows (n, d); ``scale`` (n,) is 1 unless given."""
+        value = self.value if scale is None else self.value * scale[self.feature]
+        return _weighted_sums(self.feature, decoder, self.token_start, value)
+
     def bags(self) -> Bags:
-        """Ready for products."""
+        """Ready for products in both directions."""
         order = torch.argsort(self.feature, stable=True)
         return Bags(
-            value=self.value,
-            feature=self.feature,
-            token_start=_starts(self.token, self.tokens),
+            codes=self,
             value_by_feature=self.value[order],
             token=self.token[order],
             feature_start=_starts(self.feature, self.features),
@@ -84,12 +119,7 @@ class SparseCodes:
 class Bags:
     """Codes in both orders: a bag for each token, and a bag for each feature."""
 
-    value: Tensor
-    "(k,) by token"
-    feature: Tensor
-    "int32 (k,) by token"
-    token_start: Tensor
-    "int32 (tokens,), where each token's codes begin."
+    codes: SparseCodes
     value_by_feature: Tensor
     "(k,)"
     token: Tensor
@@ -98,9 +128,8 @@ class Bags:
     "int32 (n,)"
 
     def write(self, decoder: Tensor, scale: Tensor | None = None) -> Tensor:
-        """(tokens, d) ``sum_i scale_i f_i d_i`` of decoder rows (n, d); ``scale`` (n,) is 1 unless given."""
-        value = self.value if scale is None else self.value * scale[self.feature]
-        return _weighted_sums(self.feature, decoder, self.token_start, value)
+        """As `SparseCodes.write`."""
+        return self.codes.write(decoder, scale)
 
     def project(self, decoder: Tensor, vectors: Tensor) -> Tensor:
         """float64 (n,) ``sum_t f_i d_i·v_t`` of vectors (tokens, d): the transpose of `write` in ``scale``."""

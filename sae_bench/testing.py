@@ -97,8 +97,9 @@ def check_sae(
         properties: only these; all of them otherwise.
         baselines: the folder of accepted reports to compare with; hard limits only without.
         options: ``tier``, ``documents``, ``seed``, ``device``, ``dtype``, ``batch_size``, ``memory_bytes``, ``strict``,
-            ``selfcheck``; of `SAESpec` ``model_kwargs``, ``include_bos``, ``l0``, ``tags``, ``partner``,
-            ``next_layers``, ``family``, ``contrast``, ``circuit``, ``concepts``, ``known_failures``, ``limits``.
+            ``selfcheck``; of `SAESpec` ``model_kwargs``, ``output_site``, ``include_bos``, ``l0``, ``tags``,
+            ``partner``, ``next_layers``, ``family``, ``contrast``, ``circuit``, ``concepts``, ``known_failures``,
+            ``limits``.
 
     Returns:
         The report; ``report.exit_code()`` is the exit code that pytest would end with.

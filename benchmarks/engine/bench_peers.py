@@ -156,11 +156,11 @@ class Ours:
             return {"kl_ablated": found.kl, "ce_ablated": found.ce}
 
         def arms(batch: Batch) -> dict[str, Tensor]:
-            codes, xhat = bench.codes(batch), bench.reconstruct(batch)
-            found, x = bench.outcome(batch, xhat), batch.x
+            xhat, x = bench.reconstruct(batch), batch.x
+            found = bench.outcome(batch, xhat)
             along, size = (x.double() * xhat.double()).sum(-1), xhat.double().square().sum(-1)
             return {
-                "kl": found.kl, "ce": found.ce, "ce_clean": bench.outcome(batch, None).ce, "l0": (codes != 0).sum(-1),
+                "kl": found.kl, "ce": found.ce, "ce_clean": bench.outcome(batch, None).ce, "l0": bench.active(batch),
                 "error": (xhat - x).double().square().sum(-1), "along": along, "size": size,
                 "spread": (x.double() - self.data.mean).square().sum(-1),
                 "cosine": along / (size.sqrt() * x.double().norm(dim=-1)),

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import LoadError
-from sae_bench.spec import SAESpec
+from sae_bench.spec import COMPANIONS, LABELLED, SAESpec
 
-SAES = ("path", "partner", "next_layers", "family")
-DATA = ("corpus", "contrast", "concepts", "circuit")
+SAES = ("path", *COMPANIONS)
+DATA = ("corpus", *LABELLED)
 FIELDS = (*SAES, "model", *DATA)
 "Fields of a registration that may name files; some of them several."
 

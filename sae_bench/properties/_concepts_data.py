@@ -97,7 +97,7 @@ def placed_concepts(bench: Bench) -> Found:
     Raises:
         LoadError: the file is wrong, or speaks of another vocabulary or corpus.
     """
-    file = None if bench.concepts is None else read_concepts(bench.concepts)
+    file = None if bench.beside.concepts is None else read_concepts(bench.beside.concepts)
     key = ("concepts", "" if file is None else file.sha256, bench.settings.seed)
 
     def place() -> Found:

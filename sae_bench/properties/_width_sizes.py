@@ -43,8 +43,8 @@ def family_sizes(bench: Bench) -> list[Size]:
 
     sums = bench.site_data.shared(("width: loss", bench.documents), lambda: _loss(bench))
     found = [_size(bench, "this SAE", _sums(bench), sums)]
-    for companion in bench.family:
-        other = bench.beside(companion)
+    for companion in bench.beside.family:
+        other = bench.of(companion)
         check_explains(other, companion)
         key = ("width", companion.name, companion.sha256, bench.documents)
         tables = bench.site_data.shared(key, lambda other=other: _sums(other))  # type: ignore[misc]
@@ -69,10 +69,10 @@ def _sums(bench: Bench) -> dict[str, Floats]:
     mean = bench.site_data.mean.to(bench.site_data.x.device)
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
-        codes, xhat = bench.codes(batch), bench.reconstruct(batch)
+        xhat = bench.reconstruct(batch)
         outcome = bench.outcome(batch, xhat)
         return {
-            "l0": (codes != 0).sum(-1),
+            "l0": bench.active(batch),
             "error": (xhat.double() - batch.x).square().sum(-1),
             "variance": (batch.x.double() - mean).square().sum(-1),
             "kl": outcome.kl,

@@ -62,9 +62,9 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Class means of every declared cycle at the site, through the SAE and in the features that hold it."""
-    if bench.concepts is None:
+    if bench.beside.concepts is None:
         return Measurement({metric.name: Undefined(NO_CYCLES) for metric in METRICS})
-    file = read_concepts(bench.concepts)
+    file = read_concepts(bench.beside.concepts)
     if not file.cycles:
         return Measurement({metric.name: Undefined(NO_CYCLES) for metric in METRICS})
     found, missing = _each(bench, file)

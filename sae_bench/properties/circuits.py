@@ -84,11 +84,11 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Logit differences of the scored half in every arm, and what leaving out single features does to them."""
-    if bench.circuit is None:
+    if bench.beside.circuit is None:
         return Measurement({metric.name: Undefined(NO_PROMPTS) for metric in METRICS})
     if bench.source is not bench.site_data:
         return Measurement({metric.name: Undefined(TRANSCODER) for metric in METRICS})
-    asked = read_circuit(bench.circuit)
+    asked = read_circuit(bench.beside.circuit)
     found = circuit_arms(bench, asked)
     design = Design(found.cluster_of, found.factors)
     features = compare_features(design, found.effects, bench.settings.seed)

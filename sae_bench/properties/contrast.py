@@ -73,10 +73,10 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Slopes of every arm on the scored half, and what declared factors explain of them."""
-    if bench.contrast is None:
+    if bench.beside.contrast is None:
         return Measurement({metric.name: Undefined(NO_DATASET) for metric in METRICS})
-    asked = read_contrast(bench.contrast)
-    beside = shifted_path(bench.contrast)
+    asked = read_contrast(bench.beside.contrast)
+    beside = shifted_path(bench.beside.contrast)
     shifted = read_contrast(beside) if beside is not None else None
     found = contrast_arms(bench, asked, shifted)
     factors = {name: levels([pair.factors[name] for pair in found.pairs]) for name in asked.factors}

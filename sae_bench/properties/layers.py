@@ -78,7 +78,7 @@ def measure(bench: Bench) -> Measurement:
     estimates: dict[str, Estimate] = {}
     series: dict[str, Series] = {}
     notes: list[str] = []
-    for (suffix, which), companion in zip(LAYERS.items(), (*bench.next_layers, None, None), strict=False):
+    for (suffix, which), companion in zip(LAYERS.items(), (*bench.beside.next_layers, None, None), strict=False):
         if companion is None:
             none = Undefined(f"no SAE of {which} is registered: next_layers=[...]")
             estimates |= {name + suffix: none for name in PERSISTENCE}
@@ -104,7 +104,7 @@ def measure(bench: Bench) -> Measurement:
         series,
         settings={
             "include_bos": bench.include_bos,
-            "next_layers": [[each.sha256, str(each.site)] for each in bench.next_layers[: len(LAYERS)]],
+            "next_layers": [[each.sha256, str(each.site)] for each in bench.beside.next_layers[: len(LAYERS)]],
         },
         notes=tuple(notes),
     )

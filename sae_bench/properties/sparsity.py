@@ -101,17 +101,15 @@ def _notes(count: NDArray[np.int64], tokens: int) -> tuple[str, ...]:
 
 def _tokens(bench: Bench, batch: Batch, dense: NDArray[np.bool_]) -> dict[str, Tensor]:
     """(docs, pos) tables of one batch; the two KL arms run only when there are dense features."""
-    import torch
-
-    codes = bench.codes(batch)  # (docs, pos, n)
-    strength = codes.abs() * bench.decoder_norms  # (docs, pos, n)
-    mask = codes.new_tensor(dense)
+    norms = bench.decoder_norms  # (n,)
+    mask = norms.new_tensor(dense)
     tables = {
-        "l0": (codes != 0).sum(-1),
-        "l1": strength.sum(-1, dtype=torch.float64),
-        "dense": (strength * mask).sum(-1, dtype=torch.float64),
+        "l0": bench.active(batch),
+        "l1": bench.strength(batch, norms),
+        "dense": bench.strength(batch, norms * mask),
     }
     if dense.any() and bench.has_model:
+        codes = bench.codes(batch)  # (docs, pos, n)
         for name, kept in {"kl_dense_only": mask, "kl_without_dense": 1 - mask}.items():
             tables[name] = bench.outcome(batch, bench.decode(batch, codes * kept)).kl
     return tables

@@ -39,7 +39,7 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Largest cosines both ways and one-to-one matches of the alive features of two SAEs."""
-    partner = getattr(bench, "partner", None)
+    partner = bench.beside.partner
     if partner is None:
         none = Undefined("no second SAE registered: partner=...")
         return Measurement({metric.name: none for metric in METRICS}, bench.clusters)

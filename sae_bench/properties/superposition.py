@@ -138,7 +138,7 @@ def _tokens(bench: Bench, batch: Batch, directions: Tensor, stride: int) -> dict
     tables["power"] = codes.square().sum(-1, dtype=torch.float64)
     for scale in SCALES:
         lost = torch.zeros_like(tables["power"])
-        # A document at a time, as the bench encodes: a feature near its threshold must not fire in one batch only.
+        # A document at a time: a feature near its threshold must not fire in one batch only.
         for row, keep, x, code in zip(lost, batch.keep, batch.source, codes, strict=True):
             with torch.no_grad():
                 scaled = bench.sae.encode(x[keep] * scale).float() * bench.decoder_norms

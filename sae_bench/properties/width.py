@@ -74,7 +74,7 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """KL, explained variance and loss recovered of every SAE of the family, and their order by size."""
-    if not bench.family:
+    if not bench.beside.family:
         none = Undefined("no SAEs of other sizes are registered: family=[...]")
         return Measurement({metric.name: none for metric in METRICS}, bench.clusters)
     sizes = family_sizes(bench)
@@ -90,7 +90,7 @@ def measure(bench: Bench) -> Measurement:
         settings={
             "include_bos": bench.include_bos,
             "matched": MATCHED,
-            "family": sorted(companion.sha256 for companion in bench.family),
+            "family": sorted(companion.sha256 for companion in bench.beside.family),
         },
         notes=tuple(notes),
     )

@@ -2,6 +2,7 @@
 
 from sae_bench.sae.activations import AbsTopK, Activation, Gated, GroupMax, JumpReLU, ReLU, TopK
 from sae_bench.sae.checks import check_contract, check_fit
+from sae_bench.sae.decoder import decoded, encoded
 from sae_bench.sae.folded import FoldedSAE, fold_decoder_norms
 from sae_bench.sae.linear import LinearDecoderSAE
 from sae_bench.sae.norms import TokenNorm
@@ -34,7 +35,9 @@ __all__ = [
     "WrappedSAE",
     "check_contract",
     "check_fit",
+    "decoded",
     "decoder_norms",
+    "encoded",
     "fold_decoder_norms",
     "folded_codes",
     "unit_directions",

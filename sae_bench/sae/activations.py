@@ -40,18 +40,32 @@ class Activation:
 
 
 @dataclass(frozen=True, eq=False)
-class ReLU(Activation):
-    """``max(0, pre)`` with ``pre = projections + b_enc``."""
+class Elementwise(Activation):
+    """An activation whose code of a feature follows from the projection of that feature alone."""
+
+    def part(self, features: slice) -> Self:
+        """The activation of some features."""
+        return self.map(lambda tensor: tensor[features])
+
+
+@dataclass(frozen=True, eq=False)
+class Biased(Activation):
+    """Any activation of ``pre = projections + b_enc``."""
 
     b_enc: Tensor
-
-    def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
-        return torch.relu(projections + self.b_enc)
 
     def shift(self, delta: Tensor) -> Self:
         """See `Activation.shift`."""
         return dataclasses.replace(self, b_enc=self.b_enc + delta)
+
+
+@dataclass(frozen=True, eq=False)
+class ReLU(Biased, Elementwise):
+    """``max(0, pre)`` with ``pre = projections + b_enc``."""
+
+    def __call__(self, projections: Tensor) -> Tensor:
+        """Codes (..., d_sae)."""
+        return torch.relu(projections + self.b_enc)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +81,7 @@ class JumpReLU(ReLU):
 
 
 @dataclass(frozen=True, eq=False)
-class TopK(ReLU):
+class TopK(Biased):
     """The k largest pre-activations of each token, negative ones as 0."""
 
     k: int
@@ -80,7 +94,7 @@ class TopK(ReLU):
 
 
 @dataclass(frozen=True, eq=False)
-class AbsTopK(ReLU):
+class AbsTopK(Biased):
     """The k pre-activations of each token that are largest in magnitude, with their signs."""
 
     k: int
@@ -97,7 +111,7 @@ class AbsTopK(ReLU):
 
 
 @dataclass(frozen=True, eq=False)
-class GroupMax(ReLU):
+class GroupMax(Biased):
     """The largest pre-activation of each of k equal, contiguous groups of features, negative ones as 0."""
 
     k: int
@@ -111,7 +125,7 @@ class GroupMax(ReLU):
 
 
 @dataclass(frozen=True, eq=False)
-class Gated(Activation):
+class Gated(Elementwise):
     """``max(0, projections * exp(r_mag) + b_mag)`` where ``projections + b_gate > 0``, else 0."""
 
     b_gate: Tensor

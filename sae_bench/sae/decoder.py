@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
+import torch
 from torch import Tensor
 
 from sae_bench.errors import MeasurementError
 from sae_bench.sae.norms import TokenNorm, moments
-from sae_bench.sae.protocol import SAEInfo
+from sae_bench.sae.protocol import SAE, SAEInfo
+from sae_bench.sparse_codes import SparseCodes
+
+SPARSE = 32
+"A sum of decoder rows costs as much as a matrix product when one code in this many is not 0."
 
 
-class DecoderSAE:
+class Ends:
     """An autoencoder's widths, from its decoder rows, and the sites that its config names."""
 
     info: SAEInfo
@@ -43,9 +50,31 @@ class DecoderSAE:
         """Hook name it writes."""
         return self.info.site_out
 
-    def _written(self, codes: Tensor) -> Tensor:
-        """(..., d_out) of codes (..., d_sae), in the precision of the weights and before a norm is undone."""
-        return codes.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
+
+class DecoderSAE(Ends, ABC):
+    """An SAE whose reconstruction is a sum of decoder rows and a bias, from which a token norm is undone."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
+
+    def encode_sparse(self, x: Tensor) -> SparseCodes:
+        """`encode` of activations (tokens, d_in), without the zeros."""
+        return SparseCodes.of(self.encode(x))
+
+    def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
+        """Reconstruction (..., d_out) of codes (..., d_sae); ``like`` (..., d_in) is needed under a token norm."""
+        return self._restored(codes.to(self.W_dec.dtype) @ self.W_dec + self.b_dec, like)
+
+    def decode_sparse(self, codes: SparseCodes, like: Tensor | None = None) -> Tensor:
+        """`decode` of codes without their zeros, (tokens, d_out): only the decoder rows of what fires are read."""
+        if self.W_dec.dtype != torch.float32 or len(codes.value) * SPARSE > codes.tokens * codes.features:
+            return self.decode(codes.dense(), like)
+        return self._restored(codes.write(self.W_dec) + self.b_dec, like)
+
+    @abstractmethod
+    def _restored(self, written: Tensor, like: Tensor | None) -> Tensor:
+        """The reconstruction from what the decoder wrote, (..., d_out), in the precision of the weights."""
 
 
 def restored(decoded: Tensor, like: Tensor | None, norm: TokenNorm) -> Tensor:
@@ -65,3 +94,15 @@ def needed(like: Tensor | None, does: str) -> Tensor:
             f"pass the input they came from, decode(codes, like=x)"
         )
     return like
+
+
+def encoded(sae: SAE, x: Tensor) -> SparseCodes:
+    """What any SAE makes of activations (tokens, d_in), without the zeros."""
+    return sae.encode_sparse(x) if isinstance(sae, DecoderSAE) else SparseCodes.of(sae.encode(x))
+
+
+def decoded(sae: SAE, codes: SparseCodes | Tensor, like: Tensor) -> Tensor:
+    """(tokens, d_out) what any SAE makes of codes, dense (tokens, d_sae) or not, whose input was ``like``."""
+    if isinstance(sae, DecoderSAE):
+        return sae.decode_sparse(codes if isinstance(codes, SparseCodes) else SparseCodes.of(codes), like)
+    return sae.decode(codes.dense() if isinstance(codes, SparseCodes) else codes, like=like)

@@ -11,17 +11,22 @@ import torch
 from torch import Tensor
 
 from sae_bench.errors import LoadError
-from sae_bench.sae.activations import Activation
+from sae_bench.sae.activations import Activation, Elementwise
 from sae_bench.sae.decoder import DecoderSAE, needed, restored
 from sae_bench.sae.norms import TokenNorm, normalised
 from sae_bench.sae.protocol import SAEInfo
+from sae_bench.sparse_codes import SparseCodes
+
+FEATURES = 2048
+"Features encoded at once on a CPU: their projections stay in its caches."
 
 
 @dataclass(frozen=True, eq=False)
 class LinearDecoderSAE(DecoderSAE):
     """``codes = activation((norm(x) - pre_bias) @ W_enc)``, ``x_hat = unnorm(codes @ W_dec + b_dec)``; an `SAE`.
 
-    A transcoder is one as well, with `d_out` and `site_out` of its own; it may add ``x @ W_skip``.
+    A transcoder is one as well, with `d_out` and `site_out` of its own; it may add ``x @ W_skip``, and then needs the
+    input of codes to decode them.
     """
 
     info: SAEInfo
@@ -76,12 +81,20 @@ class LinearDecoderSAE(DecoderSAE):
         x = normalised(x.to(self.W_enc.dtype), self.token_norm)
         return self.activation((x - self.pre_bias) @ self.W_enc)
 
-    def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
-        """Reconstruction (..., d_out) of codes (..., d_sae).
+    def encode_sparse(self, x: Tensor) -> SparseCodes:
+        """`encode` of activations (tokens, d_in), without the zeros.
 
-        ``like`` (..., d_in), the input of the codes, is needed under a token norm and with a skip connection.
+        Where the code of a feature follows from its own projection, some features at a time, so that nothing of d_sae
+        columns is ever made.
         """
-        decoded = restored(self._written(codes), like, self.token_norm if self.norm_undone else "none")
+        if not isinstance(self.activation, Elementwise) or self.W_enc.device.type != "cpu":
+            return super().encode_sparse(x)
+        x = normalised(x.to(self.W_enc.dtype), self.token_norm) - self.pre_bias
+        parts = (slice(start, start + FEATURES) for start in range(0, self.d_sae, FEATURES))
+        return SparseCodes.of_columns(self.activation.part(part)(x @ self.W_enc[:, part]) for part in parts)
+
+    def _restored(self, written: Tensor, like: Tensor | None) -> Tensor:
+        decoded = restored(written, like, self.token_norm if self.norm_undone else "none")
         if self.W_skip is None:
             return decoded
         return decoded + needed(like, "adds a linear map of its input").to(decoded.dtype) @ self.W_skip

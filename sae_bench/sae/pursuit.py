@@ -63,9 +63,8 @@ class PursuitSAE(DecoderSAE):
                 break
         return codes.view(*x.shape[:-1], self.d_sae)
 
-    def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
-        """Reconstruction (..., d_in) of codes (..., d_sae); ``like`` (..., d_in) is needed under a token norm."""
-        return restored(self._written(codes), like, self.token_norm)
+    def _restored(self, written: Tensor, like: Tensor | None) -> Tensor:
+        return restored(written, like, self.token_norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name."""

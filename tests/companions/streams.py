@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +42,9 @@ class Stream:
 
     def resume(self, tokens: Tensor, block_input: Tensor, site: Site, value: Tensor, select: Tensor) -> Tensor:
         return self.final_logits(self.final_residual(tokens, block_input, site, value))[select]
+
+    def logit_blocks(self, *where: Any, select: Tensor, entries: int) -> Iterator[Tensor]:
+        yield self.resume(*where, select)
 
     def norm_scale(self, resid: Tensor) -> Tensor:
         return torch.ones(*resid.shape[:-1], 1)

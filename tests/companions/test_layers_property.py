@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_bench import controls
 from sae_bench.batch import Companion
-from sae_bench.bench import Bench, Settings, site_data
+from sae_bench.bench import Bench, Beside, Settings, site_data
 from sae_bench.corpus import load_corpus
 from sae_bench.demo.paths import CORPUS, MODEL, SAES
 from sae_bench.errors import MeasurementError
@@ -173,7 +173,7 @@ class TestEffects:
 class TestPersistence:
     def test_the_same_dictionary_behind_an_idle_layer(self, make_bench: Make) -> None:
         sae = tied(normal(40, D, seed=7))
-        found = PROPERTY.measure(make_bench(sae, next_layers=[companion(sae)]))
+        found = PROPERTY.measure(make_bench(sae, beside=Beside(next_layers=(companion(sae),))))
         assert value(found, "persistence") == pytest.approx(1, abs=1e-6)
         assert value(found, "persistent_share") == 1
         assert value(found, "persistence_correlation") == pytest.approx(1, abs=1e-6)
@@ -183,7 +183,7 @@ class TestPersistence:
     def test_random_dictionaries_are_at_the_floor(self, make_bench: Make) -> None:
         # One cosine less its expectation has a spread of a tenth; 300 of them in 24 dimensions are nearly independent.
         ours, theirs = tied(normal(300, D, seed=7)), tied(normal(300, D, seed=8))
-        found = PROPERTY.measure(make_bench(ours, next_layers=[companion(theirs)]))
+        found = PROPERTY.measure(make_bench(ours, beside=Beside(next_layers=(companion(theirs),))))
         assert value(found, "persistence") == pytest.approx(value(found, "persistence_floor"), abs=0.02)
         assert value(found, "persistent_share") == pytest.approx(value(found, "persistent_share_floor"), abs=0.05)
 
@@ -191,7 +191,7 @@ class TestPersistence:
         """The same directions behind a layer that forgets what it was given."""
         sae = tied(normal(40, D, seed=7))
         found = PROPERTY.measure(
-            make_bench(sae, later=lambda x: normal(*x.shape, seed=11), next_layers=[companion(sae)])
+            make_bench(sae, later=lambda x: normal(*x.shape, seed=11), beside=Beside(next_layers=(companion(sae),)))
         )
         assert value(found, "persistence") == pytest.approx(1, abs=1e-6)
         assert abs(value(found, "persistence_correlation")) < 0.05
@@ -199,7 +199,17 @@ class TestPersistence:
 
     def test_the_second_next_layer_has_numbers_of_its_own(self, make_bench: Make) -> None:
         sae, other = tied(normal(40, D, seed=7)), tied(normal(40, D, seed=8))
-        found = PROPERTY.measure(make_bench(sae, next_layers=[companion(sae), companion(other, "second")]))
+        found = PROPERTY.measure(
+            make_bench(
+                sae,
+                beside=Beside(
+                    next_layers=(
+                        companion(sae),
+                        companion(other, "second"),
+                    )
+                ),
+            )
+        )
         assert value(found, "persistent_share") == 1
         assert value(found, "persistence_second") < 0.7
         assert set(found.series) == {"persistence", "persistence_second", "direct_cosine"}
@@ -207,7 +217,7 @@ class TestPersistence:
     def test_an_sae_of_other_activations_is_an_error(self, make_bench: Make) -> None:
         wrong = replace(tied(normal(40, D, seed=7)), b_dec=torch.full((D,), 50.0))
         with pytest.raises(MeasurementError, match=r"'next' explains -\d.* of the variance at blocks\.2"):
-            PROPERTY.measure(make_bench(tied(normal(40, D, seed=7)), next_layers=[companion(wrong)]))
+            PROPERTY.measure(make_bench(tied(normal(40, D, seed=7)), beside=Beside(next_layers=(companion(wrong),))))
 
 
 class TestMeanCorrelation:
@@ -291,7 +301,7 @@ class TestLenses:
 
 def test_every_declared_metric_is_there_and_series_are_small_json(make_bench: Make) -> None:
     sae = tied(normal(40, D, seed=7))
-    for rest in ({}, {"next_layers": [companion(sae), companion(sae, "second")]}):
+    for rest in ({}, {"beside": Beside(next_layers=(companion(sae), companion(sae, "second")))}):
         found = PROPERTY.measure(make_bench(sae, **rest))
         assert set(found.estimates) == {metric.name for metric in METRICS}
         size = sum(len(json.dumps(dict(series.columns), allow_nan=False)) for series in found.series.values())
@@ -309,7 +319,7 @@ def test_an_object_that_shows_no_decoder_still_has_effects(make_bench: Make) -> 
     sae, silent = tied(normal(40, D, seed=7)), as_sae(Silent(tied(normal(40, D, seed=7))))
     for measured, behind, named in ((silent, sae, "the SAE"), (sae, silent, "SAE 'next'")):
         beside = [Companion("next", behind, Site(2, "hook_resid_pre"), "sha")]
-        found = PROPERTY.measure(make_bench(measured, next_layers=beside))
+        found = PROPERTY.measure(make_bench(measured, beside=Beside(next_layers=tuple(beside))))
         estimate = found.estimates["persistence"]
         assert isinstance(estimate, Undefined)
         assert estimate.reason.startswith(f"{named} shows no decoder")

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from sae_bench import registration
-from sae_bench.bench import TIERS, Bench, Companion, Settings
+from sae_bench.bench import TIERS, Bench, Beside, Companion, Settings
 from sae_bench.content import content_of
 from sae_bench.corpus import Corpus, load_corpus
 from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
@@ -76,33 +76,36 @@ def changed(folder: Path, source: str = "topk-layer3", **metadata: Any) -> str:
 
 def test_next_layers_come_nearest_first_with_sites_of_their_own(load: Load) -> None:
     bench = load(next_layers=LATER)
-    assert [str(each.site) for each in bench.next_layers] == ["blocks.3.hook_resid_pre", "blocks.3.hook_resid_post"]
-    beside = bench.beside(bench.next_layers[0])
+    assert [str(each.site) for each in bench.beside.next_layers] == [
+        "blocks.3.hook_resid_pre",
+        "blocks.3.hook_resid_post",
+    ]
+    beside = bench.of(bench.beside.next_layers[0])
     assert str(beside.site) == "blocks.3.hook_resid_pre"
     assert beside.documents == bench.documents
-    assert bench.beside(bench.next_layers[0]) is beside
-    assert not beside.next_layers
+    assert bench.of(bench.beside.next_layers[0]) is beside
+    assert not beside.beside.next_layers
 
 
 def test_a_family_is_measured_at_the_same_site(load: Load) -> None:
     bench = load(family=[SAES["topk-w96"], SAES["topk-w1536"]])
-    assert [each.sae.d_sae for each in bench.family] == [96, 1536]
-    assert all(bench.beside(each).site_data is bench.site_data for each in bench.family)
+    assert [each.sae.d_sae for each in bench.beside.family] == [96, 1536]
+    assert all(bench.of(each).site_data is bench.site_data for each in bench.beside.family)
 
 
 def test_companions_by_id(load: Load, registered: Registry[SAESpec], tmp_path: Path) -> None:
     silent = changed(tmp_path / "silent", hook_name=None)
     spec = SAESpec(id="lab/next", path=silent, model=str(MODEL), site="blocks.3.hook_resid_pre")
     registered.add("lab/next", lambda: spec, origin="here")
-    assert [each.name for each in load(next_layers=["lab/next"]).next_layers] == ["lab/next"]
+    assert [each.name for each in load(next_layers=["lab/next"]).beside.next_layers] == ["lab/next"]
     with pytest.raises(LoadError, match=r"'lab/next', which SAE 'topk.*' names in family, reads blocks\.3"):
         load(family=["lab/next"])
 
 
 def test_an_sae_is_no_companion_of_itself(load: Load) -> None:
-    assert load(id="demo/self", family=["demo/self"]).family == ()
+    assert load(id="demo/self", family=["demo/self"]).beside.family == ()
     everyone = [SAES["topk-w96"], SAES["topk"], SAES["topk-seed1"]]
-    assert [each.name for each in load(family=everyone).family] == ["topk-w96", "topk-seed1"]
+    assert [each.name for each in load(family=everyone).beside.family] == ["topk-w96", "topk-seed1"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_a_control_has_no_companions() -> None:
 def test_another_look_at_a_bench_keeps_its_companions(load: Load) -> None:
     bench = load(next_layers=LATER, family=[SAES["topk-w96"]])
     again = varied(bench, 1)
-    assert (again.next_layers, again.family) == (bench.next_layers, bench.family)
+    assert (again.beside.next_layers, again.beside.family) == (bench.beside.next_layers, bench.beside.family)
 
 
 def test_finished_work_is_not_taken_up_when_a_companion_changes(loader: Loader, tmp_path: Path) -> None:
@@ -213,10 +216,10 @@ def test_features_of_the_demo_persist_and_random_directions_do_not(load: Load) -
     assert found["persistence"].value > found["persistence_floor"].value + 0.1
     assert found["persistence"].value > found["persistence_second"].value
     assert found["persistence_correlation"].value > found["persistence_correlation_floor"].value + 0.2
-    first = bench.next_layers[0]
-    mean = bench.beside(first).site_data.mean.float()
+    first = bench.beside.next_layers[0]
+    mean = bench.of(first).site_data.mean.float()
     random = replace(tied(normal(768, 128)), b_dec=mean, pre_bias=mean)
-    bench.next_layers = (Companion("random", random, first.site, "none"),)
+    bench.beside = Beside(next_layers=(Companion("random", random, first.site, "none"),))
     found = load_property("layers").measure(bench).estimates
     assert found["persistence"].value == pytest.approx(found["persistence_floor"].value, abs=0.02)
     assert found["persistent_share"].value == 0

@@ -14,7 +14,7 @@ import torch
 from scipy.stats import spearmanr
 
 from sae_bench.batch import Companion
-from sae_bench.bench import TIERS, Bench, Settings, site_data
+from sae_bench.bench import TIERS, Bench, Beside, Settings, site_data
 from sae_bench.corpus import load_corpus
 from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
 from sae_bench.errors import MeasurementError
@@ -171,7 +171,7 @@ def demo() -> Callable[..., Bench]:
         made = [padded(sae, features, scale) for features, scale in family.items()]
         named = [*((f"{each.d_sae}", each) for each in made), *((f"other {n}", each) for n, each in enumerate(others))]
         beside = [Companion(name, each, site, weights_sha256(each)) for name, each in named]
-        return Bench(padded(sae, 768, own), model, corpus, data, settings, family=beside)
+        return Bench(padded(sae, 768, own), model, corpus, data, settings, beside=Beside(family=tuple(beside)))
 
     return get
 

@@ -15,7 +15,7 @@ import torch
 from scipy.stats import kstest
 
 from sae_bench import controls
-from sae_bench.bench import TIERS, Bench, Settings, site_data
+from sae_bench.bench import TIERS, Bench, Beside, Settings, site_data
 from sae_bench.concept_tokens import TokenSets
 from sae_bench.corpus import load_corpus
 from sae_bench.demo.language.vocabulary import vocabulary
@@ -44,7 +44,9 @@ def bench(
     settings = Settings(tier=TIERS[tier])
     sae = read_sae(str(SAES["topk"]))
     data = site_data(model, site, corpus, settings)
-    return Bench(sae if change is None else change(sae), model, corpus, data, settings, concepts=concepts)
+    return Bench(
+        sae if change is None else change(sae), model, corpus, data, settings, beside=Beside(concepts=concepts)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -198,14 +200,7 @@ def test_every_tier_speaks_of_the_same_places(sound: Measurement) -> None:
 
 def test_other_batches_give_the_same_numbers(sound: Measurement) -> None:
     given = bench()
-    again = Bench(
-        given.sae,
-        given.model,
-        given.corpus,
-        given.site_data,
-        replace(given.settings, batch_size=3, order_seed=5),
-        concepts=given.concepts,
-    )
+    again = replace(given, settings=replace(given.settings, batch_size=3, order_seed=5))
     assert {name: each.value for name, each in measure(again).estimates.items()} == {
         name: each.value for name, each in sound.estimates.items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -131,18 +131,18 @@ def test_little_memory_gives_the_same(make: Make, reference: dict[str, torch.Ten
 
 
 def test_no_slice_exceeds_the_budget(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = make(memory_bytes=200_000)
+    bench = make(memory_bytes=60_000)
     most = []
-    resume = bench.model.resume
+    blocks = bench.model.logit_blocks
 
-    def watch(*arguments: Any, select: torch.Tensor) -> torch.Tensor:
-        logits = resume(*arguments, select=select)
-        most.append(logits.numel() * 4)
-        return logits
+    def watch(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
+        for logits in blocks(*arguments, **options):
+            most.append(logits.numel() * 4)
+            yield logits
 
-    monkeypatch.setattr(bench.model, "resume", watch)
+    monkeypatch.setattr(bench.model, "logit_blocks", watch)
     bench.collect(lambda batch: {"kl": bench.outcome(batch, bench.reconstruct(batch)).kl})
-    assert 0 < max(most) <= 200_000 // 8
+    assert 0 < max(most) <= 60_000 // 8
     assert len(most) > 4
 
 
@@ -240,8 +240,12 @@ def test_the_distances_asked_for_are_those_of_the_distributions(make: Make) -> N
 
 def test_kl_survives_where_probabilities_vanish(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = make()
-    resume = bench.model.resume
-    monkeypatch.setattr(bench.model, "resume", lambda *arguments, **options: 400 * resume(*arguments, **options))
+    blocks = bench.model.logit_blocks
+    monkeypatch.setattr(
+        bench.model,
+        "logit_blocks",
+        lambda *arguments, **options: (400 * logits for logits in blocks(*arguments, **options)),
+    )
     batch = next(bench.batches())
     found = bench.outcome(batch, -batch.x)
     assert bool(torch.isfinite(found.kl).all())
@@ -322,7 +326,7 @@ def test_sums_per_cluster(make: Make) -> None:
 def test_collecting_restores_the_order_and_reports(make: Make, corpus: Corpus) -> None:
     bench = make(batch_size=3, order_seed=1)
     steps: list[tuple[str, int, int]] = []
-    bench._progress = lambda *step: steps.append(step)
+    bench.progress = lambda *step: steps.append(step)
     tables = bench.collect(
         lambda batch: {
             "token": batch.tokens.double() + 5,

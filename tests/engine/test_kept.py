@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from sae_bench import reading
 from sae_bench.batch import Batch
 from sae_bench.bench import Bench, Settings, site_data
 from sae_bench.capture import SiteData
 from sae_bench.corpus import Corpus
-from sae_bench.kept import KeptCodes, KeptRows
+from sae_bench.kept import KeptCodes, KeptRows, groups_of
 from sae_bench.model import Model
 from sae_bench.site import parse_site
+from sae_bench.sparse_codes import SparseCodes
 
 SITE = parse_site("blocks.1.hook_resid_pre")
 
 
 class CountingSAE:
-    """Features are ReLUs of random directions; counts the documents it encodes."""
+    """Features are ReLUs of random directions; counts how often it encodes."""
 
     d_in, d_sae = 16, 24
 
@@ -70,30 +74,73 @@ def test_no_more_rows_are_kept_than_fit_and_what_is_replaced_makes_room() -> Non
     assert kept.find("arm", batch_of((2,), (3,))) is None
 
 
-@pytest.mark.parametrize(("memory", "encoded"), [(1 << 20, 3), (0, 8)])
-def test_codes_are_encoded_once_where_they_fit(memory: int, encoded: int) -> None:
+def test_rows_that_are_kept_together_are_handed_on_without_a_copy() -> None:
+    kept, rows = KeptRows(1 << 10), torch.arange(12.0).view(6, 2)
+    kept.keep("arm", batch_of((4, 9, 2), (3, 1, 2)), rows)
+    found = kept.find("arm", batch_of((9, 2), (1, 2)))
+    assert found is not None
+    assert torch.equal(found, rows[3:])
+    assert found.data_ptr() == rows[3:].data_ptr()
+
+
+def dense(document: int) -> torch.Tensor:
+    return torch.tensor([[0.0, 2.0 + document], [0.0, 0.0], [-1.0, 3.0]])
+
+
+@pytest.mark.parametrize(("memory", "encoded"), [(1 << 20, [0, 1, 7]), (0, [0, 1, 7] * 2)])
+def test_codes_are_encoded_once_where_they_fit(memory: int, encoded: list[int]) -> None:
     asked: list[int] = []
 
-    def encode(document: int) -> torch.Tensor:
-        asked.append(document)
-        return torch.tensor([[0.0, 2.0 + document], [0.0, 0.0], [-1.0, 3.0]])
+    def encode(documents: Sequence[int]) -> list[SparseCodes]:
+        asked.extend(documents)
+        return [SparseCodes.of(dense(document)) for document in documents]
 
-    codes = KeptCodes(encode, memory)
+    codes = KeptCodes(encode, [(document,) for document in range(8)], memory)
     for _ in range(2):
-        assert torch.equal(codes.dense(0), torch.tensor([[0.0, 2.0], [0.0, 0.0], [-1.0, 3.0]]))
-        assert codes.sparse(1).value.tolist() == [3.0, -1.0, 3.0]
-        assert torch.equal(codes.sparse(7).dense(), codes.dense(7))
-    assert len(asked) == encoded
+        assert torch.equal(codes.of(0).dense(), dense(0))
+        assert codes.of(1).value.tolist() == [3.0, -1.0, 3.0]
+        assert torch.equal(codes.of(7).dense(), dense(7))
+    assert asked == encoded
 
 
-def test_an_sae_is_run_over_the_corpus_once(tiny_model: Callable[..., Model], corpus: Corpus) -> None:
+@pytest.mark.parametrize(("memory", "encoded"), [(1 << 20, 1), (400, 1), (0, 2)])
+def test_a_document_that_shares_a_group_is_encoded_with_it(memory: int, encoded: int) -> None:
+    """Where nothing may be kept, a group is still there until the next one is asked for."""
+    asked: list[tuple[int, ...]] = []
+
+    def encode(documents: Sequence[int]) -> list[SparseCodes]:
+        asked.append(tuple(documents))
+        return [SparseCodes.of(dense(document)) for document in documents]
+
+    codes = KeptCodes(encode, [(0, 1), (2, 3)], memory)
+    for document in (1, 0, 3, 1):
+        assert torch.equal(codes.of(document).dense(), dense(document))
+    assert asked.count((0, 1)) == encoded
+    assert asked.count((2, 3)) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 20))
+def test_groups_hold_every_document_once_and_are_as_large_as_asked(rows: list[int], size: int) -> None:
+    groups = groups_of(rows, size)
+    assert [document for group in groups for document in group] == list(range(len(rows)))
+    assert all(sum(rows[document] for document in group) >= size for group in groups[:-1])
+    assert all(sum(rows[document] for document in group[:-1]) < size for group in groups)
+    assert groups_of(rows + [9] * 9, size)[: len(groups) - 1] == groups[:-1], "a longer corpus has the same groups"
+
+
+def test_an_sae_is_run_over_the_corpus_once(
+    tiny_model: Callable[..., Model], corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "TOKENS", 20)
     bench = bench_of(tiny_model("GPT2"), corpus)
     _ = bench.firing
     for batch in bench.batches():
         bench.codes(batch)
+        bench.active(batch)
         bench.reconstruct(batch)
     _ = bench.pool().error_pool
-    assert bench.sae.encoded == len(corpus)
+    assert bench.sae.encoded == len(groups_of(bench.site_data.keep.sum(1).tolist(), 20)) > 1
 
 
 def test_firing_is_that_of_dense_codes(tiny_model: Callable[..., Model], corpus: Corpus) -> None:
@@ -101,6 +148,8 @@ def test_firing_is_that_of_dense_codes(tiny_model: Callable[..., Model], corpus:
     codes = torch.cat([bench.codes(batch)[batch.keep] for batch in [bench.batch((row,)) for row in range(len(corpus))]])
     size = (codes * bench.decoder_norms).double()
     assert torch.equal(bench.firing.count, (codes != 0).sum(0))
+    whole = next(iter(bench.batches()))
+    assert torch.equal(bench.active(whole), (bench.codes(whole) != 0).sum(-1))
     torch.testing.assert_close(bench.firing.total, size.abs().sum(0))
     torch.testing.assert_close(bench.firing.square, size.square().sum(0))
 
@@ -113,13 +162,13 @@ def test_the_clean_run_and_named_arms_are_run_once_for_all(
     data = SiteData(model, SITE, corpus, include_bos=False, memory_bytes=1 << 24)
     data.fill()
     runs: list[int] = []
-    resume = model.resume
+    blocks = model.logit_blocks
 
-    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+    def counted(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
         runs.append(1)
-        return resume(*arguments, **options)
+        return blocks(*arguments, **options)
 
-    monkeypatch.setattr(model, "resume", counted)
+    monkeypatch.setattr(model, "logit_blocks", counted)
 
     def measured(bench: Bench, arm: str | None) -> dict[str, torch.Tensor]:
         def arms(batch: Batch) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench import language_model
+from sae_bench import unembedding
 from sae_bench.errors import LoadError, MeasurementError, UsageError
 from sae_bench.model import Model, load_model, wrap_model
 from sae_bench.site import KINDS, MODULES, Site, parse_site
@@ -87,6 +87,43 @@ def test_selected_rows_are_those_of_the_whole(tiny_model: Callable[..., Model], 
         torch.testing.assert_close(rows, model.logits(tokens)[select], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["small", "sliced"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blocks_of_logits_are_those_of_the_whole(
+    tiny_model: Callable[..., Model],
+    tokens: torch.Tensor,
+    architecture: str,
+    wide: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, site = tiny_model(architecture), Site(1, "hook_resid_pre")
+    seen = model.capture(tokens, site)
+    select = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(4)) > 0.4
+    full = model.resume(tokens, seen.block_input, site, seen.value.flip(-1))[select]
+    if wide:
+        monkeypatch.setattr(unembedding, "SLICE", 25)
+    assert model.unembeds_alone
+    for rows in (1, 7, 1000):
+        where = (tokens, seen.block_input, site, seen.value.flip(-1))
+        blocks = [block.clone() for block in model.logit_blocks(*where, select=select, entries=rows * model.d_vocab)]
+        assert [len(block) for block in blocks[:-1]] == [rows] * (len(blocks) - 1)
+        torch.testing.assert_close(torch.cat(blocks), full, rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_that_changes_its_logits_afterwards_is_run_to_its_end(
+    tiny_model: Callable[..., Model], tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, site = wrap_model(tiny_model("GPT2").bridge), Site(1, "hook_resid_pre")
+    forward = model._forward
+    monkeypatch.setattr(model, "_forward", lambda *given: forward(*given) / 8)
+    seen, select = model.capture(tokens, site), tokens > 20
+    where = (tokens, seen.block_input, site, seen.value)
+    assert not model.unembeds_alone
+    blocks = list(model.logit_blocks(*where, select=select, entries=12 * model.d_vocab))
+    assert len(blocks) == 3
+    torch.testing.assert_close(torch.cat(blocks), model.logits(tokens)[select], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_large_vocabulary_is_unembedded_in_slices(
     tiny_model: Callable[..., Model], tokens: torch.Tensor, architecture: str, monkeypatch: pytest.MonkeyPatch
@@ -95,18 +132,18 @@ def test_a_large_vocabulary_is_unembedded_in_slices(
     seen, full = model.capture(tokens, site), model.logits(tokens)
     last = model.capture(tokens, Site(model.n_layers - 1, "hook_resid_post")).value
     wide: list[int] = []
-    linear = language_model.functional.linear
+    linear = unembedding.functional.linear
 
     def counted(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         wide.append(len(weight))
         return linear(rows, weight, bias)
 
-    monkeypatch.setattr(language_model, "SLICE", 25)
+    monkeypatch.setattr(unembedding, "SLICE", 25)
     select = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(4)) > 0.4
     rows = model.resume(tokens, seen.block_input, site, seen.value, select=select)
     torch.testing.assert_close(rows, full[select], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(model.final_logits(last), full, rtol=1e-6, atol=1e-6)
-    monkeypatch.setattr(language_model.functional, "linear", counted)
+    monkeypatch.setattr(unembedding.functional, "linear", counted)
     model.final_logits(last)
     assert [width for width in wide if width in (25, 11, 61)] == [25, 25, 11]
     assert "forward" not in vars(model.bridge.unembed.original_component)

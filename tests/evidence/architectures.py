@@ -1,7 +1,8 @@
 """Running on from a site equals a full pass, to the last bit: every architecture, block, site and head, in two forms.
 
-Models are as stored, and processed; under the transformer-lens of this environment, and of the other one where
-``.ci/run`` has built it.
+So do logits that the unembedding makes by itself, some rows at a time, within what other products round. Models
+are as stored, and processed; under the transformer-lens of this environment, and of the other one where ``.ci/run`` has
+built it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def _cells(model: Model) -> dict[str, Any]:
     sites = [parse_site(name) for name in model.sites()]
     heads = range(int(model.bridge.cfg.n_heads))
     sites += [Site(layer, "attn.hook_z", head) for layer in range(model.n_layers) for head in heads]
-    equal, silent, wrong = [], [], []
+    equal, silent, wrong, apart = [], [], [], 0.0
+    select = torch.ones_like(tokens, dtype=torch.bool)
     for site in sites:
         try:
             seen = model.capture(tokens, site)
@@ -70,12 +72,17 @@ def _cells(model: Model) -> dict[str, Any]:
         moved = model.resume(tokens, seen.block_input, site, seen.value.flip(-1) + 1)
         good = torch.equal(back, full) and not torch.equal(moved, full)
         (equal if good else wrong).append(str(site))
+        where = (tokens, seen.block_input, site, seen.value)
+        blocks = [each.clone() for each in model.logit_blocks(*where, select=select, entries=7 * model.d_vocab)]
+        apart = max(apart, float((torch.cat(blocks) - full.flatten(0, 1)).abs().max() / full.abs().max()))
     kinds = {parse_site(name).kind for name in equal}
     return {
         "equal": len(equal),
         "kinds": sorted(kinds),
         "never fired": silent,
         "wrong": wrong,
+        "unembeds alone": model.unembeds_alone,
+        "rows apart": apart,
         "enough": len(kinds) >= NEEDED,
     }
 

@@ -41,7 +41,7 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
     ),
     "fuzz": ("sae_bench/formats/*.py", "sae_bench/sae/*.py", "sae_bench/site.py", "tests/evidence/fuzz.py"),
     "architectures": (
-        *(f"sae_bench/{name}.py" for name in ("language_model", "model", "model_files", "site")),
+        *(f"sae_bench/{name}.py" for name in ("language_model", "unembedding", "model", "model_files", "site")),
         "tests/evidence/architectures.py",
     ),
     "oldest_pytest": (

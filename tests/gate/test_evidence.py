@@ -142,6 +142,8 @@ def test_running_on_from_a_site_equals_a_full_pass_on_both_versions_of_transform
             assert (found["wrong"], found["never fired"]) == ([], []), name
             assert found["equal"] >= 39, name
             assert found["enough"], name
+            assert found["unembeds alone"], name
+            assert found["rows apart"] <= 1e-5, name
 
 
 def test_mutated_files_are_read_or_refused_and_nothing_else(sources: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.bench import Bench, Settings
+from sae_bench.bench import Bench, Beside, Settings
 from sae_bench.capture import SiteData
 from sae_bench.corpus import from_documents
 from sae_bench.geometry import random_floor
@@ -55,7 +55,7 @@ def make_bench() -> Callable[..., Bench]:
         corpus = from_documents(torch.arange(docs * pos).view(docs, pos).tolist(), has_bos=True)
         data = SiteData(model, SITE, corpus, include_bos=False, memory_bytes=1 << 28)
         data.fill()
-        return Bench(sae, model, corpus, data, Settings(**settings), partner=partner)
+        return Bench(sae, model, corpus, data, Settings(**settings), beside=Beside(partner=partner))
 
     return make
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_bench.bench import TIERS, Bench, Settings
+from sae_bench.bench import TIERS, Bench, Beside, Settings
 from sae_bench.capture import SiteData
 from sae_bench.corpus import load_corpus
 from sae_bench.demo import paths
@@ -245,7 +245,11 @@ class Planted:
     def measure(self, file: Path, lost: tuple[int, ...] = (), tier: str = "standard") -> Measurement:
         model, corpus = demo()
         settings = Settings(tier=TIERS[tier])
-        return measure(Bench(self.sae(lost), model, corpus, self.data, settings, concepts=str(file), id="planted/one"))
+        return measure(
+            Bench(
+                self.sae(lost), model, corpus, self.data, settings, beside=Beside(concepts=str(file)), id="planted/one"
+            )
+        )
 
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -304,8 +308,10 @@ def test_a_transcoder_is_read_where_it_reads_and_held_against_where_it_writes(da
     sae = planted.sae()
     half = dataclasses.replace(sae, W_enc=sae.W_enc / 2)
     settings = Settings(tier=TIERS["smoke"])
-    found = measure(Bench(half, model, corpus, planted.data, settings, concepts=str(days()), source=source)).estimates
-    plain = measure(Bench(sae, model, corpus, planted.data, settings, concepts=str(days()))).estimates
+    found = measure(
+        Bench(half, model, corpus, planted.data, settings, beside=Beside(concepts=str(days())), source=source)
+    ).estimates
+    plain = measure(Bench(sae, model, corpus, planted.data, settings, beside=Beside(concepts=str(days())))).estimates
     assert found["kept"].value == pytest.approx(plain["kept"].value, abs=1e-5)
     assert found["circular_share"].value == plain["circular_share"].value
 
@@ -362,10 +368,10 @@ def test_without_cycles_and_with_too_few_documents_there_is_no_value(
     assert set(found.estimates) == {metric.name for metric in METRICS}
     assert all("[[cycle]]" in each.reason for each in found.estimates.values())
     (tmp_path / "plain.toml").write_text('[[concept]]\nname = "a"\npositive = ["monday"]\n')
-    bench.concepts = str(tmp_path / "plain.toml")
+    bench.beside = Beside(concepts=str(tmp_path / "plain.toml"))
     assert isinstance(measure(bench).estimates["kept"], Undefined)
     few = demo_bench(documents=4)
-    few.concepts = str(days())
+    few.beside = Beside(concepts=str(days()))
     assert "fewer than two odd or two even documents" in measure(few).estimates["kept"].reason
 
 
@@ -378,7 +384,14 @@ def test_an_sae_without_a_decoder_is_measured_without_a_cluster(days: Callable[.
         d_in, d_sae = WIDTH, 9
 
     model, corpus = demo()
-    bench = Bench(as_sae(Closed()), model, corpus, planted.data, Settings(tier=TIERS["smoke"]), concepts=str(days()))
+    bench = Bench(
+        as_sae(Closed()),
+        model,
+        corpus,
+        planted.data,
+        Settings(tier=TIERS["smoke"]),
+        beside=Beside(concepts=str(days())),
+    )
     found = measure(bench)
     assert found.estimates["kept"].value == pytest.approx(1, abs=0.1)
     assert "shows no decoder" in found.estimates["cluster_kept"].reason
@@ -389,7 +402,7 @@ def test_the_demos_days_and_months_are_reported_whatever_they_are(demo_bench: Ca
     kept = {}
     for name in ("standard", "topk"):
         bench = demo_bench(name=name, tier=TIERS["standard"], documents=None)
-        bench.concepts = str(paths.CONCEPTS)
+        bench.beside = Beside(concepts=str(paths.CONCEPTS))
         found = measure(bench)
         assert set(found.estimates) == {metric.name for metric in METRICS}
         table = columns(found, "cycles")

@@ -38,13 +38,12 @@ class ToySettings:
     documents: int | None = None
 
 
+@dataclass
 class ToyBench:
-    """The constructor of `Bench`."""
+    """What the properties of this engine read of a `Bench`."""
 
-    def __init__(self, sae: Any, model: Any, corpus: Any, site_data: Any, settings: ToySettings, **rest: Any) -> None:
-        self.sae, self.model, self.corpus, self.site_data, self.settings = sae, model, corpus, site_data, settings
-        self.include_bos, self.id = False, ""
-        self.partner = self.contrast = self.circuit = self.concepts = None
+    sae: Any
+    settings: ToySettings
 
 
 class ToyLoader:
@@ -52,7 +51,7 @@ class ToyLoader:
         self.settings = ToySettings(options.batch_size, options.seed, None, options.documents)
 
     def bench(self, spec: Any) -> ToyBench:
-        return ToyBench(SimpleNamespace(id=spec.id), None, None, None, self.settings)
+        return ToyBench(SimpleNamespace(id=spec.id), self.settings)
 
     def forget(self, spec: Any) -> None: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -75,6 +75,9 @@ class SolvedModel:
         options: Any = None,
     ) -> Tensor:
         return self.head(value if select is None else value[select])
+
+    def logit_blocks(self, *where: Any, select: Tensor, entries: int) -> Iterator[Tensor]:
+        yield self.resume(*where, select=select)
 
     def gradient(
         self,

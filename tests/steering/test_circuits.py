@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sae_bench import circuit_runs
-from sae_bench.bench import TIERS, Bench, Settings, site_data
+from sae_bench.bench import TIERS, Bench, Beside, Settings, site_data
 from sae_bench.capture import SiteData
 from sae_bench.circuit import CircuitSet, read_circuit
 from sae_bench.corpus import from_documents, load_corpus
@@ -166,7 +166,9 @@ class Planted:
     def measure(self, path: Path | None, sae: Any = None, tier: str = "standard") -> Measurement:
         settings = Settings(tier=TIERS[tier])
         circuit = None if path is None else str(path)
-        return measure(self.bench_of(self.model, self.corpus, sae or self.sae, settings, circuit=circuit))
+        return measure(
+            self.bench_of(self.model, self.corpus, sae or self.sae, settings, beside=Beside(circuit=circuit))
+        )
 
     def deaf_to(self, feature: int) -> LinearDecoderSAE:
         """The SAE without one feature's direction."""
@@ -287,7 +289,9 @@ def test_a_transcoder_has_no_value(solved: Any, bench_of: Any, write: Callable[.
     elsewhere = SiteData(
         planted.model, parse_site("blocks.0.hook_resid_pre"), planted.corpus, include_bos=False, memory_bytes=1 << 20
     )
-    bench = bench_of(planted.model, planted.corpus, planted.sae, circuit=str(write(crossed())), source=elsewhere)
+    bench = bench_of(
+        planted.model, planted.corpus, planted.sae, beside=Beside(circuit=str(write(crossed()))), source=elsewhere
+    )
     assert {each.reason for each in measure(bench).estimates.values()} == {TRANSCODER}
 
 
@@ -402,13 +406,15 @@ def demo() -> Callable[..., Bench]:
     def get(name: str = "gated", tier: str = "smoke") -> Bench:
         settings = Settings(tier=TIERS[tier])
         data = site_data(model, site, corpus, settings)
-        return Bench(read_sae(str(paths.SAES[name])), model, corpus, data, settings, circuit=str(paths.CIRCUIT))
+        return Bench(
+            read_sae(str(paths.SAES[name])), model, corpus, data, settings, beside=Beside(circuit=str(paths.CIRCUIT))
+        )
 
     return get
 
 
 def given(bench: Bench, count: int = 6) -> tuple[CircuitSet, circuit_runs.Task]:
-    asked = read_circuit(bench.circuit or "")
+    asked = read_circuit(bench.beside.circuit or "")
     return asked, circuit_runs.task(bench, asked, asked.prompts[:count])
 
 

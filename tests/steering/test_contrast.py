@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_bench.bench import TIERS, Bench, Settings
+from sae_bench.bench import TIERS, Bench, Beside, Settings
 from sae_bench.cells import first_of_cells, halves_by_cell
 from sae_bench.contrast import read_contrast, shifted_path
 from sae_bench.corpus import from_documents
@@ -211,7 +211,7 @@ class Asked:
     def bench(self, path: Path | None, **settings: Any) -> Bench:
         chosen = Settings(tier=TIERS["smoke"], **settings)
         contrast = None if path is None else str(path)
-        made: Bench = self.bench_of(self.model, self.corpus, self.sae, chosen, contrast=contrast)
+        made: Bench = self.bench_of(self.model, self.corpus, self.sae, chosen, beside=Beside(contrast=contrast))
         return made
 
 
@@ -307,7 +307,7 @@ def test_answers_of_several_tokens_are_steered_up_to_their_end(
     rows = [{**each, "prompt": each["prompt"].replace("is ", "")} for each in rows]
     asked = Asked(solved, bench_of, True)
     bench = asked.bench(write(rows))
-    dataset = read_contrast(bench.contrast or "")
+    dataset = read_contrast(bench.beside.contrast or "")
     found = samples(bench, dataset, dataset.pairs)
     runner = LastPosition(asked.model, parse_site("blocks.0.hook_resid_pre"), 1 << 20)
     sample, shift = found[0], 0.3 * asked.trait
@@ -334,7 +334,7 @@ def test_questions_the_model_cannot_read_name_their_line(
     bench = Asked(solved, bench_of, False).bench(write(changed(balanced(), 2, **change)))
     with pytest.raises(MeasurementError, match=named):
         measure(bench)
-    dataset = read_contrast(bench.contrast or "")
+    dataset = read_contrast(bench.beside.contrast or "")
     with pytest.raises(MeasurementError, match=named):  # also in a tier that does not ask it
         samples(bench, dataset, dataset.pairs[10:12])
 
@@ -441,7 +441,7 @@ def test_tiers_choose_the_same_feature_and_nest(solved: Any, bench_of: Any, writ
     asked, path = Asked(solved, bench_of, False), write(balanced())
     few = Settings(tier=dataclasses.replace(TIERS["smoke"], questions=8))
     small, large = (
-        measure(bench_of(asked.model, asked.corpus, asked.sae, settings, contrast=str(path)))
+        measure(bench_of(asked.model, asked.corpus, asked.sae, settings, beside=Beside(contrast=str(path))))
         for settings in (few, Settings(tier=TIERS["standard"]))
     )
     assert len(small.clusters) == 8

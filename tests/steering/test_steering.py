@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sae_bench import controls
-from sae_bench.bench import TIERS, Settings
+from sae_bench.bench import TIERS, Beside, Settings
 from sae_bench.errors import MeasurementError
 from sae_bench.limits import parse_rule
 from sae_bench.measurement import Influence, Measurement, Undefined
@@ -229,7 +229,7 @@ def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae, tier: 
     settings = Settings(tier=TIERS[tier])
     data = site_data(model, parse_site(paths.SITE), corpus, settings)
     sae = change(read_sae(str(paths.SAES[name])))
-    return Bench(sae, model, corpus, data, settings, contrast=str(paths.CONTRAST))
+    return Bench(sae, model, corpus, data, settings, beside=Beside(contrast=str(paths.CONTRAST)))
 
 
 def test_the_demo_has_a_feature_that_steers_its_persona_whatever_the_letter() -> None:

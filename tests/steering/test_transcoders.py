@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sae_bench import controls
-from sae_bench.bench import TIERS, Bench, Settings, site_data
+from sae_bench.bench import TIERS, Bench, Beside, Settings, site_data
 from sae_bench.corpus import from_documents
 from sae_bench.measurement import Measurement, Undefined
 from sae_bench.properties import contrast, steering
@@ -60,7 +60,9 @@ def as_transcoder(bench: Bench) -> Bench:
         sae.b_dec,
         pre_bias=sae.pre_bias @ model.turn,
     )
-    return Bench(moved, model, bench.corpus, written, bench.settings, contrast=bench.contrast, source=read)
+    return Bench(
+        moved, model, bench.corpus, written, bench.settings, beside=Beside(contrast=bench.beside.contrast), source=read
+    )
 
 
 def assert_same(one: Measurement, two: Measurement) -> None:
@@ -128,7 +130,7 @@ def test_a_trait_is_told_by_codes_from_where_the_transcoder_reads(
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     corpus = from_documents([[0, *row] for row in tokens.tolist()], has_bos=True, source="asked")
-    bench = bench_of(model, corpus, sae, Settings(tier=TIERS["smoke"]), contrast=str(path))
+    bench = bench_of(model, corpus, sae, Settings(tier=TIERS["smoke"]), beside=Beside(contrast=str(path)))
     alone, found = contrast.measure(bench), contrast.measure(as_transcoder(bench))
     assert_same(alone, found)
     named = found.series["candidates"].columns

@@ -1,0 +1,104 @@
+"""The last step of a model by itself: from what its unembedding reads to logits, some rows at a time.
+
+The logits of a batch are the largest thing that a run makes. Made for some hundred rows at a time, always in the same
+memory, they stay in the caches of a processor, and none of them are asked of the system again and again.
+
+Shapes: k rows, d_model width of the residual stream, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SLICE = 2048
+"Entries of the vocabulary whose logits are computed at once on a CPU: products that wide stay in its caches."
+ROWS = 512
+"Rows unembedded at once on a CPU; a product of fewer is slower."
+SMALL = 1 << 21
+"Logits that are made at once on a CPU although they are of more rows than `ROWS`."
+
+
+class Unembedding:
+    """The unembedding of a TransformerBridge (or HookedTransformer) and whatever the model does to its logits."""
+
+    def __init__(self, bridge: Any, d_vocab: int) -> None:
+        self.bridge = bridge
+        self.d_vocab = d_vocab
+        self._room: Tensor | None = None
+
+    def logits(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """(k, V) float32 logits of ``rows`` (k, d_model), what the unembedding reads; in ``out`` where that serves."""
+        with self.sliced(out):
+            logits = self.bridge.unembed(rows[None])[0]
+        transform = getattr(getattr(self.bridge, "adapter", None), "apply_output_logits_transform", None)
+        cap = float(getattr(self.bridge.cfg, "output_logits_soft_cap", None) or 0.0)
+        if transform is not None:
+            logits = transform(logits)
+        elif cap > 0:
+            logits = cap * torch.tanh(logits / cap)
+        found: Tensor = logits.float()
+        return found
+
+    def blocks(self, rows: Tensor, entries: int) -> Iterator[Tensor]:
+        """`logits` of ``rows`` (n, d_model), at most ``entries`` of them at once; a block overwrites the one before."""
+        step = entries // self.d_vocab
+        if rows.device.type == "cpu":
+            step = min(step, max(ROWS, SMALL // self.d_vocab))
+        step = min(max(1, step), len(rows))
+        # Kept for the next run, because a new one has to be cleared by the system, which takes as long as filling it.
+        room, self._room = self._room, None
+        if room is None or len(room) < step or room.device != rows.device or room.dtype != rows.dtype:
+            room = rows.new_empty(step, self.d_vocab)
+        try:
+            for block in torch.split(rows, step):
+                yield self.logits(block, room[: len(block)])
+        finally:
+            self._room = room
+
+    @contextmanager
+    def only(self, select: Tensor) -> Iterator[list[bool]]:
+        """Let it see the rows where ``select`` (b, p) is true, as one document; the list says if it did."""
+        picked: list[bool] = []
+
+        def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not args or args[0].shape[:2] != select.shape:
+                return None
+            picked.append(True)
+            return (args[0][select][None], *args[1:])
+
+        handle = self.bridge.unembed.register_forward_pre_hook(pick)
+        try:
+            with self.sliced():
+                yield picked
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def sliced(self, out: Tensor | None = None) -> Iterator[None]:
+        """For the duration, a large vocabulary is unembedded in slices, into ``out`` (k, V) where it is given."""
+        linear = getattr(self.bridge.unembed, "original_component", None)
+        # A class of its own may do more than multiply.
+        if type(linear) is not nn.Linear or linear.weight.device.type != "cpu" or len(linear.weight) <= SLICE:
+            yield
+            return
+        weights = torch.split(linear.weight, SLICE)
+        biases = [None] * len(weights) if linear.bias is None else torch.split(linear.bias, SLICE)
+
+        def forward(rows: Tensor) -> Tensor:
+            shape = (*rows.shape[:-1], linear.out_features)
+            logits = rows.new_empty(shape) if out is None else out.view(shape)
+            for part, weight, bias in zip(torch.split(logits, SLICE, dim=-1), weights, biases, strict=True):
+                part.copy_(functional.linear(rows, weight, bias))
+            return logits
+
+        object.__setattr__(linear, "forward", forward)
+        try:
+            yield
+        finally:
+            object.__delattr__(linear, "forward")
