@@ -34,7 +34,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     3: ("capture", "handed", "batch", "kept", "bench", "scales", "prompts", "circuit_runs", "steering", "contract"),
     4: ("properties",),
-    5: ("codec", "provenance", "results", "conversion", "report", "baselines", "accepting", "store"),
+    5: ("codec", "provenance", "results", "conversion", "declared", "report", "baselines", "accepting", "store"),
     6: (
         "load_checks",
         "companions",
