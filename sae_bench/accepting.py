@@ -1,7 +1,7 @@
 """Making a run's values the ones to compare with. All or nothing, with a reason, and never a value that is none.
 
-An accepted file keeps six significant digits, and values per cluster only for metrics with a limit on change: those
-are what a paired comparison needs.
+An accepted file keeps six significant digits, the declared limits, and values per cluster only for metrics with a limit
+on change: those are what a paired comparison needs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from sae_bench.baselines import accepted_path, accepted_text, load_accepted
 from sae_bench.change import paired_change
 from sae_bench.codec import rounded
-from sae_bench.conversion import estimate_from
+from sae_bench.conversion import estimate_from, rules_from
+from sae_bench.declared import declared_limits, for_same_weights
 from sae_bench.errors import UsageError
-from sae_bench.limits import parse_limit
 from sae_bench.outcome import Verdict
 from sae_bench.report import write_text
 from sae_bench.results import Acceptance, MetricResult, PropertyResult, Report, SAEResult
@@ -176,7 +176,8 @@ def _differs(value: float | None, metric: MetricResult | None) -> bool:
 
 
 def _kept(result: PropertyResult, old: PropertyResult | None) -> PropertyResult:
-    """What an accepted file keeps of a result: no verdicts, and only those series that say so."""
+    """What an accepted file keeps of a result: no verdicts, declared limits, and only those series that say so."""
+    declared, limited = declared_limits(result), _limited(result)
     metrics = {
         name: MetricResult(
             value=each.value,
@@ -189,8 +190,11 @@ def _kept(result: PropertyResult, old: PropertyResult | None) -> PropertyResult:
             reason=each.reason,
             target=each.target,
             noise_free=each.noise_free,
-            per_cluster=each.per_cluster if _limited(each) else None,
-            anchor=_anchor(result, old, name) if _limited(each) else None,
+            limit=declared[name].limit,
+            limit_from=declared[name].limit_from,
+            overruled=declared[name].overruled,
+            per_cluster=each.per_cluster if name in limited else None,
+            anchor=_anchor(result, old, name) if name in limited else None,
             noise=each.noise,
         )
         for name, each in result.metrics.items()
@@ -210,9 +214,10 @@ def _kept(result: PropertyResult, old: PropertyResult | None) -> PropertyResult:
     )
 
 
-def _limited(metric: MetricResult) -> bool:
-    """True for a metric with a limit on change."""
-    return any(not parse_limit(limit).hard for limit in metric.limit.split("; ") if limit)
+def _limited(result: PropertyResult) -> set[str]:
+    """Metrics that were given a limit on change, by whomever."""
+    rules = rules_from(result)
+    return {rule.metric for rule in rules if not rule.limit.hard and not for_same_weights(rule)}
 
 
 def _anchor(result: PropertyResult, old: PropertyResult | None, name: str) -> float | None:

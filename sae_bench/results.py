@@ -51,8 +51,10 @@ class MetricResult:
     beyond: bool = False
     "The estimate lies beyond its limit, decided or not."
     limit: str = ""
-    "As written; several are joined by '; '."
+    "As written; several are joined by '; '. In accepted files: what is declared, whatever the run was given."
     limit_from: str = ""
+    overruled: Mapping[str, str] = field(default_factory=dict)
+    "By source, as `limit` is written: declared limits that others took the place of."
     accepted: float | None = None
     change: float | None = None
     "Since it was accepted, over the clusters that both have."

@@ -13,11 +13,13 @@ import pytest
 
 from sae_bench import accepting, baselines, store
 from sae_bench.choices import chosen_properties, chosen_saes, narrowed_by, run_options, speed_chosen
+from sae_bench.declared import with_overruled
 from sae_bench.errors import SAEBenchError, StoreError
 from sae_bench.options import Resolved
 from sae_bench.outcome import NOTHING_MEASURED_EXIT
-from sae_bench.preflight import check_accepted_reports, check_words
+from sae_bench.preflight import check_accepted_reports, check_words, rules_for
 from sae_bench.progress import ProgressLine
+from sae_bench.properties import load_property
 from sae_bench.provenance import Provenance, author, utc
 from sae_bench.registration import SAES
 from sae_bench.render import github, terminal
@@ -206,12 +208,20 @@ class Session:
                 continue
             found[record.sae, record.result.name] = record.result
             self.kept.append(record)
+        found = {(sae, name): self._with_overruled(sae, each) for (sae, name), each in found.items()}
         order = [*(spec.id for spec in self.specs), *sorted({sae for sae, _ in found})]
         return {
             sae: {name: found[owner, name] for owner, name in sorted(found) if owner == sae}
             for sae in dict.fromkeys(order)
             if any(owner == sae for owner, _ in found)
         }
+
+    def _with_overruled(self, sae: str, result: PropertyResult) -> PropertyResult:
+        """A result with the declared limits that this run was given others for, so that it can be accepted."""
+        spec = next((spec for spec in self.specs if spec.id == sae), None)
+        if spec is None or not result.metrics:
+            return result
+        return with_overruled(result, rules_for(spec, load_property(result.name), self.options.rules), sae)
 
     def _code(self, exitstatus: int, failed_otherwise: bool) -> int:
         if self.report is None:

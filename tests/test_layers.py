@@ -49,7 +49,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "contract",
     ),
     4: ("properties",),
-    5: ("codec", "provenance", "results", "conversion", "report", "baselines", "accepting", "store"),
+    5: ("codec", "provenance", "results", "conversion", "declared", "report", "baselines", "accepting", "store"),
     6: (
         "load_checks",
         "companions",

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from sae_bench.cli import bridges, check, corpus, history, metrics, render, reports, rescale
+from sae_bench.cli import bridges, check, corpus, history, metrics, prune, render, reports, rescale
 from sae_bench.cli.parser import USAGE_EXIT, Parser
 from sae_bench.errors import SAEBenchError
 
@@ -32,6 +32,6 @@ def parser() -> Parser:
     """All commands and their options."""
     top = Parser(prog="pytest-sae-bench", description="Reports, accepted values and corpora of pytest-sae-bench.")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (reports, render, history, metrics, corpus, rescale, check, bridges):
+    for module in (reports, prune, render, history, metrics, corpus, rescale, check, bridges):
         module.add(commands)
     return top

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sae_bench import baselines
 from sae_bench.cli.parser import Commands
-from sae_bench.cli.reports import registered_by
+from sae_bench.cli.prune import registered_by
 from sae_bench.errors import StoreError, UsageError
 from sae_bench.results import PropertyResult
 from sae_bench.spec import SAESpec

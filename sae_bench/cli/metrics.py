@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from sae_bench.cli.parser import Commands
 from sae_bench.measurement import Metric
-from sae_bench.properties import Property, load_property, property_names
+
+if TYPE_CHECKING:
+    from sae_bench.properties import Property
 
 ARROWS = {"lower": "↓", "higher": "↑", "target": "→", "reported": "·"}
 
@@ -25,6 +28,8 @@ def _metrics(options: argparse.Namespace) -> int:
 
 def reference() -> str:
     """The whole list; ``docs/metrics.md`` is this text."""
+    from sae_bench.properties import load_property, property_names
+
     head = [
         "# Metrics",
         "",

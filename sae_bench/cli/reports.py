@@ -1,4 +1,4 @@
-"""``compare``, ``accept``, ``prune`` and ``show``: a report says enough about its own metrics to be judged again."""
+"""``compare``, ``accept`` and ``show``: a report says enough about its own metrics to be judged again."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from pathlib import Path
 
 from sae_bench import accepting, baselines
 from sae_bench.cli.parser import Commands
-from sae_bench.conversion import measurement_from, metrics_from, property_result, rules_from
-from sae_bench.errors import SAEBenchError, UsageError
+from sae_bench.conversion import measurement_from, metrics_from, property_result
+from sae_bench.declared import for_same_weights, rules_of
+from sae_bench.errors import UsageError
 from sae_bench.limits import Rule, check_rules, parse_rule
 from sae_bench.measurement import Metric
-from sae_bench.outcome import Verdict
-from sae_bench.properties import load_property, property_names
+from sae_bench.outcome import AcceptedProperty, Verdict
 from sae_bench.provenance import author, utc
 from sae_bench.render import terminal
 from sae_bench.render.rows import known_reason
 from sae_bench.report import load_report
 from sae_bench.results import PropertyResult, Report
-from sae_bench.spec import SAESpec
 from sae_bench.verdict import judge
 
 
@@ -44,24 +43,12 @@ def add(commands: Commands) -> None:
     accept.add_argument("--new", action="store_true", help="only what has no accepted entry")
     accept.add_argument("--reanchor", action="store_true", help="measure drift from these values on")
     accept.add_argument("--in-ci", action="store_true", help="allow it where CI=true")
-    _folder(accept)
+    accept.add_argument("--baselines", type=Path, default=Path("baselines"), help="folder of accepted reports")
     accept.set_defaults(command=_accept)
-
-    prune = commands.add_parser("prune", help="remove accepted values that nothing stands behind any more")
-    prune.add_argument("--keep", action="append", default=None, metavar="ID", help="ids that are still registered")
-    prune.add_argument("--conftest", type=Path, default=Path("conftest.py"), help="where SAEs are registered")
-    prune.add_argument("--property", action="append", default=[], metavar="GLOB", help="properties that are gone, too")
-    prune.add_argument("--yes", action="store_true", help="remove what is listed")
-    _folder(prune)
-    prune.set_defaults(command=_prune)
 
     show = commands.add_parser("show", help="print a report as the run did")
     show.add_argument("report", type=Path)
     show.set_defaults(command=_show)
-
-
-def _folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--baselines", type=Path, default=Path("baselines"), help="folder of accepted reports")
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -96,7 +83,7 @@ def _judge_again(
         measurement,
         accepted,
         sae=sae,
-        rules=[*(rules_from(result) if result.acceptance is None else _declared_limits(result)), *rules],
+        rules=_rules(sae, result, accepted, rules),
         context=result.context,
         known_failures=_known_failures(result),
         strict=strict,
@@ -112,11 +99,26 @@ def _known_failures(result: PropertyResult) -> dict[str, str]:
     return {name: known_reason(each) for name, each in excused.items()}
 
 
-def _declared_limits(result: PropertyResult) -> list[Rule]:
-    """Limits on change of its property: an accepted report keeps no limits, and its hard ones were judged then."""
-    declared = load_property(result.name).limits if result.name in property_names() else ()
-    rules = [parse_rule(f"{result.name}.{limit}", "property") for limit in declared]
-    return [rule for rule in rules if rule.metric in result.metrics and not rule.limit.hard]
+def _rules(
+    sae: str, result: PropertyResult, accepted: AcceptedProperty | None, given: Sequence[Rule]
+) -> Sequence[Rule]:
+    """The limits that a result carries, and those given now."""
+    rules = [rule for rule in rules_of(result) if not for_same_weights(rule) or _of_one_sae(result, accepted)]
+    if result.acceptance is not None:
+        # The hard ones were judged then. Here they only count: error rates depend on how many metrics are declared.
+        rules = [replace(rule, sae="") if rule.limit.hard else rule for rule in rules]
+        kept_none = any(each.anchor is not None for each in result.metrics.values()) and not rules
+        if kept_none and not any(fnmatchcase(result.name, rule.property) for rule in given):
+            raise UsageError(
+                f"{result.name} of {sae} was accepted when accepted files kept no limits, so that it cannot be judged; "
+                f"accept it again, or add --limit '{result.name}.{result.headline}:5%'"
+            )
+    return [*rules, *given]
+
+
+def _of_one_sae(result: PropertyResult, accepted: AcceptedProperty | None) -> bool:
+    """Whether both sides are about the same weights."""
+    return accepted is not None and bool(result.weights) and result.weights == accepted.weights
 
 
 @dataclass(frozen=True)
@@ -152,47 +154,6 @@ def _accept(options: argparse.Namespace) -> int:
     )
     sys.stdout.write("\n".join([f"accepted under {options.baselines}:", *accepting.describe(changes)]) + "\n")
     return 0
-
-
-def _prune(options: argparse.Namespace) -> int:
-    registered = options.keep if options.keep is not None else [spec.id for spec in registered_by(options.conftest)]
-    declared = {name: _metric_names(name) for name in property_names() if not _named(name, options.property)}
-    gone = baselines.prune(options.baselines, registered, declared, write=options.yes)
-    if not gone:
-        sys.stdout.write("nothing to prune: every accepted value has a registered SAE and a declared metric\n")
-        return 0
-    verb = "removed" if options.yes else "would be removed (add --yes)"
-    sys.stdout.write("\n".join([f"{verb}:", *(f"  {entry}" for entry in gone)]) + "\n")
-    return 0
-
-
-def _metric_names(name: str) -> list[str]:
-    return [metric.name for metric in load_property(name).metrics]
-
-
-def _named(name: str, globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in globs)
-
-
-def registered_by(conftest: Path) -> list[SAESpec]:
-    """SAEs that a conftest and the installed packages register."""
-    import runpy
-
-    from sae_bench.registration import SAES, load_entry_points
-
-    if not conftest.is_file():
-        raise UsageError(
-            f"there is no {conftest} that registers SAEs; name it with --conftest, or list ids with --keep"
-        )
-    load_entry_points()
-    sys.path.insert(0, str(conftest.parent.resolve()))
-    try:
-        runpy.run_path(str(conftest))
-    except (SAEBenchError, ImportError):
-        raise
-    except Exception as error:
-        raise UsageError(f"{conftest} cannot be run: {type(error).__name__}: {error}; list ids with --keep") from error
-    return list(SAES.values())
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -59,7 +59,7 @@ def report_html(report: Report, *, accepted: Report | None = None, title: str = 
         sections.grid(report),
         "<h2 id=changes>What changed, the worst first</h2>",
         sections.changes(report),
-        *(f"<p class=quiet>{escape(sentence)}</p>" for sentence in undefined(report)),
+        *(f"<p class=quiet>{escape(sentence)}</p>" for sentence in undefined(report, limited=True)),
         _accept(report),
     ]
     if len(report.saes) > 1:

@@ -1,4 +1,7 @@
-"""``summary.md``: the verdict, what is not as it was accepted, and the rest folded away. Order is stable."""
+"""``summary.md``: the verdict, what is not as it was accepted, and the rest folded away. Order is stable.
+
+It is made to be pasted into a pull request: one line a metric, a column an SAE, and no more than a comment may hold.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from collections.abc import Iterable, Sequence
 from sae_bench.outcome import Verdict
 from sae_bench.render import facts, words
 from sae_bench.render.rows import Row, accept_commands, all_rows, changed, properties, undefined, verdict_line
-from sae_bench.results import Report
+from sae_bench.results import PropertyResult, Report
 
+LONGEST = 60_000
+"Characters beyond which what is folded is left out, the least needed first: GitHub takes 65,536 in a comment."
 _HEAD = ("SAE", "metric", "accepted", "now", "change", "interval", "allowed", "verdict")
 _SPECIAL = re.compile(r"[\\`*\[\]{}<>|~#@&]|(?<!\w)_|_(?!\w)")
 
@@ -25,17 +30,44 @@ def summary(report: Report, *, report_path: str | None = None, details: bool = T
     shown = changed(report)
     parts = [f"## SAE quality: {verdict_line(report)}", text(facts.context_line(report))]
     if shown:
-        parts += ["\n".join(_table(shown)), "\n".join(_notes(shown))]
+        parts += ["\n".join(_table(shown)), "\n".join(_notes(shown, len(report.saes)))]
     elif any(True for _ in properties(report)):
         parts.append("Everything that was judged is as it was accepted.")
-    parts.append("\n".join(f"- {text(sentence)}" for sentence in undefined(report)))
+    parts.append("\n".join(f"- {text(sentence)}" for sentence in undefined(report, limited=True)))
     if commands := accept_commands(report):
         parts.append("Accept the new values:\n\n" + _fenced(commands))
     if report_path:
         parts.append(f"Report: {code(report_path)}")
     if details:
-        parts += [_grid(report), _everything(report), _provenance(report)]
+        parts += _folded(report, LONGEST - sum(map(len, parts)))
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _folded(report: Report, room: int) -> list[str]:
+    """What is folded, as much of it as there is room for."""
+    judged = [row for row in all_rows(report) if row.result is not None and row.result.limit]
+    others = [row for row in all_rows(report) if row.result is not None and not row.result.limit]
+    headlines = "Headline of each property, and the property's verdict where that is not pass"
+    parts = {
+        "headlines": _fold(headlines, _headlines(report)),
+        "provenance": _fold("Where this comes from", _provenance(report)),
+        "judged metrics": _fold(f"All {len(judged)} judged metrics and their change", _matrix(judged, limits=True)),
+        "reported metrics": _fold(f"{len(others)} metrics that are only reported", _matrix(others, limits=False)),
+    }
+    kept, left_out = [], []
+    for name, part in parts.items():
+        if len(part) <= room:
+            kept.append(part)
+            room -= len(part)
+        else:
+            left_out.append(name)
+    if left_out:
+        kept.append(f"Left out, so that this fits a comment: {', '.join(left_out)}. The report has everything.")
+    return kept
+
+
+def _fold(title: str, table: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{table}\n\n</details>" if table else ""
 
 
 def text(words: str) -> str:
@@ -59,9 +91,16 @@ def _fenced(lines: Iterable[str]) -> str:
     return "```sh\n" + "\n".join(map(_line, lines)) + "\n```"
 
 
-def _table(rows: Sequence[Row], sae: bool = True) -> list[str]:
-    head = _HEAD if sae else _HEAD[1:]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+def _head(names: Sequence[str], pad: str = " ") -> list[str]:
+    return [_cells(names, pad), "|" + "---|" * len(names)]
+
+
+def _cells(cells: Iterable[str], pad: str = " ") -> str:
+    return "|" + "|".join(f"{pad}{cell.strip()}{pad}" for cell in cells) + "|"
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    lines = _head(_HEAD)
     for row in rows:
         metric = row.result
         numbers = [""] * 5
@@ -74,26 +113,40 @@ def _table(rows: Sequence[Row], sae: bool = True) -> list[str]:
                 words.allowed(metric),
             ]
         word = _word(row.verdict, row.beyond) + (f" (+{row.more})" if row.more else "")
-        cells = [code(row.sae), code(row.name), *numbers, word]
-        lines.append("| " + " | ".join(cell.strip() for cell in (cells if sae else cells[1:])) + " |")
+        lines.append(_cells([code(row.sae), code(row.name), *numbers, word]))
     return lines
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
-    return [f"- {code(row.name)} of {code(row.sae)}: {text(note)}" for row in rows for note in row.notes]
+def _notes(rows: Sequence[Row], saes: int) -> list[str]:
+    """What the numbers of rows do not say; SAEs of which the same is said share a line."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for note in row.notes:
+            found.setdefault((row.name, note), []).append(row.sae)
+    return [
+        f"- {code(name)} of {f'all {saes} SAEs' if len(of) == saes > 1 else ', '.join(map(code, of))}: {text(note)}"
+        for (name, note), of in found.items()
+    ]
 
 
-def _grid(report: Report) -> str:
-    """A verdict per SAE and property."""
+def _headlines(report: Report) -> str:
+    """The headline of each property of each SAE, with the property's verdict where that is not PASS."""
     names = sorted({name for _, name, _ in properties(report)})
     if not names:
         return ""
-    lines = ["| SAE | " + " | ".join(map(code, names)) + " |", "|" + "---|" * (len(names) + 1)]
+    spelled = {name: f"{name}.{result.headline}" if result.metrics else name for _, name, result in properties(report)}
+    lines = _head(["SAE", *(code(spelled[name]) for name in names)])
     for sae in sorted(report.saes):
         held = [report.saes[sae].properties.get(name) for name in names]
-        cells = ["not run" if each is None else _word(each.verdict, each.beyond) or "reported" for each in held]
-        lines.append(f"| {code(sae)} | " + " | ".join(cells) + " |")
-    return "\n\n".join(["<details><summary>Verdicts by property</summary>", "\n".join(lines), "</details>"])
+        lines.append(_cells([code(sae), *("not run" if each is None else _headline(each) for each in held)]))
+    return "\n".join(lines)
+
+
+def _headline(result: PropertyResult) -> str:
+    metric = result.metrics.get(result.headline)
+    number = words.value(metric) if metric is not None and metric.value is not None else ""
+    word = "" if result.verdict is Verdict.PASS else _word(result.verdict, result.beyond)
+    return f"{number} {word}".strip() or "-"
 
 
 def _word(verdict: Verdict | None, beyond: bool) -> str:
@@ -101,17 +154,30 @@ def _word(verdict: Verdict | None, beyond: bool) -> str:
     return f"**{word}**" if word.isupper() else word
 
 
-def _everything(report: Report) -> str:
-    rows = list(all_rows(report))
-    if not rows:
+def _matrix(rows: Sequence[Row], *, limits: bool) -> str:
+    """A line a metric, a column an SAE, and no space between; metrics that no SAE has a value of are left out."""
+    found: dict[tuple[str, bool, str], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault((row.property_name, not row.headline, row.name), {})[row.sae] = row
+    saes = sorted({row.sae for row in rows})
+    lines = _head(["metric", *(["allowed"] if limits else []), *map(code, saes)], pad="")
+    start = len(lines)
+    for (_, _, name), held in sorted(found.items()):
+        cells = [_brief(held.get(sae)) for sae in saes]
+        allowed = " / ".join(dict.fromkeys(words.allowed(row.result) for row in held.values() if row.result))
+        if any(cells):
+            lines.append(_cells([code(name), *([allowed] if limits else []), *cells], pad=""))
+    return "\n".join(lines) if len(lines) > start else ""
+
+
+def _brief(row: Row | None) -> str:
+    """``0.0449 (+9.0%) **FAIL**``: a value, its change where one was judged, and a verdict other than PASS."""
+    if row is None or row.result is None or row.result.value is None:
         return ""
-    parts = [f"<details><summary>All {len(rows)} metrics</summary>"]
-    for sae in sorted(report.saes):
-        mine = [row for row in rows if row.sae == sae]
-        parts.append(f"### {code(sae)}\n\n" + "\n".join(_table(mine, sae=False)))
-    return "\n\n".join([*parts, "</details>"])
+    change = words.change(row.result).replace("~", "\\~")
+    word = "" if row.verdict is Verdict.PASS else _word(row.verdict, row.beyond)
+    return " ".join(filter(None, [words.plain(row.result), f"({change})" if change else "", word]))
 
 
 def _provenance(report: Report) -> str:
-    rows = [f"- {text(name)}: {text(value)}" for name, value in facts.provenance(report)]
-    return "\n\n".join(["<details><summary>Where this comes from</summary>", "\n".join(rows), "</details>"])
+    return "\n".join(f"- {text(name)}: {text(value)}" for name, value in facts.provenance(report))

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sae_bench.errors import UsageError
-from sae_bench.limits import parse_rule
-from sae_bench.properties import load_property
+from sae_bench.limits import Limit
+from sae_bench.render import words
 from sae_bench.render.figures import SYMBOLS, Figure, axis, label, shorten
 from sae_bench.results import MetricResult
 
@@ -18,7 +17,7 @@ Z95 = 1.96
 def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[MetricResult | None]]) -> Figure | None:
     """One metric over accepted reports, a line per SAE, with intervals; a hard limit is drawn across.
 
-    Accepted files keep standard errors, not intervals, and no limits: the limits are those the property comes with.
+    Accepted files keep standard errors, not intervals; the limits are those of each SAE's last report.
 
     Args:
         metric: ``property.metric``.
@@ -26,7 +25,7 @@ def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[Met
         values: by SAE, one entry per label.
     """
     data: list[dict[str, object]] = []
-    hard = _hard(metric)
+    hard = {f"{'≤' if limit.kind == 'max' else '≥'} {limit.bound:g}": limit.bound for limit in _hard(values)}
     for index, (sae, column) in enumerate(sorted(values.items())):
         if not any(each is not None and each.value is not None for each in column):
             continue
@@ -55,13 +54,7 @@ def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[Met
     return Figure(metric, data, layout, "; ".join(said) + ".")
 
 
-def _hard(metric: str) -> dict[str, float]:
-    """The hard limits that a property declares for one of its metrics, by how they are written."""
-    name, _, wanted = metric.partition(".")
-    try:
-        rules = [parse_rule(f"{name}.{limit}", "property") for limit in load_property(name).limits]
-    except UsageError:
-        # Properties of other packages need not be installed where their reports are read.
-        return {}
-    limits = [rule.limit for rule in rules if rule.metric == wanted and rule.limit.hard]
-    return {f"{'≤' if limit.kind == 'max' else '≥'} {limit.bound:g}": limit.bound for limit in limits}
+def _hard(values: Mapping[str, Sequence[MetricResult | None]]) -> list[Limit]:
+    """The hard limits of the last report of each SAE."""
+    last = [next((each for each in reversed(column) if each is not None), None) for _, column in sorted(values.items())]
+    return [limit for each in last if each is not None for limit in words.limits_of(each) if limit.hard]

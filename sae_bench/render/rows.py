@@ -106,13 +106,11 @@ def worth_showing(report: Report) -> list[Row]:
 
 
 def changed(report: Report) -> list[Row]:
-    """What is not as it was accepted, worst first; what `undefined` tells is left to it."""
-    found = [
-        row
-        for row in worth_showing(report)
-        if row.verdict not in (None, Verdict.PASS)
-        and not (row.verdict is Verdict.UNDEFINED and row.result is not None and not row.result.limit)
-    ]
+    """What is not as it was accepted, worst first.
+
+    What is UNDEFINED had no value when it was accepted, or it would be MISSING: no change, and `undefined` tells it.
+    """
+    found = [row for row in worth_showing(report) if row.verdict not in (None, Verdict.PASS, Verdict.UNDEFINED)]
     return sorted(found, key=lambda row: (*(-each for each in row.rank), row.sae, row.name))
 
 
@@ -148,14 +146,18 @@ def _with(head: Row, result: PropertyResult, more: int) -> Row:
     return Row(head.sae, head.property_name, head.metric, head.result, head.verdict, head.beyond, True, more, notes)
 
 
-def undefined(report: Report) -> list[str]:
-    """Metrics without a value that no limit is about, joined by reason: one sentence each.
+def undefined(report: Report, limited: bool = False) -> list[str]:
+    """Metrics without a value, joined by reason: one sentence each.
 
     What follows a reason's colon often holds numbers of one SAE; reasons that differ only there are told without it.
+
+    Args:
+        report: the run.
+        limited: also those that a limit is about, which `worth_showing` has rows of.
     """
     found: dict[tuple[str, str], list[Row]] = {}
     for row in all_rows(report):
-        if row.verdict is Verdict.UNDEFINED and row.result is not None and not row.result.limit:
+        if row.verdict is Verdict.UNDEFINED and row.result is not None and (limited or not row.result.limit):
             found.setdefault((row.property_name, row.result.reason.partition(": ")[0]), []).append(row)
     sentences = []
     for (name, short), rows in found.items():

@@ -60,11 +60,14 @@ def unit(metric: MetricResult) -> str:
     return "" if metric.unit in _WORDLESS else metric.unit
 
 
+def plain(metric: MetricResult) -> str:
+    """``0.0449``; ``-`` where there is no value."""
+    return "-" if metric.value is None else number(metric.value)
+
+
 def value(metric: MetricResult) -> str:
     """``0.0449 ±.0013``; ``-`` where there is no value."""
-    if metric.value is None:
-        return "-"
-    text = number(metric.value)
+    text = plain(metric)
     return f"{text} ±{number(metric.se, 2).removeprefix('0')}" if metric.se else text
 
 

@@ -101,13 +101,18 @@ def test_intervals_on_a_logarithmic_axis_end_above_zero() -> None:
     assert figure.caption == "Bars: 95% intervals of sae."
 
 
-def test_history_draws_the_limits_that_a_property_comes_with(make: Any) -> None:
-    values = {"a": [make.metric(0.9, se=0.01, value_interval=None), None, make.metric(0.8, se=None)]}
-    figure = over_time.history("reconstruction.explained_variance", ["one", "two", "three"], values)
+def test_history_draws_the_hard_limits_of_the_last_accepted_files(make: Any) -> None:
+    before, last = (make.metric(0.9, se=0.01, limit="min:0.7"), make.metric(0.8, se=None, limit="2%; min:0.5"))
+    dates = ["one", "two", "three"]
+    figure = over_time.history("another.metric", dates, {"a": [before, last, None]})
     assert figure is not None
     assert [shape["y0"] for shape in figure.layout["shapes"]] == [0.5]
     assert "≥ 0.5" in figure.caption
     assert figure.data[0]["error_y"]["array"] == [pytest.approx(0.0196), None, None]
-    unknown = over_time.history("another.metric", ["one", "two", "three"], values)
-    assert unknown is not None
-    assert unknown.layout["shapes"] == []
+    two = over_time.history("another.metric", dates, {"a": [before, last, None], "b": [None, None, before]})
+    assert two is not None
+    assert {shape["y0"] for shape in two.layout["shapes"]} == {0.5, 0.7}
+    # Files that were accepted before they kept limits.
+    bare = over_time.history("reconstruction.explained_variance", dates, {"a": [make.metric(0.9, limit="")] * 3})
+    assert bare is not None
+    assert bare.layout["shapes"] == []

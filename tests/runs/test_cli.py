@@ -103,6 +103,42 @@ def test_what_a_run_excuses_compare_excuses(toy: Any, capsys: pytest.CaptureFixt
     assert main(["compare", folder, str(latest)]) == 1
 
 
+@pytest.mark.parametrize("given", ["command line", "ini"])
+def test_a_limit_of_one_run_is_not_accepted(given: str, toy: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The declared limit that it took the place of is; without one, the metric has none."""
+    limits = ["kl_gap.kl_sae:500%", "sparsity.l1:1%", "sparsity.l0:max:1e9"]
+    if given == "ini":
+        (toy.path / "pytest.ini").write_text("[pytest]\nsae_limits =\n  " + "\n  ".join(limits) + "\n")
+        given_now = []
+    else:
+        given_now = [part for limit in limits for part in ("--sae-limit", limit)]
+    assert toy.accept("-q", *given_now).ret == 0
+    kl_gap = toy.report()["saes"]["lab/a"]["properties"]["kl_gap"]["metrics"]
+    assert (kl_gap["kl_sae"]["limit"], kl_gap["kl_sae"]["limit_from"]) == ("500%", given)
+    held = json.loads((toy.path / "baselines" / "lab" / "a.json").read_text())["saes"]["lab/a"]["properties"]
+    kept = {
+        f"{name}.{metric}": (each["limit"], each["limit_from"])
+        for name, result in held.items()
+        for metric, each in result["metrics"].items()
+        if "limit" in each
+    }
+    assert kept["kl_gap.kl_sae"] == ("2%", "property")
+    assert kept["sparsity.l0"] == ("5%", "property")
+    assert "sparsity.l1" not in kept
+    assert "overruled" not in str(held)
+    assert "per_cluster" in held["sparsity"]["metrics"]["l1"], "the same command can compare it"
+
+    toy.say(lab_a__kl_gap=1.2)
+    assert toy.accept("-q", *given_now).ret == 0
+    later = str(toy.path / "baselines" / "lab" / "a.json")
+    first = toy.path / "first.json"
+    first.write_text(json.dumps({**json.loads(Path(later).read_text()), "saes": {"lab/a": {"properties": held}}}))
+    SAES.__init__("SAE")  # type: ignore[misc]
+    capsys.readouterr()
+    assert main(["compare", str(first), later]) == 1, "the run let it pass, the property would not"
+    assert "kl_gap.kl_sae" in capsys.readouterr().out
+
+
 def test_render_writes_what_is_asked_for(accepted: Any, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     wanted = ["--html", "out/page.html", "--markdown", "out/page.md", "--csv", "out/rows.csv"]
@@ -163,6 +199,8 @@ def test_mistakes_are_one_sentence_and_exit_four(
     [
         ["--help"],
         ["compare", "baselines", "reports/latest.json"],
+        ["compare", "baselines", "baselines/lab/a.json"],
+        ["compare", "reports/latest.json", "baselines/lab/a.json"],
         ["show", "reports/latest.json"],
         ["render", "reports/latest.json", "--markdown", "x.md"],
         ["history", "--html", "x.html"],
@@ -173,6 +211,7 @@ def test_mistakes_are_one_sentence_and_exit_four(
     ids=lambda arguments: arguments[0],
 )
 def test_nothing_heavy_is_imported(arguments: list[str], once: Any) -> None:
+    """Nor a property, where a report says enough about itself: only `prune` asks what is declared."""
     code = f"""
 import sys
 from pathlib import Path
@@ -182,9 +221,14 @@ try:
 except SystemExit:
     pass
 print([name for name in {HEAVY!r} if name in sys.modules])
+print([name for name in sys.modules if name.startswith("sae_bench.properties")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=once)
-    assert done.stdout.splitlines()[-1] == "[]", done.stdout
+    heavy, properties = done.stdout.splitlines()[-2:]
+    assert heavy == "[]", done.stdout
+    assert (properties == "[]") == (arguments[0] != "prune"), properties
+    if arguments[0] == "compare":
+        assert "1 pass" in done.stdout
 
 
 @pytest.fixture(scope="module")
