@@ -91,11 +91,17 @@ class Unembedding:
         biases = [None] * len(weights) if linear.bias is None else torch.split(linear.bias, SLICE)
 
         def forward(rows: Tensor) -> Tensor:
-            shape = (*rows.shape[:-1], linear.out_features)
-            logits = rows.new_empty(shape) if out is None else out.view(shape)
+            if torch.is_grad_enabled():
+                parts = zip(weights, biases, strict=True)
+                return torch.cat([functional.linear(rows, weight, bias) for weight, bias in parts], dim=-1)
+            flat, shape = rows.reshape(-1, rows.shape[-1]), (*rows.shape[:-1], linear.out_features)
+            logits = flat.new_empty(len(flat), linear.out_features) if out is None else out
             for part, weight, bias in zip(torch.split(logits, SLICE, dim=-1), weights, biases, strict=True):
-                part.copy_(functional.linear(rows, weight, bias))
-            return logits
+                if bias is None:
+                    torch.mm(flat, weight.T, out=part)
+                else:
+                    torch.addmm(bias, flat, weight.T, out=part)
+            return logits.view(shape)
 
         object.__setattr__(linear, "forward", forward)
         try:

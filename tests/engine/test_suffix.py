@@ -144,7 +144,12 @@ def test_a_large_vocabulary_is_unembedded_in_slices(
     torch.testing.assert_close(rows, full[select], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(model.final_logits(last), full, rtol=1e-6, atol=1e-6)
     monkeypatch.setattr(unembedding.functional, "linear", counted)
-    model.final_logits(last)
+    asked = last.clone().requires_grad_()
+    logits = model.final_logits(asked, differentiable=True)
+    torch.testing.assert_close(logits.detach(), full, rtol=1e-6, atol=1e-6)
+    (slope,) = torch.autograd.grad(logits[0, 3].logsumexp(-1), asked)
+    assert slope[0, 3].abs().sum() > 0
+    assert not slope[1].any()
     assert [width for width in wide if width in (25, 11, 61)] == [25, 25, 11]
     assert "forward" not in vars(model.bridge.unembed.original_component)
 
@@ -349,3 +354,15 @@ def test_sites_that_do_not_exist(tiny_model: Callable[..., Model], tokens: torch
         LoadError, match=r"has no site 'blocks\.1\.hook_resid_pree'; did you mean 'blocks\.1\.hook_resid"
     ):
         model.width(Site(1, "hook_resid_pree"))
+
+
+def test_gradients_go_through_a_sliced_vocabulary(
+    tiny_model: Callable[..., Model], tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, site = tiny_model("GPT2"), Site(1, "hook_resid_pre")
+    seen, select = model.capture(tokens, site), tokens > 30
+    where = (tokens, seen.block_input, site, seen.value, lambda logits: logits[:, 3] - logits[:, 40])
+    whole = model.gradient(*where, select=select)
+    monkeypatch.setattr(unembedding, "SLICE", 25)
+    torch.testing.assert_close(model.gradient(*where, select=select), whole, rtol=1e-5, atol=1e-7)
+    assert whole.abs().sum() > 0
