@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sae_bench.errors import LoadError
@@ -132,7 +132,8 @@ def save_corpus(path: str | os.PathLike[str], corpus: Corpus) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        save_file(tensors, str(partial), metadata=metadata)
+        # Not save_file, which makes files for their owner alone: a corpus is for everybody the umask allows.
+        partial.write_bytes(save(tensors, metadata))
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)

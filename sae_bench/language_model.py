@@ -19,15 +19,9 @@ from torch import Tensor, nn
 
 from sae_bench.errors import LoadError, MeasurementError, near
 from sae_bench.model_files import content_sha256
+from sae_bench.passes import Passes, Stop, hooked
 from sae_bench.site import INPUTS, KINDS, Site
 from sae_bench.unembedding import Unembedding
-
-_LEVEL = 7411
-"Marks our hooks, so that removing them leaves a user's own in place."
-
-
-class _Stop(Exception):
-    """Ends a forward pass that has shown all that is wanted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +61,7 @@ class Model:
         self._processing = dict(processing or {})
         self._weights = weights or (lambda: content_sha256(bridge))
         self.unembedding = Unembedding(bridge, self.d_vocab)
+        self.passes = Passes(bridge, self.unembedding, parameter.device)
         bridge.eval()
 
     @property
@@ -123,7 +118,7 @@ class Model:
     def logits(self, tokens: Tensor) -> Tensor:
         """(b, p, V) float32 logits of a full pass."""
         with torch.no_grad():
-            return self._forward(tokens)
+            return self.passes.whole(tokens)
 
     def capture(self, tokens: Tensor, site: Site) -> Capture:
         """The site's activation and its block's input; nothing behind the site is run."""
@@ -136,17 +131,17 @@ class Model:
                 # A copy, because some models go on to change the residual stream in place.
                 seen[name] = tensor.detach().flatten(2).to(torch.float32, copy=True)
                 if "value" in seen:
-                    raise _Stop
+                    raise Stop
 
             return read
 
         with (
             torch.no_grad(),
-            suppress(_Stop),
-            self._hooked(self._hook(Site(site.layer, KINDS[0])), keep("block_input")),
-            self._hooked(self._hook(site), keep("value")),
+            suppress(Stop),
+            hooked(self._hook(Site(site.layer, KINDS[0])), keep("block_input")),
+            hooked(self._hook(site), keep("value")),
         ):
-            self._forward(tokens)
+            self.passes.whole(tokens)
         if "value" not in seen or "block_input" not in seen:
             raise _silent(site)
         return Capture(value=seen["value"], block_input=seen["block_input"])
@@ -167,7 +162,7 @@ class Model:
         ``options`` go to the model's forward as they are (an attention mask, position ids).
         """
         with torch.no_grad(), self._placed(block_input, site, value):
-            return self._forward(tokens, select, options)
+            return self.passes.whole(tokens, select, options)
 
     def gradient(
         self,
@@ -182,7 +177,7 @@ class Model:
         """(b, p, d) float32 derivative, by ``value`` at the site, of the sum of ``objective(logits)``; see `resume`."""
         value = value.detach().clone().requires_grad_()
         with torch.enable_grad(), self._placed(block_input, site, value):
-            (found,) = torch.autograd.grad(objective(self._forward(tokens, select)).sum(), value)
+            (found,) = torch.autograd.grad(objective(self.passes.whole(tokens, select)).sum(), value)
         return found
 
     def logit_blocks(
@@ -214,36 +209,19 @@ class Model:
     ) -> Tensor:
         """(b, p, d_model), what ``module`` reads when ``value`` stands at the site; nothing behind it is run."""
         with self._placed(block_input, site, value):
-            return self._first_read(module, tokens)
-
-    def _first_read(self, module: nn.Module, tokens: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-
-        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append(args[0].detach())
-            raise _Stop
-
-        handle = module.register_forward_pre_hook(look)
-        try:
-            with torch.no_grad(), suppress(_Stop):
-                self._forward(tokens)
-        finally:
-            handle.remove()
-        if not seen:
+            read = self.passes.read_by(module, tokens)
+        if read is None:
             raise MeasurementError(
                 f"model {self.name!r} ran past its {type(module).__name__}, so what that reads cannot be seen"
             )
-        return seen[0]
+        return read
 
     @cached_property
     def unembeds_alone(self) -> bool:
         """Whether the unembedding by itself gives the logits of a whole pass: a model may go on to change them."""
         tokens = torch.tensor([[0, 1]]).clamp(max=self.d_vocab - 1)
-        try:
-            read = self._first_read(self.bridge.unembed, tokens)
-        except MeasurementError:
-            return False
-        if read.shape != (1, 2, self.d_model):
+        read = self.passes.read_by(self.bridge.unembed, tokens)
+        if read is None or read.shape != (1, 2, self.d_model):
             return False
         with torch.no_grad():
             whole, alone = self.logits(tokens)[0], self.unembedding.logits(read[0])
@@ -274,10 +252,10 @@ class Model:
         if value is not None:
             values[str(site)] = value
         with ExitStack() as stack:
-            stack.enter_context(self._skipping(site.layer))
+            stack.enter_context(self.passes.skipping(site.layer))
             for name, replacement in values.items():
                 hook = self._hook(site if name == str(site) else entry)
-                stack.enter_context(self._hooked(hook, put(name, replacement)))
+                stack.enter_context(hooked(hook, put(name, replacement)))
             yield
         if fired != set(values):
             raise _silent(site)
@@ -285,7 +263,7 @@ class Model:
     def norm_scale(self, resid: Tensor) -> Tensor:
         """(..., 1) float32, what the final norm divides residual vectors (..., d_model) by."""
         seen: list[Tensor] = []
-        with torch.no_grad(), self._hooked(self.bridge.ln_final.hook_scale, lambda scale: seen.append(scale)):
+        with torch.no_grad(), hooked(self.bridge.ln_final.hook_scale, lambda scale: seen.append(scale)):
             self.bridge.ln_final(self._rows(resid))
         if not seen:
             raise MeasurementError(f"the final norm of model {self.name!r} does not show its scale")
@@ -313,19 +291,6 @@ class Model:
         """Residual vectors (..., d_model) as one document of the model's own precision."""
         return resid.reshape(1, -1, resid.shape[-1]).to(device=self.device, dtype=self._torch_dtype)
 
-    def _forward(
-        self, tokens: Tensor, select: Tensor | None = None, given: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        options: dict[str, Any] = {"return_type": "logits", **(given or {})}
-        if hasattr(getattr(self.bridge, "original_model", None), "config"):
-            options["use_cache"] = False
-        if select is None:
-            logits: Tensor = self.bridge(tokens.to(self.device), **options)
-            return logits.float()
-        with self.unembedding.only(select.to(self.device)) as picked:
-            logits = self.bridge(tokens.to(self.device), **options)
-        return (logits[0] if picked else logits[select.to(self.device)]).float()
-
     @cached_property
     def _hooks(self) -> Mapping[str, Any]:
         hooks: Mapping[str, Any] = self.bridge.hook_dict
@@ -341,54 +306,6 @@ class Model:
         if name not in self._hooks:
             raise LoadError(f"model {self.name!r} has no site {name!r}{near(name, self.sites())}")
         return self._hooks[name]
-
-    @contextmanager
-    def _hooked(self, hook: Any, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-        def called(tensor: Tensor, hook: Any) -> Tensor | None:
-            return act(tensor)
-
-        hook.add_hook(called, level=_LEVEL)
-        try:
-            yield
-        finally:
-            hook.remove_hooks("fwd", level=_LEVEL)
-
-    @contextmanager
-    def _skipping(self, layer: int) -> Iterator[None]:
-        """For the duration, blocks before ``layer`` return their input, in the form their own output would have."""
-        blocks = list(self.bridge.blocks)[:layer]
-        extra = self._extra_outputs if blocks else None
-
-        def hand_on(*args: Any, **kwargs: Any) -> Any:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            return hidden if extra is None else (hidden, *([None] * extra))
-
-        try:
-            for block in blocks:
-                # A bridged block passes plain attribute access on to the module it wraps.
-                object.__setattr__(block, "forward", hand_on)
-            yield
-        finally:
-            for block in blocks:
-                if "forward" in vars(block):
-                    object.__delattr__(block, "forward")
-
-    @cached_property
-    def _extra_outputs(self) -> int | None:
-        """How many things a block returns beside the residual stream; None when it returns a bare tensor."""
-        found: list[int | None] = []
-
-        def look(module: nn.Module, args: Any, output: Any) -> None:
-            found.append(len(output) - 1 if isinstance(output, tuple) else None)
-            raise _Stop
-
-        handle = self.bridge.blocks[0].register_forward_hook(look)
-        try:
-            with torch.no_grad(), suppress(_Stop):
-                self._forward(torch.zeros(1, 2, dtype=torch.int64))
-        finally:
-            handle.remove()
-        return found[0]
 
 
 def _silent(site: Site) -> MeasurementError:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sae_bench import options as sae_options
+from sae_bench.collected import SESSION, VanishedItem, is_timed, property_of, session_of, spec_of
 from sae_bench.errors import SAEBenchError
 
 if TYPE_CHECKING:
     from sae_bench.run import Run
-    from sae_bench.session import Session
 
 MARKERS = {
     "fidelity": "what the model loses when it reads the reconstruction",
@@ -29,7 +28,6 @@ MARKERS = {
     "contract": "what every SAE must satisfy on any input",
     "speed": "how fast an SAE encodes and decodes on this machine; never judged",
 }
-_session_key = pytest.StashKey["Session"]()
 _error_key = pytest.StashKey[str]()
 _name_key = pytest.StashKey[str]()
 RECORD = "sae_bench.record"
@@ -77,7 +75,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         return None
     from sae_bench.render.terminal import listing
 
-    session = _session(config)
+    session = session_of(config)
     # pytest's own writer comes with its terminal reporter, which is not there yet.
     sys.stdout.write(listing(session.specs, session.properties, session.options.baselines))
     return 0
@@ -101,11 +99,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item for each chosen SAE; ids are the SAEs' ids, so ``-k`` and node ids work."""
     from sae_bench.testing import OPERATIONS, PROPERTY_ATTRIBUTE
 
-    name, timed = getattr(metafunc.function, PROPERTY_ATTRIBUTE, None), _is_timed(metafunc.function)
+    name, timed = getattr(metafunc.function, PROPERTY_ATTRIBUTE, None), is_timed(metafunc.function)
     if name is None and not timed:
         return
     try:
-        session = _session(metafunc.config)
+        session = session_of(metafunc.config)
         wanted = session.speed if timed else name in session.properties
         # A control of known quality is as fast as any product: there is nothing to learn.
         specs = [spec for spec in session.specs if wanted and not (timed and spec.control)]
@@ -122,38 +120,38 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark items by their property's kind, drop unchosen properties, and add an item for whatever vanished."""
     if (message := config.stash.get(_error_key, None)) is not None:
         raise pytest.UsageError(message)
-    timed = [item for item in items if _is_timed(getattr(item, "function", None))]
-    suite = [item for item in items if _property_of(item) is not None]
+    timed = [item for item in items if is_timed(getattr(item, "function", None))]
+    suite = [item for item in items if property_of(item) is not None]
     if not suite and not timed:
         return
     from sae_bench.properties import load_property
 
-    session = _session(config)
+    session = session_of(config)
     session.collected = True
     for item in suite:
-        item.add_marker(load_property(str(_property_of(item))).marker)
+        item.add_marker(load_property(str(property_of(item))).marker)
     _mark_timed(config, timed)
-    kept = [item for item in suite if _spec_of(item) is not None and _property_of(item) in session.properties]
+    kept = [item for item in suite if spec_of(item) is not None and property_of(item) in session.properties]
     if config.getoption("benchmark_only", False):
         # What pytest-benchmark would skip was not chosen; a property that is skipped counts as lost.
         kept = []
     gone = {id(item) for item in suite} - {id(item) for item in kept}
-    gone |= {id(item) for item in timed if _spec_of(item) is None}
+    gone |= {id(item) for item in timed if spec_of(item) is None}
     if gone:
         items[:] = [item for item in items if id(item) not in gone]
     if suite and not session.narrowed and not config.getoption("benchmark_only", False):
         parent = suite[0].parent or suite[0].session
         pairs: list[tuple[str, str | None]] = [(sae, None) for sae in session.vanished()]
-        pairs += session.unmeasured({(_spec_of(item).id, str(_property_of(item))) for item in kept})
+        pairs += session.unmeasured({(spec_of(item).id, str(property_of(item))) for item in kept})
         items.extend(VanishedItem.of(parent, sae, name) for sae, name in pairs)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Where a Ray cluster measures, it begins as soon as it is known what."""
-    sae_session = session.config.stash.get(_session_key, None)
+    sae_session = session.config.stash.get(SESSION, None)
     if sae_session is None or session.config.getoption("collectonly") or hasattr(session.config, "workerinput"):
         return
-    found = [(_spec_of(item), _property_of(item)) for item in session.items]
+    found = [(spec_of(item), property_of(item)) for item in session.items]
     try:
         sae_session.distribute([(spec, name) for spec, name in found if spec is not None and name is not None])
     except SAEBenchError as error:
@@ -167,7 +165,7 @@ def _mark_timed(config: pytest.Config, timed: list[pytest.Item]) -> None:
         why = "workers that share a machine slow each other down: time SAEs with -k speed and without -n"
     elif not config.pluginmanager.hasplugin("benchmark"):
         why = "pytest-benchmark is not loaded, and it takes the time"
-    elif _session(config).resolved["sae_ray"]:
+    elif session_of(config).resolved["sae_ray"]:
         why = "SAEs are measured on a Ray cluster: time them with -k speed and without --sae-ray"
     for item in timed:
         item.add_marker("speed")
@@ -175,60 +173,10 @@ def _mark_timed(config: pytest.Config, timed: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=why))
 
 
-def _is_timed(function: Any) -> bool:
-    from sae_bench.testing import SPEED_ATTRIBUTE
-
-    return getattr(function, SPEED_ATTRIBUTE, False)
-
-
-def _spec_of(item: pytest.Item) -> Any:
-    """The SAE of one of our items; None where no SAE was chosen."""
-    found = item.callspec.params.get("sae_spec") if hasattr(item, "callspec") else None
-    # An empty set of parameters is filled with a placeholder.
-    return found if hasattr(found, "judged_as") else None
-
-
-def _property_of(item: pytest.Item) -> str | None:
-    from sae_bench.testing import PROPERTY_ATTRIBUTE
-
-    return getattr(getattr(item, "function", None), PROPERTY_ATTRIBUTE, None)
-
-
-class VanishedItem(pytest.Item):
-    """Fails because something accepted is not measured any more: an SAE, or one property of one."""
-
-    def __init__(self, *, sae: str, property: str | None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.sae, self.property = sae, property
-
-    @classmethod
-    def of(cls, parent: pytest.Collector | pytest.Session, sae: str, property: str | None) -> VanishedItem:
-        """The item for an SAE that is registered no more, or for one of its properties."""
-        name = f"accepted[{sae}]" if property is None else f"accepted_{property}[{sae}]"
-        item: VanishedItem = cls.from_parent(parent, name=name, sae=sae, property=property)
-        return item
-
-    def runtest(self) -> None:
-        """Always MISSING: the item exists only where nothing else does."""
-        session = _session(self.config)
-        session.open()
-        checked = session.run.missing(self.sae, self.property)
-        self.user_properties.extend(checked.user_properties)
-        pytest.fail(str(checked.failure), pytrace=False)
-
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
-        """The sentence alone."""
-        return str(excinfo.value)
-
-    def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Shown under the name of the accepted report."""
-        return self.path, None, self.name
-
-
 @pytest.fixture(scope="session")
 def sae_run(request: pytest.FixtureRequest) -> Generator[Run]:
     """What measures and judges; it keeps models, activations and SAEs between items."""
-    session = _session(request.config)
+    session = session_of(request.config)
     session.open()
     session.show_progress()
     yield session.run
@@ -239,9 +187,9 @@ def sae_run(request: pytest.FixtureRequest) -> Generator[Run]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """An item of ours that is skipped although its values were accepted is MISSING: nothing passes unmeasured."""
     report = yield
-    name, spec = _property_of(item), _spec_of(item)
+    name, spec = property_of(item), spec_of(item)
     if report.skipped and name is not None and spec is not None and not hasattr(report, "wasxfail"):
-        session = _session(item.config)
+        session = session_of(item.config)
         if session.is_accepted(spec, name):
             session.open()
             checked = session.run.missing(spec.id, name, "its test was skipped")
@@ -262,7 +210,7 @@ class RecordIntake:
             return
         for key, value in report.user_properties:
             if key == RECORD:
-                session = _session(self.config)
+                session = session_of(self.config)
                 if (name := self.config.stash.get(_name_key, None)) is not None:
                     session.adopt(name)
                 session.collect(str(value), failed=report.failed)
@@ -271,7 +219,7 @@ class RecordIntake:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the report, accept if asked to, and turn "could not be judged" into exit code 11."""
-    sae_session = session.config.stash.get(_session_key, None)
+    sae_session = session.config.stash.get(SESSION, None)
     if sae_session is None or not sae_session.collected or hasattr(session.config, "workerinput"):
         return
     if session.config.getoption("collectonly"):
@@ -286,7 +234,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Gen
     try:
         return (yield)
     finally:
-        sae_session = config.stash.get(_session_key, None)
+        sae_session = config.stash.get(SESSION, None)
         if sae_session is not None and sae_session.collected:
             sae_session.summarise(terminalreporter)
 
@@ -296,9 +244,9 @@ def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which folder the run writes to; a mistake in the options stops the run here."""
     config = node.config
     if _concerned(config):
-        if _session(config).resolved["sae_ray"]:
+        if session_of(config).resolved["sae_ray"]:
             raise pytest.UsageError("--sae-ray and -n both spread SAEs over processes; choose one of them")
-        node.workerinput.update(_session(config).tell_worker())
+        node.workerinput.update(session_of(config).tell_worker())
     else:
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         node.workerinput["sae_bench_name"] = config.stash.setdefault(_name_key, f"{moment}-workers")
@@ -311,12 +259,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from sae_bench.scheduling import by_sae
 
-    return by_sae(config, log, [spec.id for spec in _session(config).specs])
+    return by_sae(config, log, [spec.id for spec in session_of(config).specs])
 
 
 def _concerned(config: pytest.Config) -> bool:
     """Whether this run measures SAEs, as far as a process that collects nothing can know: some are registered."""
-    if _session_key in config.stash or any(_given(config)):
+    if SESSION in config.stash or any(_given(config)):
         return True
     registration = sys.modules.get("sae_bench.registration")
     if registration is not None and len(registration.SAES):
@@ -328,22 +276,6 @@ def _concerned(config: pytest.Config) -> bool:
 
 def _given(config: pytest.Config) -> list[sae_options.Option]:
     return [option for option in sae_options.OPTIONS if config.getoption(option.dest) not in (None, [], False)]
-
-
-def _session(config: pytest.Config) -> Session:
-    """The run's session, made when it is first needed: options resolved, SAEs chosen, registrations frozen."""
-    if _session_key not in config.stash:
-        from sae_bench._identity import PackageClash, verify_identity
-
-        try:
-            verify_identity()
-            from sae_bench.session import Session
-
-            resolved = sae_options.resolve(config.getoption, config.getini)
-            config.stash[_session_key] = Session(config, resolved)
-        except (SAEBenchError, PackageClash) as error:
-            raise pytest.UsageError(str(error)) from None
-    return config.stash[_session_key]
 
 
 def _refuse_narrowed_accept(config: pytest.Config) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_bench import baselines, store
 from sae_bench.content import content_of
-from sae_bench.conversion import Declared, measurement_from
+from sae_bench.conversion import Declared
 from sae_bench.errors import MeasurementError, SAEBenchError, StoreError
+from sae_bench.found import Found, noisy, restored, with_noise
 from sae_bench.limits import Rule
 from sae_bench.measurement import Measurement, Metric, Undefined
 from sae_bench.preflight import rules_for
@@ -101,23 +102,6 @@ class _Vanished:
     version: int = 1
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A measurement and how it came about."""
-
-    measurement: Measurement
-    noise: Mapping[str, float]
-    "Measured spread by metric; empty without ``--sae-selfcheck``."
-    context: Mapping[str, Any] = field(default_factory=dict)
-    "What decides whether the result may be compared with an accepted one."
-    seconds: float | None = None
-    "How long it took where it was measured; None: now and here."
-    key: str | None = None
-    "What the numbers follow from; None where nothing is written."
-    earlier: store.Record | None = None
-    "The record of an unfinished run that this was restored from."
-
-
 class Run:
     """Measures and judges; keeps models, activations and SAEs between items."""
 
@@ -149,7 +133,7 @@ class Run:
         "What went wrong, by SAE and property."
         self._make_loader = make_loader
         self._loader: Loader | None = None
-        self._found: dict[tuple[str, str], _Found] = {}
+        self._found: dict[tuple[str, str], Found] = {}
         self._current: SAESpec | None = None
 
     def check(self, spec: SAESpec, name: str) -> Checked:
@@ -158,7 +142,7 @@ class Run:
         started = time.perf_counter()
         context: Mapping[str, Any] = {}
         notes: tuple[str, ...] = ()
-        found: _Found | str
+        found: Found | str
         try:
             found = self._measure(spec, declared)
             context = found.context
@@ -194,7 +178,7 @@ class Run:
     def undefined(self, spec: SAESpec, name: str, why: str) -> Checked:
         """UNDEFINED, for a property that cannot be measured with what there is."""
         declared = load_property(name)
-        found = _Found(Measurement({metric.name: Undefined(why) for metric in declared.metrics}), {})
+        found = Found(Measurement({metric.name: Undefined(why) for metric in declared.metrics}), {})
         return self._judged(spec, declared, found, {}, 0.0, ())
 
     def close(self) -> None:
@@ -212,32 +196,32 @@ class Run:
         self._current = spec
         return loader.bench(spec)
 
-    def _measure(self, spec: SAESpec, declared: Property) -> _Found:
+    def _measure(self, spec: SAESpec, declared: Property) -> Found:
         place = (spec.id, declared.name)
         if place not in self._found:
             here = self.elsewhere is None
             self._found[place] = self._measure_here(spec, declared) if here else self._fetch(spec, declared)
         return self._found[place]
 
-    def _measure_here(self, spec: SAESpec, declared: Property) -> _Found:
+    def _measure_here(self, spec: SAESpec, declared: Property) -> Found:
         bench, loader = self.bench(spec), self._load()
         self.provenance[spec.id] = loader.provenance(spec)
         key = self._key(loader, spec, declared)
         earlier = self.earlier.get(key) if key is not None else None
         if earlier is not None:
-            found = replace(_restored(earlier, self.options.selfcheck), key=key, earlier=earlier)
+            found = replace(restored(earlier, self.options.selfcheck), key=key, earlier=earlier)
         else:
             measurement = declared.measure(bench)
             noise = measured_noise(declared, bench, measurement) if self.options.selfcheck else {}
-            found = _Found(measurement, noise, key=key)
+            found = Found(measurement, noise, key=key)
         settings = dict(found.measurement.settings)
         return replace(found, context={**loader.context(spec), "settings": settings, "version": declared.version})
 
-    def _fetch(self, spec: SAESpec, declared: Property) -> _Found:
+    def _fetch(self, spec: SAESpec, declared: Property) -> Found:
         assert self.elsewhere is not None
         record = self.elsewhere.record(spec.id, declared.name)
         self.provenance[spec.id] = dict(record.provenance)
-        return replace(_restored(record, self.options.selfcheck), key=record.key)
+        return replace(restored(record, self.options.selfcheck), key=record.key)
 
     def _key(self, loader: Loader, spec: SAESpec, declared: Property) -> str | None:
         if self.folder is None:
@@ -245,7 +229,7 @@ class Run:
         content = content_of(loader, spec, declared)
         return store.content_key({**content, "selfcheck": self.options.selfcheck})
 
-    def _check_noise(self, spec: SAESpec, declared: Property, found: _Found) -> None:
+    def _check_noise(self, spec: SAESpec, declared: Property, found: Found) -> None:
         values = {name: each.value for name, each in found.measurement.estimates.items()}
         rules = rules_for(spec, declared, self.options.rules)
         check_noise(rules, declared.name, declared.metrics, spec.id, values, found.noise)
@@ -266,7 +250,7 @@ class Run:
         self,
         spec: SAESpec,
         declared: Property,
-        found: _Found | str,
+        found: Found | str,
         context: Mapping[str, Any],
         seconds: float,
         notes: tuple[str, ...],
@@ -298,7 +282,7 @@ class Run:
         verdict: PropertyVerdict,
         declared: Declared,
         accepted: AcceptedProperty | None,
-        found: _Found | str,
+        found: Found | str,
         context: Mapping[str, Any],
         seconds: float | None = None,
         notes: tuple[str, ...] = (),
@@ -309,7 +293,7 @@ class Run:
             measurement, verdict, declared, context=context, seconds=seconds, notes=notes, accepted=accepted
         )
         if not isinstance(found, str):
-            result = _noisy(result, found.noise)
+            result = noisy(result, found.noise)
         self.results[sae, declared.name] = result
         record = self._write(sae, result, found)
         # What the numbers do not say, such as the input that breaks a contract.
@@ -317,7 +301,7 @@ class Run:
         failure = "\n".join((*verdict.lines, *(f"  {note}" for note in said))) if verdict.fails else None
         return Checked(result, verdict, user_properties(verdict, record), failure)
 
-    def _write(self, sae: str, result: PropertyResult, found: _Found | str) -> Path | None:
+    def _write(self, sae: str, result: PropertyResult, found: Found | str) -> Path | None:
         """The record's path; None where it cannot be written: the verdict stands all the same."""
         if self.folder is None:
             return None
@@ -356,33 +340,6 @@ class Run:
             context=measured.context,
         )
         return sparsity_moved(judged)
-
-
-def _restored(record: store.Record, selfcheck: bool) -> _Found:
-    """What a record says was measured, to the last bit; it is judged anew."""
-    measurement = measurement_from(record.result)
-    assert isinstance(measurement, Measurement)
-    context = record.result.context
-    # Without a self-check the noise in a record is the accepted report's, which is read again.
-    metrics = record.result.metrics.items() if selfcheck else ()
-    noise = {name: each.noise for name, each in metrics if each.noise is not None}
-    return _Found(replace(measurement, settings=context["settings"]), noise, context, record.result.seconds)
-
-
-def with_noise(accepted: AcceptedProperty | None, noise: Mapping[str, float]) -> AcceptedProperty | None:
-    """``accepted`` judged with the noise that was measured now."""
-    if accepted is None or not noise:
-        return accepted
-    metrics = {name: replace(held, noise=noise.get(name, held.noise)) for name, held in accepted.metrics.items()}
-    return replace(accepted, metrics=metrics)
-
-
-def _noisy(result: PropertyResult, noise: Mapping[str, float]) -> PropertyResult:
-    """``result`` with the noise that was measured now."""
-    if not noise:
-        return result
-    metrics = {name: replace(each, noise=noise.get(name, each.noise)) for name, each in result.metrics.items()}
-    return replace(result, metrics=metrics)
 
 
 def user_properties(verdict: PropertyVerdict, record: Path | None) -> tuple[tuple[str, str], ...]:

@@ -19,6 +19,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "corpus_build",
         "language_model",
         "unembedding",
+        "passes",
         "divergence",
         "model",
         "model_files",
@@ -57,6 +58,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "content",
         "selfcheck",
         "preflight",
+        "found",
         "run",
         "speed",
         "checking",
@@ -66,7 +68,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "progress",
     ),
     7: ("testing", "suite", "options"),
-    8: ("plugin", "session", "choices", "scheduling", "distributed", "cli", "__main__", "demo"),
+    8: ("plugin", "collected", "session", "choices", "scheduling", "distributed", "cli", "__main__", "demo"),
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 HEAVY = ("torch", "transformer_lens", "transformers", "sae_lens")

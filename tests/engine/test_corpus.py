@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,16 @@ def test_padding_is_not_content(tmp_path: Path) -> None:
     second = load_corpus(write(tmp_path / "two.safetensors", tokens=two, lengths=lengths))
     assert first.sha256 == second.sha256
     assert first.tokens.tolist() == [[5, 6, 7], [5, 6, 0]]
+
+
+def test_a_corpus_is_for_everybody_the_umask_allows(tmp_path: Path, small: Corpus) -> None:
+    before = os.umask(0o022)
+    try:
+        save_corpus(tmp_path / "corpus.safetensors", small)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "corpus.safetensors").stat().st_mode & 0o777 == 0o644
+    assert [each.name for each in tmp_path.iterdir()] == ["corpus.safetensors"]
 
 
 def test_take_is_a_prefix_with_its_own_name() -> None:

@@ -114,8 +114,8 @@ def test_a_model_that_changes_its_logits_afterwards_is_run_to_its_end(
     tiny_model: Callable[..., Model], tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, site = wrap_model(tiny_model("GPT2").bridge), Site(1, "hook_resid_pre")
-    forward = model._forward
-    monkeypatch.setattr(model, "_forward", lambda *given: forward(*given) / 8)
+    forward = model.passes.whole
+    monkeypatch.setattr(model.passes, "whole", lambda *given: forward(*given) / 8)
     seen, select = model.capture(tokens, site), tokens > 20
     where = (tokens, seen.block_input, site, seen.value)
     assert not model.unembeds_alone

@@ -35,17 +35,20 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
         "tests/evidence/corpora.py",
     ),
     "kills": (
-        *(f"sae_bench/{name}.py" for name in ("store", "run", "conversion")),
+        *(f"sae_bench/{name}.py" for name in ("store", "found", "run", "conversion")),
         "tests/runs/toy_engine.py",
         "tests/evidence/kills.py",
     ),
     "fuzz": ("sae_bench/formats/*.py", "sae_bench/sae/*.py", "sae_bench/site.py", "tests/evidence/fuzz.py"),
     "architectures": (
-        *(f"sae_bench/{name}.py" for name in ("language_model", "unembedding", "model", "model_files", "site")),
+        *(
+            f"sae_bench/{name}.py"
+            for name in ("language_model", "passes", "unembedding", "model", "model_files", "site")
+        ),
         "tests/evidence/architectures.py",
     ),
     "oldest_pytest": (
-        *(f"sae_bench/{name}.py" for name in ("plugin", "scheduling")),
+        *(f"sae_bench/{name}.py" for name in ("plugin", "collected", "scheduling")),
         "tests/evidence/oldest_pytest.py",
     ),
     "name_clash": (
