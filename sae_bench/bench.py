@@ -22,6 +22,7 @@ from sae_bench.interventions import Interventions
 from sae_bench.model import Model
 from sae_bench.reading import Reading
 from sae_bench.site import Site
+from sae_bench.sparse_codes import SparseCodes
 from sae_bench.tiers import TIERS, Settings, Tier
 
 __all__ = [
@@ -145,6 +146,10 @@ class Bench:
     def document_codes(self, document: int) -> Tensor:
         """(kept, n) feature activations at the kept positions of a document, in the SAE's own precision."""
         return self._reading.of(document).dense()
+
+    def sparse(self, batch: Batch) -> list[SparseCodes]:
+        """Codes at each document's kept positions, without their zeros."""
+        return self._reading.sparse(batch)
 
     def active(self, batch: Batch) -> Tensor:
         """int64 (b, p) L0: features that fire on a token."""

@@ -35,22 +35,44 @@ def divergences(clean: Tensor, logits: Tensor, following: Tensor, distances: boo
 
     Args:
         clean: (k, V) float32 log-probabilities.
-        logits: (k, V) float32; overwritten by their log-probabilities, or with distances by their probabilities.
+        logits: (k, V) float32; overwritten by their log-probabilities.
         following: int64 (k,), the next tokens.
         distances: whether they are wanted; each costs another pass.
     """
-    top, rest = _normaliser(logits)
     kl, square, moved = torch.zeros(3, len(logits), dtype=torch.float64, device=logits.device)
-    ce = -(logits.gather(-1, following[:, None]) - top - rest).squeeze(-1)
-    for part in _slices(logits):
-        logp, logq = clean[:, part], logits[:, part].sub_(top).sub_(rest)
+    for logp, logq in _log_probs(clean, logits):
         p, apart = logp.exp(), logp - logq
         if distances:
             square += apart.square().sum(-1)
-            moved += logq.exp_().sub_(p).abs_().sum(-1)
+            moved += logq.exp().sub_(p).abs_().sum(-1)
         kl += apart.mul_(p).sum(-1)
     away = [square.sqrt(), moved / 2] if distances else []
-    return torch.stack([kl.float(), ce, *(each.float() for each in away)], dim=-1)
+    found = [kl.float(), surprise(logits, following), *(each.float() for each in away)]
+    return torch.stack(found, dim=-1)
+
+
+def kl_divergence(clean: Tensor, logits: Tensor) -> Tensor:
+    """float64 (k,) KL in nats from log-probabilities to logits, (k, V) both, which are overwritten by theirs."""
+    kl = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+    for logp, logq in _log_probs(clean, logits):
+        kl += (logp - logq).mul_(logp.exp()).sum(-1)
+    return kl
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """float64 (k,) in nats, of log-probabilities (k, V)."""
+    found = torch.zeros(len(log_probs), dtype=torch.float64, device=log_probs.device)
+    for part in _slices(log_probs):
+        logp = log_probs[:, part]
+        found -= logp.exp().mul_(logp).sum(-1)
+    return found
+
+
+def _log_probs(clean: Tensor, logits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Slices of both log-probabilities, those of ``logits`` in their place."""
+    top, rest = _normaliser(logits)
+    for part in _slices(logits):
+        yield clean[:, part], logits[:, part].sub_(top).sub_(rest)
 
 
 def _normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:

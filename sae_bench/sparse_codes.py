@@ -7,7 +7,7 @@ without gathering the rows first. Shapes: n features, d width, k codes that are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -62,6 +62,10 @@ class SparseCodes:
             SparseCodes(count, self.features, self.token[part] - start, self.feature[part], self.value[part])
             for count, start, part in zip(tokens, first, own, strict=False)
         ]
+
+    def times(self, factors: Tensor) -> SparseCodes:
+        """float32, every code times its feature's factor, (n,)."""
+        return replace(self, value=self.value.float() * factors[self.feature])
 
     def first(self, tokens: int) -> SparseCodes:
         """Those of the first ``tokens`` tokens."""

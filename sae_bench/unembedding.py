@@ -47,10 +47,7 @@ class Unembedding:
 
     def blocks(self, rows: Tensor, entries: int) -> Iterator[Tensor]:
         """`logits` of ``rows`` (n, d_model), at most ``entries`` of them at once; a block overwrites the one before."""
-        step = entries // self.d_vocab
-        if rows.device.type == "cpu":
-            step = min(step, max(ROWS, SMALL // self.d_vocab))
-        step = min(max(1, step), len(rows))
+        step = min(rows_at_once(self.d_vocab, entries, rows.device), len(rows))
         # Kept for the next run, because a new one has to be cleared by the system, which takes as long as filling it.
         room, self._room = self._room, None
         if room is None or len(room) < step or room.device != rows.device or room.dtype != rows.dtype:
@@ -108,3 +105,11 @@ class Unembedding:
             yield
         finally:
             object.__delattr__(linear, "forward")
+
+
+def rows_at_once(d_vocab: int, entries: int, device: torch.device) -> int:
+    """Of how many rows logits are best made, if at most ``entries`` of them may be alive."""
+    most = entries // d_vocab
+    if device.type == "cpu":
+        most = min(most, max(ROWS, SMALL // d_vocab))
+    return max(1, most)

@@ -4,7 +4,7 @@ Layer 2: tensors in, numbers out; no SAE, no model.
 """
 
 from sae_bench.geometry.composed import CLOSE, Composed, composed
-from sae_bench.geometry.crosstalk import crosstalk
+from sae_bench.geometry.crosstalk import crosstalk, power
 from sae_bench.geometry.distribution import (
     EDGES,
     Peak,
@@ -44,6 +44,7 @@ __all__ = [
     "largest_matching",
     "neighbours",
     "peaks",
+    "power",
     "rms_cosine",
     "votes",
     "welch_bound",

@@ -24,6 +24,8 @@ TRAINING_TOKENS = 16_384
 STEPS = 60
 BATCH = 512
 "Tokens a step."
+PIECE = 128
+"Tokens whose gradients are computed at once."
 RATE = 0.03
 "Learning rate of Adam, over the square root of the width; falls to 0 along a straight line."
 RIDGE = 1e-2
@@ -74,6 +76,8 @@ def _tokens(bench: Bench, batch: Batch, lens: TunedLens | None, scored: set[int]
     import torch
 
     from sae_bench.batch import scatter
+    from sae_bench.divergence import kl_divergence, log_softmax_
+    from sae_bench.unembedding import rows_at_once
 
     model, keep = bench.model, batch.keep
     odd = torch.tensor([document in scored for document in batch.documents], device=keep.device)[:, None] & keep
@@ -81,20 +85,22 @@ def _tokens(bench: Bench, batch: Batch, lens: TunedLens | None, scored: set[int]
     if lens is not None:
         rows |= {f"tuned/{name}": lens(values) for name, values in rows.items()}
     final = bench.final_residual(batch, batch.x)
-    # Three tables over the vocabulary are alive at once.
-    step = max(1, bench.settings.memory_bytes // (8 * 4 * model.d_vocab))
+    # Two tables over the vocabulary are alive at once.
+    step = rows_at_once(model.d_vocab, bench.settings.memory_bytes // (8 * 4), final.device)
     found: dict[str, list[Tensor]] = {name: [] for name in rows}
     for start in range(0, len(final), step):
         piece = slice(start, start + step)
-        logp = model.final_logits(final[piece]).log_softmax(-1)
+        logp = log_softmax_(model.final_logits(final[piece]))
         for name, values in rows.items():
-            found[name].append(_kl(logp, model.final_logits(values[piece]).log_softmax(-1)))
-    tables = {name: scatter(torch.cat(parts).double(), keep) for name, parts in found.items()}
+            found[name].append(kl_divergence(logp, model.final_logits(values[piece])))
+    tables = {name: scatter(torch.cat(parts), keep) for name, parts in found.items()}
     return {name: table * odd if "/" in name else table for name, table in tables.items()} | {"scored": odd.double()}
 
 
 def _fit(bench: Bench) -> TunedLens:
     import torch
+
+    from sae_bench.divergence import log_softmax_
 
     x, final = _training(bench)  # (tokens, d) both
     # In units of their own spread, so that one rate suits every model.
@@ -109,11 +115,17 @@ def _fit(bench: Bench) -> TunedLens:
     generator = torch.Generator().manual_seed(bench.settings.seed)
     for step in range(STEPS):
         drawn = torch.randint(len(x), (min(BATCH, len(x)),), generator=generator).to(x.device)
-        logp = bench.model.final_logits(final[drawn]).log_softmax(-1)
-        with torch.enable_grad():
-            guess = final.mean(0) + spread_final * (inner[drawn] @ weight + offset)
-            loss = _kl(logp, bench.model.final_logits(guess, differentiable=True).log_softmax(-1)).mean()
-            weight.grad, offset.grad = torch.autograd.grad(loss, (weight, offset))
+        slopes = [torch.zeros_like(weight), torch.zeros_like(offset)]
+        # A piece at a time: what the gradient needs of a vocabulary then stays in memory that is used again.
+        for piece in torch.split(drawn, PIECE):
+            logp = log_softmax_(bench.model.final_logits(final[piece]))
+            with torch.enable_grad():
+                guess = final.mean(0) + spread_final * (inner[piece] @ weight + offset)
+                logq = bench.model.final_logits(guess, differentiable=True).log_softmax(-1)
+                loss = torch.nn.functional.kl_div(logq, logp, reduction="sum", log_target=True) / len(drawn)
+            for slope, part in zip(slopes, torch.autograd.grad(loss, (weight, offset)), strict=True):
+                slope += part
+        weight.grad, offset.grad = slopes
         adam.step()
         falling.step()
         bench.advance("tuned lens", step + 1, STEPS)
@@ -137,7 +149,3 @@ def _training(bench: Bench) -> tuple[Tensor, Tensor]:
         if sum(map(len, xs)) >= TRAINING_TOKENS:
             break
     return torch.cat(xs)[:TRAINING_TOKENS], torch.cat(finals)[:TRAINING_TOKENS]
-
-
-def _kl(logp: Tensor, logq: Tensor) -> Tensor:
-    return (logp.exp() * (logp - logq)).sum(-1)

@@ -35,6 +35,8 @@ _RANGE = 4.0
 "A step changes the inverse temperature by at most this factor."
 _CLOSE = 1e-3
 "A last step of this size leaves less than a millionth of the divergence."
+_ROWS = 64
+"Rows whose temperatures are found together."
 _LEAST = -1e4
 "Log-probabilities below it are 0 in float32 at every temperature of interest."
 
@@ -90,12 +92,13 @@ def _tokens(bench: Bench, batch: Batch) -> dict[str, Tensor]:
 
     from sae_bench import floors
     from sae_bench.batch import scatter
+    from sae_bench.unembedding import rows_at_once
 
     x, error = batch.x, bench.error(batch)
     noise = floors.NOISE["isotropic"](x, error, bench.pool(), bench.draw(batch, "isotropic", 0))
     clean, ours, theirs = (bench.final_residual(batch, value) for value in (x, x + error, noise))  # (rows, d_model)
-    # About a dozen tables over the vocabulary are alive at once.
-    step = max(1, bench.settings.memory_bytes // (12 * 4 * bench.model.d_vocab))
+    # About four tables over the vocabulary are alive at once.
+    step = rows_at_once(bench.model.d_vocab, bench.settings.memory_bytes // (4 * 4), x.device)
     pieces = zip(*(torch.split(each, step) for each in (clean, ours, theirs)), strict=True)
     parts = [_rows(bench.model, *piece) for piece in pieces]
     return {name: scatter(torch.cat([part[name] for part in parts]), batch.keep) for name in parts[0]}
@@ -103,15 +106,16 @@ def _tokens(bench: Bench, batch: Batch) -> dict[str, Tensor]:
 
 def _rows(model: Model, clean: Tensor, ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
     """(rows,) each, float64, from final residual vectors (rows, d_model)."""
-    logp, scale = _log_probs(model.final_logits(clean)), model.norm_scale(clean)
-    found = {"entropy_clean": _entropy(logp)}
+    from sae_bench.divergence import entropy, kl_divergence, log_softmax_
+
+    logp, scale = log_softmax_(model.final_logits(clean)), model.norm_scale(clean)
+    found = {"entropy_clean": entropy(logp)}
     for suffix, moved in {"": ours, _NOISE: theirs}.items():
-        logq = _log_probs(model.final_logits(moved))
-        frozen = _log_probs(model.final_logits(moved, scale=scale))
-        found["entropy" + suffix] = _entropy(logq) - found["entropy_clean"]
-        found["kl" + suffix] = _kl(logp, logq)
+        logq = model.final_logits(moved)
+        found["kl" + suffix] = kl_divergence(logp, logq)
+        found["entropy" + suffix] = entropy(logq) - found["entropy_clean"]
         found["tempered" + suffix] = tempered_kl(logp, logq)
-        found["frozen" + suffix] = _kl(logp, frozen)
+        found["frozen" + suffix] = kl_divergence(logp, model.final_logits(moved, scale=scale))
         found["scale" + suffix] = (model.norm_scale(moved) / scale).log().squeeze(-1)
     return {name: values.double() for name, values in found.items()}
 
@@ -121,12 +125,20 @@ def tempered_kl(logp: Tensor, logq: Tensor) -> Tensor:
 
     Never above the KL at b = 1.
     """
+    import torch
+
+    # A few rows at a time stay in caches over all steps.
+    pieces = zip(torch.split(logp, _ROWS), torch.split(logq, _ROWS), strict=True)
+    return torch.cat([_tempered(*piece) for piece in pieces])
+
+
+def _tempered(logp: Tensor, logq: Tensor) -> Tensor:
     p, z = logp.exp(), logq.clamp_min(_LEAST)
     entropy, aim = (p * logp).sum(-1), (p * z).sum(-1)
     b = z.new_ones(len(z))
-    best = _kl(logp, logq)
+    best = (p * (logp - logq)).sum(-1)
     for _ in range(STEPS):
-        weight = (z * b[:, None]).exp()  # z is at most 0, so nothing overflows
+        weight = (z * b[:, None]).exp_()  # z is at most 0, so nothing overflows
         total = weight.sum(-1)
         best = best.minimum(entropy - b * aim + total.log())
         weight *= z
@@ -166,18 +178,6 @@ def _correlation(sums: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         found: Floats = (n * ab - a * b) / np.sqrt((n * aa - a * a) * (n * bb - b * b))
     return found
-
-
-def _log_probs(logits: Tensor) -> Tensor:
-    return logits.log_softmax(-1)
-
-
-def _entropy(logp: Tensor) -> Tensor:
-    return -(logp.exp() * logp).sum(-1)
-
-
-def _kl(logp: Tensor, logq: Tensor) -> Tensor:
-    return (logp.exp() * (logp - logq)).sum(-1)
 
 
 PROPERTY = Property(

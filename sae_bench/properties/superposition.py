@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sae_bench.bench import Batch, Bench
     from sae_bench.geometry import Neighbours
     from sae_bench.measurement import Floats
+    from sae_bench.sparse_codes import SparseCodes
 
 SCALES = (0.5, 0.75, 1.25, 1.5, 2.0)
 "Factors that activations are multiplied with."
@@ -120,31 +121,42 @@ def _histogram(tables: dict[str, Tensor]) -> Series:
     return Series("histogram", columns, "Crosstalk of a token over random directions'", "ratio", log_x=True)
 
 
+TABLES = ("read", "random", "power", *(f"lost_{scale}" for scale in SCALES))
+
+
 def _tokens(bench: Bench, batch: Batch, directions: Tensor, stride: int) -> dict[str, Tensor]:
     """(docs, pos) tables of one batch."""
     import torch
 
-    from sae_bench.geometry import crosstalk
+    from sae_bench.geometry import crosstalk, power
+    from sae_bench.sparse_codes import SparseCodes
 
-    codes = bench.codes(batch) * bench.decoder_norms  # (docs, pos, n)
+    parts = [codes.times(bench.decoder_norms) for codes in bench.sparse(batch)]
+    codes = SparseCodes.join(parts)  # of the kept positions, in their order
     # Shifted from document to document, so that no position of the text is favoured.
     document = torch.tensor(batch.documents, device=batch.keep.device)[:, None]
     position = torch.arange(batch.keep.shape[1], device=batch.keep.device)
     asked = batch.keep & ((document + position) % stride == 0)
-    tables = {
-        name: torch.zeros(batch.keep.shape, dtype=torch.float64, device=codes.device) for name in ("read", "random")
-    }
-    tables["read"][asked], tables["random"][asked] = crosstalk(codes[asked], directions)
-    tables["power"] = codes.square().sum(-1, dtype=torch.float64)
+    tables = {name: torch.zeros(batch.keep.shape, dtype=torch.float64, device=batch.x.device) for name in TABLES}
+    tables["read"][asked], tables["random"][asked] = crosstalk(codes, directions, asked[batch.keep].nonzero().flatten())
+    tables["power"][batch.keep] = power(codes)
     for scale in SCALES:
-        lost = torch.zeros_like(tables["power"])
         # A document at a time: a feature near its threshold must not fire in one batch only.
-        for row, keep, x, code in zip(lost, batch.keep, batch.source, codes, strict=True):
-            with torch.no_grad():
-                scaled = bench.sae.encode(x[keep] * scale).float() * bench.decoder_norms
-            row[keep] = (scaled / scale - code[keep]).square().sum(-1, dtype=torch.float64)
-        tables[f"lost_{scale}"] = lost
+        for row, keep, x, code in zip(tables[f"lost_{scale}"], batch.keep, batch.source, parts, strict=True):
+            row[keep] = _lost(bench, x[keep], code, scale)
     return tables
+
+
+def _lost(bench: Bench, x: Tensor, codes: SparseCodes, scale: float) -> Tensor:
+    """float64 (tokens,) squared distance of the codes of ``scale`` times x, over ``scale``, from ``codes`` of x."""
+    import torch
+
+    from sae_bench.sae import encoded
+
+    with torch.no_grad():
+        apart = encoded(bench.sae, x * scale).times(bench.decoder_norms / scale).dense()  # (tokens, n)
+    apart[codes.token, codes.feature] -= codes.value
+    return apart.square_().sum(-1, dtype=torch.float64)
 
 
 def _unit_rows(bench: Bench) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_bench.geometry import Neighbours, compare, cosines, crosstalk, gini, largest_matching, neighbours, peaks, votes
 from sae_bench.geometry import matching as matching_module
+from sae_bench.sparse_codes import SparseCodes
 
 Rows = Callable[..., Tensor]
 
@@ -142,10 +143,14 @@ def test_crosstalk_is_the_naive_sum(rows: Rows) -> None:
     codes[3], codes[4] = 0, 0
     codes[4, 7] = 2
     directions = torch.nn.functional.normalize(rows(30, 6), dim=1)
-    read, random = crosstalk(codes, directions)
+    read, random = crosstalk(SparseCodes.of(codes), directions, torch.arange(len(codes)))
     expected = naive_crosstalk(codes, directions)
     assert read.tolist() == pytest.approx(expected[0], rel=1e-5)
     assert random.tolist() == pytest.approx(expected[1], rel=1e-6)
+    some = torch.tensor([9, 3, 4, 30])
+    found = crosstalk(SparseCodes.of(codes), directions, some)
+    for part, whole in zip(found, (read, random), strict=True):
+        torch.testing.assert_close(part, whole[some])
 
 
 def test_random_directions_have_no_excess(rows: Rows) -> None:
@@ -154,5 +159,5 @@ def test_random_directions_have_no_excess(rows: Rows) -> None:
     for active in (0.001, 0.01):
         codes = torch.rand(600, 3000, generator=generator)
         codes *= torch.rand(600, 3000, generator=generator) < active
-        read, random = crosstalk(codes, directions)
+        read, random = crosstalk(SparseCodes.of(codes), directions, torch.arange(len(codes)))
         assert float(read.sum() / random.sum()) == pytest.approx(1, abs=0.05)
