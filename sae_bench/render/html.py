@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -59,7 +59,7 @@ def report_html(report: Report, *, accepted: Report | None = None, title: str = 
         sections.grid(report),
         "<h2 id=changes>What changed, the worst first</h2>",
         sections.changes(report),
-        *(f"<p class=quiet>{escape(sentence)}</p>" for sentence in undefined(report, limited=True)),
+        *_without_value(report),
         _accept(report),
     ]
     if len(report.saes) > 1:
@@ -110,6 +110,12 @@ def history(entries: Sequence[AcceptedAt], *, title: str = "Accepted reports ove
     foot = f'<h2 id=about>Who accepted what</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>' \
            f'<tbody>{"".join(reasons)}</tbody></table></div>'  # fmt: skip
     return _page(title, {"top": "metrics", "about": "who and why"}, body, foot, gallery, None)
+
+
+def _without_value(report: Report) -> Iterator[str]:
+    for heading, told in undefined(report).items():
+        items = "".join(f"<li>{escape(line)}</li>" for line in told)
+        yield f"<p class=quiet>{escape(heading.capitalize())}:</p><ul class=quiet>{items}</ul>"
 
 
 def _accept(report: Report) -> str:

@@ -10,7 +10,16 @@ from collections.abc import Iterable, Sequence
 
 from sae_bench.outcome import Verdict
 from sae_bench.render import facts, words
-from sae_bench.render.rows import Row, accept_commands, all_rows, changed, properties, undefined, verdict_line
+from sae_bench.render.rows import (
+    Row,
+    accept_commands,
+    all_rows,
+    changed,
+    properties,
+    undefined,
+    unmeasured,
+    verdict_line,
+)
 from sae_bench.results import PropertyResult, Report
 
 LONGEST = 60_000
@@ -33,7 +42,8 @@ def summary(report: Report, *, report_path: str | None = None, details: bool = T
         parts += ["\n".join(_table(shown)), "\n".join(_notes(shown, len(report.saes)))]
     elif any(True for _ in properties(report)):
         parts.append("Everything that was judged is as it was accepted.")
-    parts.append("\n".join(f"- {text(sentence)}" for sentence in undefined(report, limited=True)))
+    for heading, told in undefined(report).items():
+        parts += [f"{heading.capitalize()}:", "\n".join(f"- {text(line)}" for line in told)]
     if commands := accept_commands(report):
         parts.append("Accept the new values:\n\n" + _fenced(commands))
     if report_path:
@@ -47,7 +57,7 @@ def _folded(report: Report, room: int) -> list[str]:
     """What is folded, as much of it as there is room for."""
     judged = [row for row in all_rows(report) if row.result is not None and row.result.limit]
     others = [row for row in all_rows(report) if row.result is not None and not row.result.limit]
-    headlines = "Headline of each property, and the property's verdict where that is not pass"
+    headlines = "Headline of each property that was measured, and the property's verdict where that is not pass"
     parts = {
         "headlines": _fold(headlines, _headlines(report)),
         "provenance": _fold("Where this comes from", _provenance(report)),
@@ -130,8 +140,11 @@ def _notes(rows: Sequence[Row], saes: int) -> list[str]:
 
 
 def _headlines(report: Report) -> str:
-    """The headline of each property of each SAE, with the property's verdict where that is not PASS."""
-    names = sorted({name for _, name, _ in properties(report)})
+    """The headline of each property of each SAE, with the property's verdict where that is not PASS.
+
+    Properties that no SAE has a value of are left out.
+    """
+    names = sorted({name for _, name, result in properties(report) if not unmeasured(result)})
     if not names:
         return ""
     spelled = {name: f"{name}.{result.headline}" if result.metrics else name for _, name, result in properties(report)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from sae_bench.outcome import SEVERITY, Verdict
 from sae_bench.render import words
@@ -13,6 +13,10 @@ from sae_bench.results import MetricResult, PropertyResult, Report
 
 NOT_MEASURED = " could not be measured: "
 _AT_ONCE = (Verdict.NEW, Verdict.INCOMPARABLE)
+WITHOUT_ANY, WITHOUT_SOME = "not measured (undefined)", "undefined metrics"
+"Headings of what `undefined` tells."
+NAMED = 4
+"Most metrics of a property, and most SAEs, that a line names; the report has all."
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,13 @@ def _notes(metric: MetricResult) -> tuple[str, ...]:
 def worth_showing(report: Report) -> list[Row]:
     """Headlines, and whatever was judged and is not PASS; what is NEW or INCOMPARABLE all at once is one row.
 
-    Undefined metrics that no limit is about are left to `undefined`.
+    Properties without any value are left to `undefined`, and so is why a metric has none.
     """
     shown: list[Row] = []
     for sae, name, result in properties(report):
-        kept = [row for row in property_rows(sae, name, result) if row.headline or _stands_out(row)]
+        if unmeasured(result):
+            continue
+        kept = [_briefly(row) for row in property_rows(sae, name, result) if row.headline or _stands_out(row)]
         head = kept[0] if kept and kept[0].headline else None
         if head is not None and head.verdict in _AT_ONCE:
             same = [row for row in kept[1:] if row.verdict is head.verdict]
@@ -138,6 +144,10 @@ def _stands_out(row: Row) -> bool:
     return row.verdict not in (None, Verdict.PASS)
 
 
+def _briefly(row: Row) -> Row:
+    return replace(row, notes=()) if row.verdict is Verdict.UNDEFINED else row
+
+
 def _with(head: Row, result: PropertyResult, more: int) -> Row:
     notes = head.notes
     if head.verdict is Verdict.INCOMPARABLE:
@@ -146,35 +156,55 @@ def _with(head: Row, result: PropertyResult, more: int) -> Row:
     return Row(head.sae, head.property_name, head.metric, head.result, head.verdict, head.beyond, True, more, notes)
 
 
-def undefined(report: Report, limited: bool = False) -> list[str]:
-    """Metrics without a value, joined by reason: one sentence each.
+def unmeasured(result: PropertyResult) -> bool:
+    """Whether no metric of a property has a value, nor had one when it was accepted: a lost value keeps its row."""
+    found = result.metrics.values()
+    return bool(found) and all(each.verdict is Verdict.UNDEFINED and each.accepted is None for each in found)
+
+
+def undefined(report: Report) -> dict[str, list[str]]:
+    """What has no value and why, one line a reason: `WITHOUT_ANY` for whole properties, `WITHOUT_SOME` for metrics.
 
     What follows a reason's colon often holds numbers of one SAE; reasons that differ only there are told without it.
-
-    Args:
-        report: the run.
-        limited: also those that a limit is about, which `worth_showing` has rows of.
     """
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in all_rows(report):
-        if row.verdict is Verdict.UNDEFINED and row.result is not None and (limited or not row.result.limit):
-            found.setdefault((row.property_name, row.result.reason.partition(": ")[0]), []).append(row)
-    sentences = []
-    for (name, short), rows in found.items():
-        metrics = list(dict.fromkeys(row.metric for row in rows))
-        reasons = {row.result.reason for row in rows if row.result is not None}
-        whole = all(len(report.saes[row.sae].properties[name].metrics) == len(metrics) for row in rows)
-        named = metrics[0] if len(metrics) == 1 else f"{{{', '.join(metrics)}}}"
-        subject = name if whole else f"{name}.{named}"
+    found: dict[tuple[bool, str, bool, str], list[Row]] = {}
+    for sae, name, result in properties(report):
+        rows = [row for row in property_rows(sae, name, result) if row.verdict is Verdict.UNDEFINED and row.result]
+        some, several = not unmeasured(result), len({_short(row) for row in rows}) > 1
+        for row in sorted(rows, key=lambda row: not (row.headline or _stands_out(row))):
+            found.setdefault((some, name, some or several, _short(row)), []).append(row)
+    subjects: dict[tuple[bool, str, tuple[str, ...]], list[str]] = {}
+    for (some, name, listed, short), rows in sorted(found.items(), key=lambda item: item[0][:2]):
+        reasons = {row.result.reason for row in rows if row.result}
         why = reasons.pop() if len(reasons) == 1 else short
-        sentences.append(f"undefined: {subject} of {_of(list(dict.fromkeys(r.sae for r in rows)), report)}: {why}")
-    return sentences
+        subject = f"{name}.{_metrics(rows)}" if listed else name
+        subjects.setdefault((some, why, tuple(dict.fromkeys(row.sae for row in rows))), []).append(subject)
+    lines: dict[str, list[str]] = {}
+    for (some, why, saes), names in subjects.items():
+        lines.setdefault(WITHOUT_SOME if some else WITHOUT_ANY, []).append(
+            f"{', '.join(names)}{_of(saes, report)}: {why}"
+        )
+    return lines
 
 
-def _of(saes: list[str], report: Report) -> str:
-    if len(saes) == len(report.saes) and len(saes) > 1:
-        return f"all {len(saes)} SAEs"
-    return ", ".join(saes) if len(saes) <= 2 else f"{len(saes)} SAEs"
+def _short(row: Row) -> str:
+    return row.result.reason.partition(": ")[0] if row.result else ""
+
+
+def _metrics(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(row.metric for row in rows))
+    return names[0] if len(names) == 1 else f"{{{_few(names)}}}"
+
+
+def _of(saes: Sequence[str], report: Report) -> str:
+    if len(report.saes) == 1:
+        return ""
+    return f" of all {len(saes)} SAEs" if len(saes) == len(report.saes) else f" of {_few(saes)}"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = [f"+{len(names) - NAMED} more"] if len(names) > NAMED else []
+    return ", ".join([*names[:NAMED], *more])
 
 
 def counts(report: Report) -> Counter[Verdict]:

@@ -75,7 +75,8 @@ def summary(
     lines = [*_header(report, width, baselines), _Line("")]
     shown = worth_showing(report)
     lines += [*_table(shown, width), _Line("")] if shown else []
-    lines += _wrapped(undefined(report), width)
+    for heading, told in undefined(report).items():
+        lines += [_Line(f"{heading}:"), *_wrapped(told, width, "  ", "      ")]
     lines += _footer(report, width, report_path)
     return _painted(lines, color)
 
@@ -115,7 +116,7 @@ def _table(shown: Sequence[Row], width: int) -> list[_Line]:
         lines.append(_Line(text, _STYLE.get(row.verdict, "") if row.verdict else "", len(text) - len(texts[_VERDICT])))
         indent = 6 if blocks else widths[_SAE] + 4
         for note in row.notes:
-            lines += _wrapped([note], width, " " * indent)
+            lines += _wrapped([note], width, " " * indent, " " * indent)
     return lines
 
 
@@ -184,13 +185,13 @@ def _footer(report: Report, width: int, report_path: str | None) -> list[_Line]:
     return lines
 
 
-def _wrapped(sentences: Iterable[str], width: int, indent: str = "") -> list[_Line]:
+def _wrapped(sentences: Iterable[str], width: int, indent: str = "", later: str = "") -> list[_Line]:
     return [
         _Line(line)
         for sentence in sentences
         if sentence
         for line in textwrap.wrap(
-            sentence, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+            sentence, width, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False
         )
     ]
 

@@ -30,12 +30,12 @@ def test_what_had_no_value_and_has_none_is_no_change(make: Any, limit: str) -> N
     report = make.report({"a": {"width": make.prop("width", metrics), "p": make.prop("p", {"m": make.metric()})}})
     text = markdown.summary(report)
     assert "Everything that was judged is as it was accepted." in text
-    assert "- undefined: width of a: no other sizes" in text
+    assert "Not measured (undefined):\n\n- width: no other sizes\n" in text
     assert text.count("no other sizes") == 1
     page = report_html(report)
     changes = page.partition("<h2 id=changes>")[2].partition("<div id=saes>")[0]
     assert "Everything that was judged passes" in changes
-    assert "<p class=quiet>undefined: width of a: no other sizes</p>" in changes
+    assert "Not measured (undefined):</p><ul class=quiet><li>width: no other sizes</li></ul>" in changes
     gone = make.metric(None, Verdict.MISSING, message="width.kl_per_doubling of a was accepted at 1 but has none")
     lost = make.report({"a": {"width": make.prop("width", {"kl_per_doubling": gone})}})
     assert "**MISSING**" in markdown.summary(lost).partition("<details>")[0]

@@ -27,7 +27,8 @@ def row(text: str, name: str) -> str:
 @pytest.mark.parametrize("width", [80, 100])
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_every_verdict_is_shown_and_loud_only_where_somebody_must_act(make: Any, verdict: Verdict, width: int) -> None:
-    report = make.report({"a/b": {"kl_gap": make.prop("kl_gap", {"kl_sae": make.metric(0.04, verdict)})}})
+    metrics = {"kl_sae": make.metric(0.04, verdict), "ce_gap": make.metric()}
+    report = make.report({"a/b": {"kl_gap": make.prop("kl_gap", metrics)}})
     shown = row(summary(report, width=width), "kl_gap.kl_sae")
     loud = verdict in (Verdict.FAIL, Verdict.ERROR, Verdict.MISSING, Verdict.INCOMPARABLE)
     assert (verdict.value if loud else verdict.value.lower()) in shown
@@ -107,7 +108,7 @@ def test_an_sae_that_cannot_be_loaded_says_so_once(make: Any) -> None:
 def test_known_shows_its_reason_and_undefined_is_listed_with_its_own(make: Any) -> None:
     text = summary(make.full())
     assert text.count("known: L1 penalty, issue 12") == 6
-    assert "undefined: kl_gap.tail_rank of all 6 SAEs: only in the full tier" in text
+    assert "undefined metrics:\n  kl_gap.tail_rank of all 6 SAEs: only in the full tier\n" in text
 
 
 def test_new_metrics_share_their_headlines_line(make: Any) -> None:
