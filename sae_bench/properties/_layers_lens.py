@@ -121,9 +121,10 @@ def _fit(bench: Bench) -> TunedLens:
             logp = log_softmax_(bench.model.final_logits(final[piece]))
             with torch.enable_grad():
                 guess = final.mean(0) + spread_final * (inner[piece] @ weight + offset)
-                logq = bench.model.final_logits(guess, differentiable=True).log_softmax(-1)
-                loss = torch.nn.functional.kl_div(logq, logp, reduction="sum", log_target=True) / len(drawn)
-            for slope, part in zip(slopes, torch.autograd.grad(loss, (weight, offset)), strict=True):
+                logits = bench.model.final_logits(guess, differentiable=True)
+            # By the logits of Q, the derivative of KL(P || Q) is Q - P.
+            gap = log_softmax_(logits.detach().clone()).exp_().sub_(logp.exp_()).div_(len(drawn))
+            for slope, part in zip(slopes, torch.autograd.grad(logits, (weight, offset), gap), strict=True):
                 slope += part
         weight.grad, offset.grad = slopes
         adam.step()

@@ -43,7 +43,8 @@ def draw(report: Path, images: Path, sae: str) -> list[Path]:
     """Front page and the first four pictures of `kl_gap`, as PNG files."""
     images.mkdir(parents=True, exist_ok=True)
     written = []
-    with tempfile.TemporaryDirectory() as folder:
+    # The browser may still write to its profile when it has been closed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         page = Path(folder) / "report.html"
         if code := command_line(["render", str(report), "--html", str(page), "--baselines", str(ROOT / "baselines")]):
             sys.exit(code)
