@@ -13,6 +13,11 @@ from torch import Tensor
 
 from sae_bench.errors import MeasurementError
 from sae_bench.site import Site
+from sae_bench.tiers import TIERS
+
+WINDOW = TIERS["smoke"].documents or 64
+"""Documents among which those of similar length share a batch. As many as a smoke run has, which thus has the same
+batches, and the same numbers, in every tier."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +122,11 @@ def whole_clusters(cluster: tuple[int, ...], limit: int | None) -> int:
         if reach == index and (index < limit or best == 0):
             best = index + 1
     return best
+
+
+def by_length(documents: Tensor, lengths: Tensor) -> Tensor:
+    """``documents`` (k,) of one window, the shortest first: those that share a batch then hold little padding."""
+    return documents[torch.argsort(lengths[documents], stable=True)]
 
 
 def scatter(values: Tensor, keep: Tensor) -> Tensor:

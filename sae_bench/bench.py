@@ -14,7 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_bench.batch import Batch, Beside, Companion, Firing, Outcome, check_finite, whole_clusters
+from sae_bench.batch import (
+    WINDOW,
+    Batch,
+    Beside,
+    Companion,
+    Firing,
+    Outcome,
+    by_length,
+    check_finite,
+    whole_clusters,
+)
 from sae_bench.capture import Progress, SiteData, captured
 from sae_bench.corpus import Corpus
 from sae_bench.floors import Draw, Pool
@@ -111,11 +121,8 @@ class Bench:
         if self.settings.order_seed is not None:
             generator = torch.Generator().manual_seed(self.settings.order_seed)
             order = torch.randperm(self.documents, generator=generator)
-        for group in torch.split(order, TIERS["smoke"].documents or len(order)):
-            # Documents of similar length share a batch, so that little is computed for padding. Only among the
-            # documents of a smoke run, which thus has the same batches, and the same numbers, in every tier.
-            by_length = group[torch.argsort(self.corpus.lengths[group], stable=True)]
-            for rows in torch.split(by_length, self._batch_documents()):
+        for window in torch.split(order, WINDOW):
+            for rows in torch.split(by_length(window, self.corpus.lengths), self._batch_documents()):
                 yield self.batch(tuple(rows.tolist()))
 
     def batches_of(self, documents: Sequence[int]) -> Iterator[Batch]:

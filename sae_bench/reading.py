@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_bench.batch import Batch, Firing, check_finite
+from sae_bench.batch import WINDOW, Batch, Firing, by_length, check_finite
 from sae_bench.capture import SiteData, Store
 from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.kept import KeptCodes, groups_of
@@ -36,7 +36,12 @@ class Reading:
         self.source = source
         self.settings = settings
         rows = min(TOKENS, max(1, ENTRIES // int(sae.d_sae)))
-        groups = groups_of(site_data.keep.sum(1).tolist(), rows)
+        kept, documents = site_data.keep.sum(1).tolist(), torch.arange(len(site_data.keep))
+        # As batches take them, so that what is not kept is encoded once for all who go through the documents in order.
+        windows = torch.split(documents, WINDOW)
+        self._order = [each for window in windows for each in by_length(window, site_data.corpus.lengths).tolist()]
+        places = groups_of([kept[document] for document in self._order], rows)
+        groups = [[self._order[place] for place in group] for group in places]
         self._kept = KeptCodes(self._encode, groups, settings.memory_bytes // 16)
 
     def of(self, document: int) -> SparseCodes:
@@ -92,15 +97,15 @@ class Reading:
         """(N, d) errors at the kept positions of the whole corpus, in document order."""
         data = self.site_data
         errors = Store(self.settings.memory_bytes // 8).empty(len(data.kept), data.x.shape[-1])
-        start = 0
-        for document, (x, read, keep) in enumerate(zip(data.x, self.source.x, data.keep, strict=True)):
+        starts = [0, *data.keep.sum(1).cumsum(0).tolist()]
+        for document in self._order:
+            x, read, keep = data.x[document], self.source.x[document], data.keep[document]
             clean, seen = x[keep].to(self.settings.device), read[keep].to(self.settings.device)
             with torch.no_grad():
                 found = (decoded(self.sae, self.of(document), seen).float() - clean).cpu()
             if not bool(torch.isfinite(found).all()):
                 raise MeasurementError(f"the SAE's reconstruction is NaN or infinite in document {document}")
-            errors[start : start + len(found)] = found
-            start += len(found)
+            errors[starts[document] : starts[document + 1]] = found
         return errors
 
     @cached_property
@@ -117,7 +122,7 @@ class Reading:
         n, norms = int(self.sae.d_sae), self.decoder_norms.double()
         count = torch.zeros(n, dtype=torch.int64, device=norms.device)
         total, square = torch.zeros_like(norms), torch.zeros_like(norms)
-        for document in range(len(self.site_data.keep)):
+        for document in self._order:
             codes = self.of(document)
             size = (codes.value.float().abs() * self.decoder_norms[codes.feature]).double()
             count += torch.bincount(codes.feature, minlength=n)
