@@ -27,6 +27,7 @@ from sae_bench.batch import (
 )
 from sae_bench.capture import Progress, SiteData, captured
 from sae_bench.corpus import Corpus
+from sae_bench.devices import send
 from sae_bench.floors import Draw, Pool
 from sae_bench.interventions import Interventions
 from sae_bench.model import Model
@@ -138,16 +139,16 @@ class Bench:
         lengths = self.corpus.lengths[rows].clamp(max=self.corpus.tokens.shape[1] if stop is None else stop)
         longest = int(lengths.max())
         at = torch.arange(longest)
-        x = data.x[rows, :longest].to(device)
+        x = send(data.x[rows, :longest], device)
         return Batch(
             documents=documents,
-            tokens=self.corpus.tokens[rows, :longest].to(device),
+            tokens=send(self.corpus.tokens[rows, :longest], device),
             lengths=tuple(lengths.tolist()),
             x=x,
-            source=x if self.source is data else self.source.x[rows, :longest].to(device),
-            block_input=data.block_input[rows, :longest].to(device),
-            keep=(data.keep[rows, :longest] & (at < lengths[:, None])).to(device),
-            keep_ce=(data.keep_ce[rows, :longest] & (at < lengths[:, None] - 1)).to(device),
+            source=x if self.source is data else send(self.source.x[rows, :longest], device),
+            block_input=x if data.block_input is data.x else send(data.block_input[rows, :longest], device),
+            keep=send(data.keep[rows, :longest] & (at < lengths[:, None]), device),
+            keep_ce=send(data.keep_ce[rows, :longest] & (at < lengths[:, None] - 1), device),
         )
 
     def document_codes(self, document: int) -> Tensor:
@@ -276,7 +277,7 @@ class Bench:
         tables: dict[str, Tensor] = {}
         done = 0
         for batch in self.batches():
-            rows = torch.tensor(batch.documents)
+            rows, keep = torch.tensor(batch.documents), batch.keep.cpu()
             for name, values in fn(batch).items():
                 values = values.detach().to(device="cpu", dtype=torch.float64)
                 if values.dim() == 1:
@@ -284,7 +285,6 @@ class Bench:
                     check_finite(batch, values, None, name)
                 else:
                     shape = (self.documents, self.corpus.tokens.shape[1], *values.shape[2:])
-                    keep = batch.keep.cpu()
                     check_finite(batch, values[keep], keep, name)
                     values = torch.where(keep.view(*keep.shape, *[1] * (values.dim() - 2)), values, 0.0)
                 table = tables.setdefault(name, torch.zeros(shape, dtype=torch.float64))

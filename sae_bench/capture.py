@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sae_bench.corpus import Corpus, check_context, check_tokenizer, check_vocabulary
+from sae_bench.devices import send
 from sae_bench.errors import MeasurementError
 from sae_bench.kept import KeptRows
 from sae_bench.model import Model
@@ -30,6 +31,8 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 _TOKENS = 2048
 """Tokens per capturing pass. Fixed, so that the captured numbers do not depend on anybody's batch size; what twice as
 many make between a block's layers no longer fits into memory that is used again, and takes a third more time."""
+_ROWS = 512
+"Tokens in a float32 product of the covariance: of fewer, adding up in float64 takes longer than the products."
 
 
 class Store:
@@ -104,7 +107,8 @@ class SiteData:
             longest = int(self.corpus.lengths[rows].max())
             seen = self.model.capture(self.corpus.tokens[rows, :longest], self.site)
             inside = self.inside[rows, :longest, None]
-            for target, values in ((self.x, seen.value), (self.block_input, seen.block_input)):
+            both = {id(self.block_input): (self.block_input, seen.block_input), id(self.x): (self.x, seen.value)}
+            for target, values in both.values():
                 target[rows, longest:] = 0
                 target[rows, :longest] = torch.where(inside, values.cpu(), 0)
             bad = ~torch.isfinite(self.x[rows]).all(-1)
@@ -131,19 +135,19 @@ class SiteData:
     def mean(self) -> Tensor:
         """(d,) float64 mean over the kept positions of the whole corpus."""
         total = torch.zeros(self.x.shape[-1], dtype=torch.float64)
-        for document, keep in zip(self.x, self.keep, strict=True):
-            total += document[keep].double().sum(0)
+        for kept in torch.split(self.kept, _TOKENS):
+            total += self.rows[kept].double().sum(0)
         return total / len(self.kept)
 
     @cached_property
     def covariance(self) -> Tensor:
         """(d, d) float64 covariance over the kept positions of the whole corpus; products in float32."""
-        width = self.x.shape[-1]
-        total = torch.zeros(width, width, dtype=torch.float64)
-        for document, keep in zip(self.x, self.keep, strict=True):
-            centred = (document[keep].double() - self.mean).float()
+        width, device = self.x.shape[-1], self.model.device
+        total = torch.zeros(width, width, dtype=torch.float64, device=device)
+        for kept in torch.split(self.kept, _ROWS):
+            centred = send((self.rows[kept].double() - self.mean).float(), device)
             total += (centred.T @ centred).double()
-        return total / len(self.kept)
+        return total.cpu() / len(self.kept)
 
     def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
         """``compute()``, once per ``key``: results that do not depend on the SAE (ablations, the clean run)."""

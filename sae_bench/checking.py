@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sae_bench.bench import Bench, Beside
 from sae_bench.corpus import Corpus, from_documents
+from sae_bench.devices import check_device
 from sae_bench.errors import UsageError, near
 from sae_bench.handed import NOWHERE, as_documents, handed_corpus, handed_data
 from sae_bench.loading import Loader
@@ -57,6 +59,7 @@ def check(
     chosen = _chosen(properties)
     given = _given_corpus(corpus, tokens)
     spec = _spec(sae, id, model, site, corpus if given is None else "given", rest)
+    said["device"] = _device(said.get("device"), model, activations)
     judged = RunOptions(**said, compare=baselines is not None, baselines=Path(baselines or "baselines"))
     check_words([spec], ())
     check_accepted_reports([spec], chosen, judged)
@@ -120,6 +123,19 @@ def _spec(
     named = str(model) if isinstance(model, str | Path) else None if model is None else "given"
     place = {"model": named, "site": site, "corpus": str(corpus) if corpus is not None else None}
     return SAESpec(**{"id": id, **where, **place, "origin": "check_sae", **rest})
+
+
+def _device(said: str | None, model: Any, activations: Tensor | None) -> str:
+    """Where to measure: where the model is, or the activations are, unless something else is said."""
+    weight = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
+    if weight is None:
+        return said or (str(activations.device) if activations is not None else RunOptions.device)
+    here = weight.device
+    if said is not None:
+        check_device(said)
+        if torch.device(said) not in (here, torch.device(here.type)):
+            raise UsageError(f"the model given is on {here}: leave out device={said!r}, or move the model there")
+    return str(here)
 
 
 def _given_model(model: Any) -> Model | None:

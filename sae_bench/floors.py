@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -19,9 +20,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from sae_bench.devices import send
 from sae_bench.errors import MeasurementError
 
 _ROUNDS = 128
+_MANY = 1 << 18
+"Normal numbers that take longer to draw than threads to start."
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +102,15 @@ class Draw:
 
     def normal(self, width: int) -> Tensor:
         """(b, p, width) standard normal, 0 behind a document's end."""
-        out = torch.zeros(len(self.documents), max(self.lengths), width)
-        for row, length, generator in zip(out, self.lengths, self._generators, strict=True):
-            row[:length] = torch.randn(length, width, generator=generator)
+        out = torch.empty(len(self.documents), max(self.lengths), width)
+
+        def fill(row: Tensor, length: int, generator: torch.Generator) -> None:
+            row[:length].normal_(generator=generator)
+            row[length:] = 0
+
+        # A generator draws with one core, and what a document draws is its own.
+        with ThreadPoolExecutor(torch.get_num_threads() if out.numel() >= _MANY else 1) as pool:
+            list(pool.map(fill, out, self.lengths, self._generators))
         return out
 
     def integers(self, high: int, count: int) -> Tensor:
@@ -124,6 +134,11 @@ def _norm(vectors: Tensor) -> Tensor:
     return norms
 
 
+def _on(x: Tensor, drawn: Tensor) -> Tensor:
+    """What was drawn on the CPU, where ``x`` is and in its precision."""
+    return send(drawn, x.device).to(x.dtype)
+
+
 def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
     """The quotient, and 0 where the denominator is 0."""
     return torch.where(denominator > 0, numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny), 0.0)
@@ -137,12 +152,12 @@ def move(x: Tensor, error: Tensor, direction: Tensor) -> Tensor:
 
 def isotropic(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
     """``x + |error| g/|g|``, g standard normal."""
-    return move(x, error, draw.normal(x.shape[-1]).to(x))
+    return move(x, error, _on(x, draw.normal(x.shape[-1])))
 
 
 def covariance(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
     """``x + |error| v/|v|``, v normal with the site's covariance: a difference of two such draws has no mean."""
-    return move(x, error, draw.normal(x.shape[-1]).to(x) @ pool.root.to(x).T)
+    return move(x, error, _on(x, draw.normal(x.shape[-1])) @ pool.root.to(x).T)
 
 
 def real_difference(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
@@ -156,7 +171,7 @@ def real_difference(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
         candidate = pool.x_rows(index[..., 0]) - pool.x_rows(index[..., 1])
         chosen = torch.where(_norm(chosen) > 0, chosen, candidate)
         if bool(((_norm(chosen) > 0) | ~inside).all()):
-            return move(x, error, chosen.to(x))
+            return move(x, error, _on(x, chosen))
     raise MeasurementError("the corpus holds hardly any activations that differ, so there is no difference to draw")
 
 
@@ -168,7 +183,7 @@ def shuffled_error(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
     if len(members) == 0:
         raise MeasurementError("no error of the corpus differs from zero, so there is none to shuffle")
     chosen = members[draw.integers(len(members), 1)[..., 0]]
-    return move(x, error, pool.error_pool[chosen].to(x))
+    return move(x, error, _on(x, pool.error_pool[chosen]))
 
 
 def _theta(x: Tensor, error: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
@@ -176,7 +191,7 @@ def _theta(x: Tensor, error: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     xhat = x + error
     unit = _over(x, _norm(x))
     along = (xhat * unit).sum(-1, keepdim=True) * unit
-    noise = draw.normal(x.shape[-1]).to(x)
+    noise = _on(x, draw.normal(x.shape[-1]))
     # Twice, because one projection leaves rounding that is as large as the part across when the error is small.
     for _ in range(2):
         noise = noise - (noise * unit).sum(-1, keepdim=True) * unit

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_bench.batch import WINDOW, Batch, Firing, by_length, check_finite
 from sae_bench.capture import SiteData, Store
+from sae_bench.devices import send
 from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.kept import KeptCodes, groups_of
 from sae_bench.sae import decoded, decoder_norms, encoded
@@ -99,10 +100,11 @@ class Reading:
         errors = Store(self.settings.memory_bytes // 8).empty(len(data.kept), data.x.shape[-1])
         starts = [0, *data.keep.sum(1).cumsum(0).tolist()]
         for document in self._order:
-            x, read, keep = data.x[document], self.source.x[document], data.keep[document]
-            clean, seen = x[keep].to(self.settings.device), read[keep].to(self.settings.device)
+            keep = data.keep[document]
+            x = send(data.x[document][keep], self.settings.device)
+            read = x if self.source is data else send(self.source.x[document][keep], self.settings.device)
             with torch.no_grad():
-                found = (decoded(self.sae, self.of(document), seen).float() - clean).cpu()
+                found = (decoded(self.sae, self.of(document), read).float() - x).cpu()
             if not bool(torch.isfinite(found).all()):
                 raise MeasurementError(f"the SAE's reconstruction is NaN or infinite in document {document}")
             errors[starts[document] : starts[document + 1]] = found
@@ -134,7 +136,7 @@ class Reading:
         """Codes of whole documents."""
         kept = [self.source.x[document][self.site_data.keep[document]] for document in documents]
         with torch.no_grad():
-            codes = encoded(self.sae, torch.cat(kept).to(self.settings.device))
+            codes = encoded(self.sae, send(torch.cat(kept), self.settings.device))
         return codes.split([len(x) for x in kept])
 
 

@@ -96,10 +96,10 @@ def check_sae(
             otherwise. Position 0 of documents is left out, as always; rows of a matrix are all used.
         properties: only these; all of them otherwise.
         baselines: the folder of accepted reports to compare with; hard limits only without.
-        options: ``tier``, ``documents``, ``seed``, ``device``, ``dtype``, ``batch_size``, ``memory_bytes``, ``strict``,
-            ``selfcheck``; of `SAESpec` ``model_kwargs``, ``output_site``, ``include_bos``, ``l0``, ``tags``,
-            ``partner``, ``next_layers``, ``family``, ``contrast``, ``circuit``, ``concepts``, ``known_failures``,
-            ``limits``.
+        options: ``tier``, ``documents``, ``seed``, ``device`` (where a model or activations given are, otherwise the
+            CPU), ``dtype``, ``batch_size``, ``memory_bytes``, ``strict``, ``selfcheck``; of `SAESpec`
+            ``model_kwargs``, ``output_site``, ``include_bos``, ``l0``, ``tags``, ``partner``, ``next_layers``,
+            ``family``, ``contrast``, ``circuit``, ``concepts``, ``known_failures``, ``limits``.
 
     Returns:
         The report; ``report.exit_code()`` is the exit code that pytest would end with.

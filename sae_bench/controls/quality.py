@@ -80,11 +80,11 @@ def constant(value: Tensor, site: str | None = None) -> LinearDecoderSAE:
     d = value.shape[0]
     return LinearDecoderSAE(
         info=_info("constant", d, 1, (site, site)),
-        W_enc=torch.zeros(d, 1),
-        activation=ReLU(torch.zeros(1)),
-        W_dec=torch.zeros(1, d),
+        W_enc=value.new_zeros(d, 1, dtype=torch.float32),
+        activation=ReLU(value.new_zeros(1, dtype=torch.float32)),
+        W_dec=value.new_zeros(1, d, dtype=torch.float32),
         b_dec=value.float(),
-        pre_bias=torch.zeros(d),
+        pre_bias=value.new_zeros(d, dtype=torch.float32),
     )
 
 
@@ -161,7 +161,7 @@ def load_control(name: str) -> DataDefect:
 
 
 def make_control(name: str, sae: SAE, read: Tensor, written: Tensor, generator: Generator) -> LinearDecoderSAE:
-    """The control called ``name`` of ``sae``.
+    """The control called ``name`` of ``sae``, on the device of ``read``.
 
     Args:
         name: one of `control_names`.
@@ -172,7 +172,7 @@ def make_control(name: str, sae: SAE, read: Tensor, written: Tensor, generator: 
     """
     if name == "pca" and written is not read:
         return reduced_rank(read, written, _rank(sae, read), (sae.info.site_in, sae.info.site_out))
-    return load_control(name)(sae, read, generator)
+    return load_control(name)(sae, read, generator).to(read.device)
 
 
 def _rank(sae: SAE, x: Tensor) -> int:
@@ -187,7 +187,7 @@ def _signed(
     return LinearDecoderSAE(
         info=_info(name, into.shape[1], 2 * len(into), sites),
         W_enc=torch.cat([into, -into]).T.contiguous(),
-        activation=ReLU(torch.zeros(2 * len(into))),
+        activation=ReLU(into.new_zeros(2 * len(into))),
         W_dec=torch.cat([out, -out]),
         b_dec=plus,
         pre_bias=less,

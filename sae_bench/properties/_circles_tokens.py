@@ -211,15 +211,16 @@ def _similar(bench: Bench) -> list[list[int]]:
     from scipy.sparse.csgraph import connected_components
 
     found = dictionary(bench).alive
+    features = found.features.cpu()
     number = torch.full((int(bench.sae.d_sae),), -1)
-    number[found.features] = torch.arange(found.n)
-    rows, columns = (found.cosine[:, :2] > SIMILAR).nonzero(as_tuple=True)
-    others = number[found.index[rows, columns].long()]
+    number[features] = torch.arange(found.n)
+    rows, columns = (found.cosine[:, :2].cpu() > SIMILAR).nonzero(as_tuple=True)
+    others = number[found.index[:, :2].cpu()[rows, columns].long()]
     edges = coo_matrix((np.ones(len(rows)), (rows.numpy(), others.numpy())), shape=(found.n, found.n))
     _, component = connected_components(edges, directed=False)
     order = np.argsort(component, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(component[order])) + 1)
-    return [found.features[torch.from_numpy(group)].tolist() for group in groups if 2 <= len(group) <= LARGEST]
+    return [features[torch.from_numpy(group)].tolist() for group in groups if 2 <= len(group) <= LARGEST]
 
 
 def _strongest(groups: list[list[int]], centred: Tensor, W_dec: Tensor) -> tuple[list[int], float]:

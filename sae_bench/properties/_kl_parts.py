@@ -48,20 +48,22 @@ def error_parts(bench: Bench) -> ErrorParts:
 def _fit(bench: Bench) -> ErrorParts:
     import torch
 
-    pool = bench.pool()
+    from sae_bench.devices import send
+
+    pool, device = bench.pool(), bench.settings.device
     width = bench.site_data.x.shape[-1]
-    gram = torch.zeros(width + 1, width + 1, dtype=torch.float64)
-    cross = torch.zeros(width + 1, width, dtype=torch.float64)
-    square = torch.zeros(width, width, dtype=torch.float64)
+    gram = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device)
+    cross = torch.zeros(width + 1, width, dtype=torch.float64, device=device)
+    square = torch.zeros(width, width, dtype=torch.float64, device=device)
     even = bench.site_data.keep.nonzero()[:, 0] % 2 == 0  # (tokens,)
     parts = zip(*(torch.split(each, TOKENS) for each in (pool.kept, pool.error_pool, even)), strict=True)
     for kept, errors, fitted in parts:  # some tokens of the whole corpus at a time
-        x, error = pool.rows[kept].double(), errors.double()
-        design = torch.cat([x, x.new_ones(len(x), 1)], dim=1)[fitted]
+        x, error = send(pool.rows[kept[fitted]], device).double(), send(errors, device).double()
+        design = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
         gram += design.T @ design
-        cross += design.T @ error[fitted]
+        cross += design.T @ error[send(fitted, device)]
         square += error.T @ error
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     solution = torch.linalg.solve(gram + ridge, cross)
     components = torch.linalg.eigh(square).eigenvectors.flip(1).T[: max(1, width // TOP_SHARE)]
-    return ErrorParts(*(each.to(device=bench.settings.device, dtype=torch.float32) for each in (solution, components)))
+    return ErrorParts(solution.float(), components.float())

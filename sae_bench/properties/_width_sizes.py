@@ -66,7 +66,7 @@ def _size(bench: Bench, name: str, sums: dict[str, Floats], loss: dict[str, Floa
 
 def _sums(bench: Bench) -> dict[str, Floats]:
     """(clusters,) sums over kept tokens of one SAE."""
-    mean = bench.site_data.mean.to(bench.site_data.x.device)
+    mean = bench.site_data.mean.to(bench.settings.device)
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
         xhat = bench.reconstruct(batch)

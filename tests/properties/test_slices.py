@@ -12,43 +12,38 @@ from functools import cache
 import pytest
 
 from sae_bench import capture, divergence, reading, unembedding
-from sae_bench.bench import TIERS, Bench, Settings
-from sae_bench.demo.paths import CIRCUIT, CONCEPTS, CONTRAST, CORPUS, MODEL, NEXT_LAYERS, SAES, SITE
+from sae_bench.bench import Bench, Settings
 from sae_bench.loading import Loader
 from sae_bench.measurement import Undefined
 from sae_bench.properties import load_property, property_names
 from sae_bench.sae import linear
-from sae_bench.spec import SAESpec
-
-SPEC = SAESpec(
-    id="demo/gated", path=str(SAES["gated"]), model=str(MODEL), site=SITE, corpus=str(CORPUS),
-    next_layers=tuple(str(SAES[name]) for name in NEXT_LAYERS), family=(str(SAES["topk-w96"]),),
-    contrast=str(CONTRAST), concepts=str(CONCEPTS), circuit=str(CIRCUIT), partner=str(SAES["topk-seed1"]),
-)  # fmt: skip
+from tests.properties.everything import SPEC, settings_for
 
 
 @pytest.fixture(scope="module")
-def make() -> Callable[[str], Bench]:
+def make() -> Callable[[str, Settings], Bench]:
     """The same bench under any name, each with activations and clean runs of its own."""
 
     @cache
-    def get(name: str) -> Bench:
+    def get(name: str, settings: Settings) -> Bench:
         capture._cache.clear()
-        return Loader(Settings(tier=TIERS["smoke"], documents=16)).bench(SPEC)
+        return Loader(settings).bench(SPEC)
 
     return get
 
 
 @pytest.mark.parametrize("name", property_names())
-def test_slices_change_no_number(name: str, make: Callable[[str], Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    declared = load_property(name)
-    whole = declared.measure(make("whole")).estimates
+def test_slices_change_no_number(
+    name: str, make: Callable[[str, Settings], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared, settings = load_property(name), settings_for(name)
+    whole = declared.measure(make("whole", settings)).estimates
     monkeypatch.setattr(capture, "_cache", OrderedDict())
     for module, size in ((unembedding, "SLICE"), (unembedding, "ROWS"), (divergence, "SLICE"), (linear, "FEATURES")):
         monkeypatch.setattr(module, size, 100)
     monkeypatch.setattr(unembedding, "SMALL", 1)
     monkeypatch.setattr(reading, "TOKENS", 1)
-    cut = declared.measure(make("cut")).estimates
+    cut = declared.measure(make("cut", settings)).estimates
     assert set(cut) == set(whole)
     for metric, estimate in whole.items():
         other = cut[metric]
