@@ -16,6 +16,9 @@ from torch import Tensor
 from sae_bench.batch import Batch
 from sae_bench.sparse_codes import SparseCodes
 
+_PIECE = 1 << 23
+"Entries of a piece of memory that small tensors share; what is not written to takes no memory yet."
+
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
@@ -67,6 +70,26 @@ class KeptRows:
         return rows
 
 
+class _Room:
+    """Large pieces of memory, into which what is kept is copied.
+
+    Small tensors that stay, between large ones that come and go, leave holes that the next large one does not fit into:
+    a process then grows by many times what it keeps.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[torch.dtype, Tensor] = {}
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """The same vector, in one of the pieces."""
+        size = len(tensor)
+        room = self._free.get(tensor.dtype)
+        if room is None or len(room) < size:
+            room = tensor.new_empty(max(size, _PIECE))
+        self._free[tensor.dtype] = room[size:]
+        return room[:size].copy_(tensor)
+
+
 class KeptCodes:
     """Codes of whole documents, without their zeros: an SAE is run over a corpus once, not once a property.
 
@@ -85,6 +108,7 @@ class KeptCodes:
         self._group_of = {document: group for group in groups for document in group}
         self.left = memory_bytes - memory_bytes // 4
         self._codes: dict[int, SparseCodes] = {}
+        self._room = _Room()
         # A quarter for groups that do not fit, until all documents of a batch have been asked for.
         self._passing: OrderedDict[int, SparseCodes] = OrderedDict()
         self._passing_bytes = memory_bytes // 4
@@ -98,12 +122,12 @@ class KeptCodes:
         encoded = dict(zip(group, self._encode(group), strict=True))
         size = sum(codes.nbytes for codes in encoded.values())
         if size <= self.left:
-            self._codes |= encoded
+            self._codes |= {document: codes.map(self._room.copy) for document, codes in encoded.items()}
             self.left -= size
-        else:
-            self._passing |= encoded
-            while len(self._passing) > len(group) and self._held() > self._passing_bytes:
-                self._passing.popitem(last=False)
+            return self._codes[document]
+        self._passing |= encoded
+        while len(self._passing) > len(group) and self._held() > self._passing_bytes:
+            self._passing.popitem(last=False)
         return encoded[document]
 
     def _held(self) -> int:

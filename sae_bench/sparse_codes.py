@@ -6,9 +6,8 @@ without gathering the rows first. Shapes: n features, d width, k codes that are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, pairwise
 
 import torch
@@ -71,6 +70,10 @@ class SparseCodes:
         """Those of the first ``tokens`` tokens."""
         return self if tokens == self.tokens else self.split([tokens])[0]
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> SparseCodes:
+        """The same codes with ``change`` applied to each of their tensors."""
+        return replace(self, token=change(self.token), feature=change(self.feature), value=change(self.value))
+
     @property
     def nbytes(self) -> int:
         """Memory it takes."""
@@ -98,7 +101,7 @@ class SparseCodes:
             self.tokens, int(features.sum()), self.token[keep], number[self.feature[keep]], self.value[keep]
         )
 
-    @cached_property
+    @property
     def token_start(self) -> Tensor:
         """int32 (tokens,), where each token's codes begin."""
         return _starts(self.token, self.tokens)
@@ -115,7 +118,7 @@ class SparseCodes:
             codes=self,
             value_by_feature=self.value[order],
             token=self.token[order],
-            feature_start=_starts(self.feature, self.features),
+            feature_start=_starts(self.feature[order], self.features),
         )
 
 
@@ -153,8 +156,9 @@ class Bags:
 
 
 def _starts(owner: Tensor, owners: int) -> Tensor:
-    counts = torch.bincount(owner, minlength=owners)
-    return (counts.cumsum(0) - counts).int()
+    """int32 (owners,), where the entries of each begin in ``owner`` (k,), which ascends."""
+    each = torch.arange(owners, dtype=owner.dtype, device=owner.device)
+    return torch.searchsorted(owner, each, out_int32=True)
 
 
 def _weighted_sums(index: Tensor, rows: Tensor, start: Tensor, weight: Tensor) -> Tensor:

@@ -15,3 +15,11 @@ def real_assets() -> Path:
     if not folder:
         pytest.skip("SAE_BENCH_REAL_ASSETS does not name a folder with the real model and its golden numbers")
     return Path(folder)
+
+
+@pytest.fixture
+def pytester(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A run inside this process forgets the modules that it imported; torch cannot import this part of it twice."""
+    import torch._dynamo  # noqa: F401
+
+    return pytester

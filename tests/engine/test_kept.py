@@ -103,6 +103,17 @@ def test_codes_are_encoded_once_where_they_fit(memory: int, encoded: list[int]) 
     assert asked == encoded
 
 
+def test_codes_that_are_kept_share_pieces_of_memory() -> None:
+    """One piece a document, between tensors that come and go, made a process grow to ten times what it kept."""
+    codes = KeptCodes(
+        lambda documents: [SparseCodes.of(dense(each)) for each in documents], [(n,) for n in range(50)], 1 << 20
+    )
+    held = [codes.of(document) for document in range(50)]
+    assert all(torch.equal(each.dense(), dense(document)) for document, each in enumerate(held))
+    assert len({each.untyped_storage().data_ptr() for codes in held for each in (codes.token, codes.feature)}) == 1
+    assert len({codes.value.untyped_storage().data_ptr() for codes in held}) == 1
+
+
 @pytest.mark.parametrize(("memory", "encoded"), [(1 << 20, 1), (400, 1), (0, 2)])
 def test_a_document_that_shares_a_group_is_encoded_with_it(memory: int, encoded: int) -> None:
     """Where nothing may be kept, a group is still there until the next one is asked for."""
