@@ -83,7 +83,7 @@ class PretendedGPU(TorchFunctionMode):
         if func == Tensor.data.__set__:
             setattr(args[0], _PLACE, place(args[1]))
             return found
-        if func is Tensor.copy_ and place(args[0]) != place(args[1]):
+        if func == Tensor.copy_ and place(args[0]) != place(args[1]):
             self.copies[_line()] += 1
         moved = wanted is not None and here is not None and wanted != here
         if moved:
