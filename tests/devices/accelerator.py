@@ -8,10 +8,11 @@ one from page-locked memory with ``non_blocking``.
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -161,10 +162,10 @@ def _device(name: Any) -> torch.device:
 
 def _line() -> str:
     """The innermost line of the package that is at work."""
-    for frame in reversed(traceback.extract_stack(limit=40)):
-        if frame.filename.startswith(_ROOT):
-            return f"{Path(frame.filename).relative_to(_ROOT)}:{frame.lineno} {frame.line}"
-    return "elsewhere"
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_filename.startswith(_ROOT):
+        frame = frame.f_back
+    return "elsewhere" if frame is None else f"{frame.f_code.co_filename.removeprefix(_ROOT)}:{frame.f_lineno}"
 
 
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> PretendedGPU:
