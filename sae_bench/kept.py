@@ -108,10 +108,10 @@ class KeptCodes:
         self._group_of = {document: group for group in groups for document in group}
         self.left = memory_bytes - memory_bytes // 4
         self._codes: dict[int, SparseCodes] = {}
-        self._room = _Room()
         # A quarter for groups that do not fit, until all documents of a batch have been asked for.
         self._passing: OrderedDict[int, SparseCodes] = OrderedDict()
-        self._passing_bytes = memory_bytes // 4
+        self._passing_left = memory_bytes // 4
+        self._room, self._passing_room = _Room(), _Room()
 
     def of(self, document: int) -> SparseCodes:
         """Codes at the document's kept positions."""
@@ -119,19 +119,21 @@ class KeptCodes:
             if document in held:
                 return held[document]
         group = self._group_of[document]
-        encoded = dict(zip(group, self._encode(group), strict=True))
-        size = sum(codes.nbytes for codes in encoded.values())
-        if size <= self.left:
-            self._codes |= {document: codes.map(self._room.copy) for document, codes in encoded.items()}
+        encoded = self._encode(group)
+        size = sum(codes.nbytes for codes in encoded)
+        stays = size <= self.left
+        room = self._room if stays else self._passing_room
+        found = {document: codes.map(room.copy) for document, codes in zip(group, encoded, strict=True)}
+        if stays:
+            self._codes |= found
             self.left -= size
-            return self._codes[document]
-        self._passing |= encoded
-        while len(self._passing) > len(group) and self._held() > self._passing_bytes:
-            self._passing.popitem(last=False)
-        return encoded[document]
-
-    def _held(self) -> int:
-        return sum(codes.nbytes for codes in self._passing.values())
+        else:
+            self._passing |= found
+            self._passing_left -= size
+            while len(self._passing) > len(group) and self._passing_left < 0:
+                _, oldest = self._passing.popitem(last=False)
+                self._passing_left += oldest.nbytes
+        return found[document]
 
 
 def groups_of(rows: Sequence[int], size: int) -> list[range]:
