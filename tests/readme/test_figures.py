@@ -29,6 +29,16 @@ def test_ratios_are_those_that_were_measured(sentence: str, file: str, name: str
     assert found[1] == f"{measured:.2f}"
 
 
+def test_memory_and_start_are_those_that_were_measured() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    memory = json.loads((RESULTS / "memory.json").read_text())["test_memory[1048576]"]
+    assert f"has {memory['activation_bytes'] / 1e9:.1f} GB of activations" in text
+    assert f"took {memory['anonymous_bytes'] / 1e9:.1f} GB of memory" in text
+    assert f"process that may hold {memory['limit_bytes'] // 10**9}." in text
+    start = json.loads((RESULTS / "start.json").read_text())["test_unrelated_suite"]
+    assert f"the plugin takes {1000 * start['added_seconds']:.0f} ms" in text
+
+
 def test_tables_are_those_that_were_measured() -> None:
     tables = runpy.run_path(str(ROOT / "benchmarks" / "engine" / "tables.py"))
     text = (ROOT / "README.md").read_text()
