@@ -108,9 +108,13 @@ class Draw:
             row[:length].normal_(generator=generator)
             row[length:] = 0
 
+        each = (out, self.lengths, self._generators)
+        if out.numel() < _MANY:
+            list(map(fill, *each))
+            return out
         # A generator draws with one core, and what a document draws is its own.
-        with ThreadPoolExecutor(torch.get_num_threads() if out.numel() >= _MANY else 1) as pool:
-            list(pool.map(fill, out, self.lengths, self._generators))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(fill, *each))
         return out
 
     def integers(self, high: int, count: int) -> Tensor:
