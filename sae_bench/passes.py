@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sae_bench.activations import chains, in_parts
 from sae_bench.unembedding import Unembedding
 
 _LEVEL = 7411
@@ -40,9 +41,10 @@ class Passes:
         if hasattr(getattr(self.bridge, "original_model", None), "config"):
             options["use_cache"] = False
         if select is None:
-            logits: Tensor = self.bridge(tokens.to(self.device), **options)
+            with in_parts(self._chains):
+                logits: Tensor = self.bridge(tokens.to(self.device), **options)
             return logits.float()
-        with self.unembedding.only(select.to(self.device)) as picked:
+        with in_parts(self._chains), self.unembedding.only(select.to(self.device)) as picked:
             logits = self.bridge(tokens.to(self.device), **options)
         return (logits[0] if picked else logits[select.to(self.device)]).float()
 
@@ -81,6 +83,10 @@ class Passes:
             for block in blocks:
                 if "forward" in vars(block):
                     object.__delattr__(block, "forward")
+
+    @cached_property
+    def _chains(self) -> list[nn.Module]:
+        return chains(self.bridge)
 
     @cached_property
     def _extra_outputs(self) -> int | None:

@@ -19,6 +19,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "corpus_build",
         "language_model",
         "unembedding",
+        "activations",
         "passes",
         "divergence",
         "model",

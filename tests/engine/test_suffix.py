@@ -175,6 +175,8 @@ def test_nothing_behind_the_site_runs_when_it_is_captured(
     try:
         seen = model.capture(tokens, Site(1, "hook_mlp_out"))
         assert ran == [0]
+        # What form a block's output has is asked once a model, of its first block.
+        model.resume(tokens, seen.block_input, Site(1, "hook_mlp_out"), seen.value)
         attention = model.bridge.blocks[0].attn.register_forward_pre_hook(lambda *_: ran.append(-1))
         model.resume(tokens, seen.block_input, Site(1, "hook_mlp_out"), seen.value)
         attention.remove()
