@@ -23,7 +23,7 @@ from torch import Tensor
 from sae_bench.bench import Bench, site_data
 from sae_bench.corpus import from_documents
 from sae_bench.floors import NOISE
-from sae_bench.model import Model, load_model
+from sae_bench.model import load_model
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
 from sae_bench.site import Site
 from sae_bench.tiers import Settings
@@ -56,10 +56,8 @@ GEMMA_2_2B = Shape(2304, 26, heads=8, head=256, inner=9216, vocabulary=256_000, 
 SMALL = Shape(64, 2, heads=4, head=16, inner=128, vocabulary=4000, site=1, features=256)
 
 
-def random_model(shape: Shape, dtype: str, folder: Path) -> Model:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+def random_weights(shape: Shape, dtype: str) -> Any:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(
         vocab_size=shape.vocabulary, hidden_size=shape.width, num_hidden_layers=shape.layers,
@@ -68,11 +66,7 @@ def random_model(shape: Shape, dtype: str, folder: Path) -> Model:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]), torch.device(DEVICE):
         torch.manual_seed(0)
-        weights = Gemma2ForCausalLM(config).to(getattr(torch, dtype))
-    weights.save_pretrained(folder)
-    words = Tokenizer(WordLevel({"<bos>": 0}, unk_token="<bos>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<bos>", eos_token="<bos>").save_pretrained(folder)
-    return load_model(str(folder), device=DEVICE, dtype=dtype)
+        return Gemma2ForCausalLM(config).to(getattr(torch, dtype))
 
 
 def random_sae(shape: Shape) -> LinearDecoderSAE:
@@ -108,27 +102,33 @@ def arms(bench: Bench) -> Tensor:
     return torch.stack(found).mean(0).cpu()
 
 
-def made(shape: Shape, dtype: str, folder: Path) -> Bench:
-    model = random_model(shape, dtype, folder)
-    tokens = torch.randint(1, shape.vocabulary, (DOCUMENTS, POSITIONS), generator=torch.Generator().manual_seed(0))
-    settings = Settings(device=DEVICE, dtype=dtype, memory_bytes=32 << 30)
-    corpus = from_documents(tokens.tolist(), has_bos=False)
-    site = Site(shape.site, "hook_resid_pre")
-    return Bench(random_sae(shape), model, corpus, site_data(model, site, corpus, settings), settings)
+@pytest.fixture
+def make(save: Callable[[Any, Path], Path], tmp_path: Path) -> Callable[[Shape, str], Bench]:
+    """The SAE of a shape on its model, of a precision."""
+
+    def made(shape: Shape, dtype: str) -> Bench:
+        model = load_model(str(save(random_weights(shape, dtype), tmp_path)), device=DEVICE, dtype=dtype)
+        tokens = torch.randint(1, shape.vocabulary, (DOCUMENTS, POSITIONS), generator=torch.Generator().manual_seed(0))
+        settings = Settings(device=DEVICE, dtype=dtype, memory_bytes=32 << 30)
+        corpus = from_documents(tokens.tolist(), has_bos=False)
+        site = Site(shape.site, "hook_resid_pre")
+        return Bench(random_sae(shape), model, corpus, site_data(model, site, corpus, settings), settings)
+
+    return made
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_small(dtype: str, tmp_path: Path) -> None:
+def test_small(dtype: str, make: Callable[[Shape, str], Bench]) -> None:
     """Timed nowhere."""
-    found = arms(made(SMALL, dtype, tmp_path))
+    found = arms(make(SMALL, dtype))
     assert bool((found > 0).all())
     assert bool(torch.isfinite(found).all())
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_arms(dtype: str, benchmark: Any, tmp_path: Path) -> None:
-    bench = made(GEMMA_2_2B, dtype, tmp_path)
+def test_arms(dtype: str, benchmark: Any, make: Callable[[Shape, str], Bench]) -> None:
+    bench = make(GEMMA_2_2B, dtype)
     precision = getattr(torch, dtype)
     one = torch.randn(2048, GEMMA_2_2B.width, device=DEVICE, dtype=precision)
     other = torch.randn(GEMMA_2_2B.width, GEMMA_2_2B.inner, device=DEVICE, dtype=precision)

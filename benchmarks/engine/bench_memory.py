@@ -12,23 +12,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 LIMIT = 8 * 10**9
+WIDTH, LENGTH, VOCABULARY = 2304, 128, 1000
 TOKENS = (131_072, 262_144, 524_288, 1_048_576)
 CHILD = """
-import json, re, resource, sys, tempfile, threading, time
+import json, re, resource, sys, threading, time
 from pathlib import Path
 
-tokens, limit = int(sys.argv[1]), int(sys.argv[2])
+folder = sys.argv[1]
+tokens, limit, width, length, vocabulary = map(int, sys.argv[2:])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
 from sae_bench.bench import Bench, Settings, site_data
 from sae_bench.corpus import from_documents
@@ -37,7 +39,7 @@ from sae_bench.properties import load_property
 from sae_bench.site import parse_site
 from sae_bench.tiers import TIERS
 
-WIDTH, FEATURES, LENGTH = 2304, 512, 128
+FEATURES = 512
 most = {"RssAnon": 0, "VmData": 0}
 
 
@@ -50,10 +52,10 @@ def watch():
 
 
 class TopK:
-    d_in, d_sae = WIDTH, FEATURES
+    d_in, d_sae = width, FEATURES
 
     def __init__(self):
-        self.W_dec = torch.nn.functional.normalize(torch.randn(FEATURES, WIDTH), dim=1)
+        self.W_dec = torch.nn.functional.normalize(torch.randn(FEATURES, width), dim=1)
 
     def encode(self, x):
         pre = x @ self.W_dec.T
@@ -66,14 +68,8 @@ class TopK:
 
 torch.manual_seed(0)
 threading.Thread(target=watch, daemon=True).start()
-with tempfile.TemporaryDirectory() as folder:
-    config = GPT2Config(vocab_size=1000, n_embd=WIDTH, n_layer=1, n_head=8, n_positions=LENGTH)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    words = Tokenizer(WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>").save_pretrained(folder)
-    model = load_model(folder)
-    model.identity
-documents = torch.randint(1, 1000, (tokens // LENGTH, LENGTH)).tolist()
+model = load_model(folder)
+documents = torch.randint(1, vocabulary, (tokens // length, length)).tolist()
 corpus = from_documents(documents, has_bos=False)
 del documents
 settings = Settings(tier=TIERS["smoke"], memory_bytes=limit * 3 // 4)
@@ -93,12 +89,24 @@ print(json.dumps({
 """
 
 
+@pytest.fixture(scope="module")
+def folder(save: Callable[[Any, Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=1, n_head=8, n_positions=LENGTH)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return save(GPT2LMHeadModel(config), tmp_path_factory.mktemp("wide"))
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_memory(benchmark: Any, tokens: int) -> None:
+def test_memory(benchmark: Any, folder: Path, tokens: int) -> None:
     told: list[dict[str, float]] = []
+    numbers = map(str, (tokens, LIMIT, WIDTH, LENGTH, VOCABULARY))
+    command = [sys.executable, "-c", CHILD, str(folder), *numbers]
 
     def run() -> None:
-        done = subprocess.run([sys.executable, "-c", CHILD, str(tokens), str(LIMIT)], capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         told.append(json.loads(done.stdout.splitlines()[-1]))
 

@@ -64,20 +64,15 @@ def _peer() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(save: Callable[[Any, Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model with random weights, large enough that its outputs differ, and the tokens."""
     from safetensors.torch import save_file
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("peers")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        GPT2LMHeadModel(GPT2Config(initializer_range=0.05)).save_pretrained(folder / "model")
-    words = Tokenizer(WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))
-    fast = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>")
-    fast.save_pretrained(folder / "model")
+        save(GPT2LMHeadModel(GPT2Config(initializer_range=0.05)), folder / "model")
     tokens = torch.randint(VOCABULARY, (DOCUMENTS, POSITIONS), generator=torch.Generator().manual_seed(0))
     save_file({"tokens": tokens}, folder / "tokens.safetensors")
     return folder

@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ import torch
 
 from sae_bench.bench import Bench, Settings, site_data
 from sae_bench.corpus import from_documents
-from sae_bench.model import Capture, Model, wrap_model
+from sae_bench.model import Capture, Model, load_model
 from sae_bench.site import Site
 
 SITE = Site(6, "hook_resid_pre")
@@ -29,21 +30,13 @@ ROUNDS = 5
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+def model(save: Callable[[Any, Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Model:
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    folder = tmp_path_factory.mktemp("gpt2-shaped")
-    GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(folder)
-    words = Tokenizer(WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>").save_pretrained(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        weights = GPT2LMHeadModel(GPT2Config.from_pretrained(folder, attn_implementation="eager"))
-    bridge = TransformerBridge.boot_transformers(str(folder), hf_model=weights.eval(), device="cpu")
-    return wrap_model(bridge, name="gpt2-shaped")
+        weights = GPT2LMHeadModel(GPT2Config())
+    return load_model(str(save(weights, tmp_path_factory.mktemp("gpt2-shaped"))))
 
 
 @pytest.fixture(scope="module")

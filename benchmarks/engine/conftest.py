@@ -9,12 +9,31 @@ import json
 import os
 import platform
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 RESULTS = Path(__file__).parent / "results"
+
+
+@pytest.fixture(scope="session")
+def save() -> Callable[[Any, Path], Path]:
+    """Puts a model of transformers into a folder, with a tokenizer of one word: documents here are token ids."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    word = "<|endoftext|>"
+    words = Tokenizer(WordLevel({word: 0}, unk_token=word))
+
+    def put(weights: Any, folder: Path) -> Path:
+        weights.save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=words, bos_token=word, eos_token=word).save_pretrained(folder)
+        return folder
+
+    return put
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
