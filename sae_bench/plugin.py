@@ -15,7 +15,7 @@ import pytest
 
 from sae_bench import options as sae_options
 from sae_bench.collected import SESSION, VanishedItem, is_timed, property_of, session_of, spec_of
-from sae_bench.errors import SAEBenchError
+from sae_bench.errors import SAEBenchError, UsageError
 
 if TYPE_CHECKING:
     from sae_bench.run import Run
@@ -244,8 +244,15 @@ def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which folder the run writes to; a mistake in the options stops the run here."""
     config = node.config
     if _concerned(config):
-        if session_of(config).resolved["sae_ray"]:
+        from sae_bench.scheduling import check_gpus
+
+        resolved = session_of(config).resolved
+        if resolved["sae_ray"]:
             raise pytest.UsageError("--sae-ray and -n both spread SAEs over processes; choose one of them")
+        try:
+            check_gpus(len(config.option.tx), resolved["sae_device"])
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
         node.workerinput.update(session_of(config).tell_worker())
     else:
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
+from sae_bench.errors import UsageError
+
 _PARAMETER = re.compile(r"\[([^\[\]]+)\]$")
 
 
@@ -36,6 +38,20 @@ def device_of(worker: str, device: str) -> str:
 
     gpus = torch.cuda.device_count()
     return f"cuda:{int(worker.removeprefix('gw')) % gpus}" if gpus > 1 else device
+
+
+def check_gpus(workers: int, device: str) -> None:
+    """A `UsageError` where xdist workers would have to share GPUs that nobody named: each loads a model of its own."""
+    if device != "cuda":
+        return
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if workers > gpus:
+        raise UsageError(
+            f"-n {workers} with --sae-device cuda loads {workers} models into the memory of {gpus} GPU"
+            f"{'s' * (gpus != 1)}; give -n {gpus}, or name the GPU that all shall share: --sae-device cuda:0"
+        )
 
 
 def share_cores(workers: int) -> None:

@@ -17,9 +17,13 @@ def real_assets() -> Path:
     return Path(folder)
 
 
-@pytest.fixture
-def pytester(pytester: pytest.Pytester) -> pytest.Pytester:
-    """A run inside this process forgets the modules that it imported; torch cannot import this part of it twice."""
+@pytest.fixture(scope="session")
+def _torch_whole() -> None:
+    """Parts of torch that are imported when they are needed, and cannot be imported twice."""
     import torch._dynamo  # noqa: F401
 
+
+@pytest.fixture
+def pytester(_torch_whole: None, pytester: pytest.Pytester) -> pytest.Pytester:
+    """It forgets the modules that were imported since it was made, so torch has to be there before."""
     return pytester

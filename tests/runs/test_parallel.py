@@ -72,6 +72,19 @@ def test_workers_have_a_gpu_each(toy: Any) -> None:
     assert set((toy.path / "devices.log").read_text().split()) == {"cuda:0", "cuda:1"}
 
 
+def test_more_workers_than_gpus_are_refused_unless_one_is_named(toy: Any) -> None:
+    toy.register(GPUS.replace("device_count=lambda: 2", "device_count=lambda: 1") + REGISTER)
+    done = toy.bare(*TWO, "-q", "--sae-device", "cuda")
+    assert done.returncode == 4, done.stdout
+    said = done.stdout + done.stderr
+    assert said.count("-n 2 with --sae-device cuda loads 2 models into the memory of 1 GPU; give -n 1, or name") == 1
+    assert "Traceback" not in said
+    assert not (toy.path / "devices.log").exists()
+    done = toy.bare(*TWO, "-q", "--sae-device", "cuda:0")
+    assert done.returncode == 0, done.stdout
+    assert set((toy.path / "devices.log").read_text().split()) == {"cuda:0"}
+
+
 def test_a_device_that_was_named_and_a_single_one_are_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
     for gpus, said, wanted in ((3, "cuda", "cuda:1"), (3, "cuda:2", "cuda:2"), (1, "cuda", "cuda"), (3, "cpu", "cpu")):
         cuda = SimpleNamespace(device_count=lambda gpus=gpus: gpus)
