@@ -165,7 +165,9 @@ def _merged(
         previous = {metric: value for metric, value in before.items() if _differs(value, new.metrics.get(metric))}
         held[name] = replace(new, acceptance=replace(acceptance, previous=previous))
     source = report.saes[sae]
-    run = replace(report.run, seconds=None)
+    # How and where one run was started says nothing of what was accepted.
+    options = {name: value for name, value in report.run.options.items() if name != "again"}
+    run = replace(report.run, seconds=None, options=options)
     return accepted_text(Report(run, {sae: replace(source, properties=held)})), listed
 
 

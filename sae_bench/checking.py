@@ -29,7 +29,7 @@ from sae_bench.spec import SAESpec
 from sae_bench.tiers import TIERS, Settings
 
 OPTIONS = ("tier", "documents", "seed", "device", "dtype", "batch_size", "memory_bytes", "strict", "selfcheck")
-_OWN = ("id", "path", "load", "model", "site", "corpus", "dtype", "origin", "baseline_id", "control")
+_OWN = ("id", "path", "load", "model", "site", "corpus", "dtype", "origin", "baseline_id", "typed", "control")
 FIELDS = tuple(each.name for each in fields(SAESpec) if each.name not in _OWN)
 "What `check_sae` hands on to a registration as it is."
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -179,6 +180,19 @@ class Resolved:
     def from_user(self) -> dict[str, str]:
         """Options that differ from their default, as ``--sae-tier smoke (environment)`` is shown in headers."""
         return {dest: source for dest, source in self.sources.items() if source != "default"}
+
+    def typed(self, names: Collection[str]) -> tuple[str, ...]:
+        """Options of ``names`` that are from the command line, each as it would be typed there: ``--sae-docs 8``."""
+        found: list[str] = []
+        for option in OPTIONS:
+            if option.name in names and self.sources[option.dest] == "command line":
+                value = self.values[option.dest]
+                if option.kind == "flag":
+                    found.append(option.flag)
+                else:
+                    each = value if option.kind == "list" else [value]
+                    found += [f"{option.flag} {shlex.quote(str(one))}" for one in each]
+        return tuple(found)
 
 
 def resolve(given: Callable[[str], Any], ini: Callable[[str], Any]) -> Resolved:

@@ -198,7 +198,7 @@ class PropertyVerdict:
     headline: str
     judgements: tuple[Judgement, ...]
     lines: tuple[str, ...]
-    "The first is the whole story; the last ones are commands to paste."
+    "The first is the whole story; where pytest runs, the last ones are commands to paste."
     confidence: float
     "Of the intervals, two-sided; 0.98 means an error rate of .01 on either side."
     differences: tuple[Difference, ...] = ()
@@ -213,6 +213,11 @@ class PropertyVerdict:
     def exit_code(self) -> int:
         """Exit code of a session with nothing but this item."""
         return exit_code(self.verdict, self.beyond, self.strict)
+
+    @builtins.property
+    def given(self) -> frozenset[Verdict]:
+        """Its own verdict and those of its metrics."""
+        return frozenset({self.verdict, *(each.verdict for each in self.judgements if each.verdict is not None)})
 
     @builtins.property
     def fails(self) -> bool:

@@ -30,6 +30,8 @@ MARKERS = {
 }
 _error_key = pytest.StashKey[str]()
 _name_key = pytest.StashKey[str]()
+PLACE = "sae_bench_place"
+"What an xdist worker tells: where the tests of its suite are."
 RECORD = "sae_bench.record"
 "As `sae_bench.store.RECORD`, which is not worth importing in suites without SAEs."
 
@@ -124,6 +126,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     suite = [item for item in items if property_of(item) is not None]
     if not suite and not timed:
         return
+    from sae_bench.again import place_of
     from sae_bench.properties import load_property
 
     session = session_of(config)
@@ -139,6 +142,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     gone |= {id(item) for item in timed if spec_of(item) is None}
     if gone:
         items[:] = [item for item in items if id(item) not in gone]
+    place = place_of((item.path for item in (*suite, *timed)), config.invocation_params.dir)
+    session.locate(place)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[PLACE] = place
     if suite and not session.narrowed and not config.getoption("benchmark_only", False):
         parent = suite[0].parent or suite[0].session
         pairs: list[tuple[str, str | None]] = [(sae, None) for sae in session.vanished()]
@@ -257,6 +264,14 @@ def pytest_configure_node(node: Any) -> None:
     else:
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         node.workerinput["sae_bench_name"] = config.stash.setdefault(_name_key, f"{moment}-workers")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Only workers collect, so they say where the tests are."""
+    session = node.config.stash.get(SESSION, None)
+    if session is not None and (place := getattr(node, "workeroutput", {}).get(PLACE)) is not None:
+        session.locate(place)
 
 
 @pytest.hookimpl(optionalhook=True)

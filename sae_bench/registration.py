@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +115,9 @@ class TargetDefaults:
     output_site: str | None = None
     corpus: str | None = None
 
-    def given(self) -> tuple[str, ...]:
-        """The options that were used."""
-        said = (name for name, value in vars(self).items() if value is not None)
-        return tuple(f"--sae-{name.replace('_', '-')}" for name in said)
+    def given(self) -> dict[str, str]:
+        """The options that were used, and their values."""
+        return {f"--sae-{name.replace('_', '-')}": value for name, value in vars(self).items() if value is not None}
 
 
 def select(arguments: Sequence[str], defaults: TargetDefaults, registered: Mapping[str, SAESpec]) -> list[SAESpec]:
@@ -161,9 +162,12 @@ def _from_target(text: str, defaults: TargetDefaults, registered: Mapping[str, S
             output_site=defaults.output_site,
             corpus=defaults.corpus,
             origin="--sae",
+            typed=shlex.join(["--sae", text, *chain.from_iterable(defaults.given().items())]),
         )
     if name not in registered:
         raise UsageError(f"--sae {text!r}: {name!r} is not registered{near(name, registered)}")
     if not _TARGET.match(target):
         raise UsageError(f"--sae {text!r}: a target starts with './', '/', 'hf:', 'sae_lens:' or is 'module:attribute'")
-    return replace(registered[name], path=target, load=None, baseline_id=name, origin="--sae")
+    return replace(
+        registered[name], path=target, load=None, baseline_id=name, origin="--sae", typed=shlex.join(["--sae", text])
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_bench import baselines, store
+from sae_bench.again import Again
 from sae_bench.content import content_of
 from sae_bench.conversion import Declared
 from sae_bench.errors import MeasurementError, SAEBenchError, StoreError
@@ -127,6 +128,8 @@ class Run:
         "Why records could not be written."
         self.timings: list[Timing] = []
         "What was timed; no verdict knows of it."
+        self.again: Again | None = None
+        "How what is judged can be run again; None where no command does that."
         self.elsewhere: Elsewhere | None = None
         "Other processes that measure; None: this one does."
         self.errors: dict[tuple[str, str], str] = {}
@@ -274,6 +277,9 @@ class Run:
             strict=self.options.strict,
             sparsity_moved=self._sparsity_moved(spec, declared, measurement),
         )
+        if self.again is not None:
+            commands = self.again.lines(verdict.given, declared.name, spec.id)
+            verdict = replace(verdict, lines=(*verdict.lines, *commands))
         return self._finished(spec.id, verdict, declared, accepted, found, context, seconds, notes)
 
     def _finished(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sae_bench import accepting, baselines, store
+from sae_bench.again import SAME, Again
 from sae_bench.choices import chosen_properties, chosen_saes, narrowed_by, run_options, speed_chosen
 from sae_bench.declared import with_overruled
 from sae_bench.errors import SAEBenchError, StoreError
@@ -61,6 +62,7 @@ class Session:
         "What was not written and why; said loudly at the end, and never green."
         self.report: Report | None = None
         self.run = Run(self.options)
+        self.run.again = self.again = Again("", self._named(), resolved.typed(SAME))
         self.name = store.run_name(config.rootpath)
         self._claim: store.Claim | None = None
         self._earlier: list[store.Claim] = []
@@ -105,6 +107,13 @@ class Session:
             self.run.earlier = store.earlier_records(map(Path, worker[EARLIER].splitlines()))
         else:
             self.run.folder = self._path("sae_report_dir") / worker[NAME]
+
+    def locate(self, place: str) -> None:
+        """Where pytest finds this run's tests again."""
+        self.run.again = self.again = replace(self.again, place=place)
+
+    def _named(self) -> dict[str, str]:
+        return {spec.id: spec.chosen_by for spec in self.specs if spec.chosen_by is not None}
 
     def adopt(self, name: str) -> None:
         """Write where the workers did, when only they knew that SAEs would be measured."""
@@ -307,6 +316,7 @@ class Session:
                 "batch_size": self.options.batch_size,
                 "device": self.options.device,
                 "given": self.resolved.from_user(),
+                "again": self.again.tree(),
                 **{name: value for name, value in said.items() if value},
             },
         )

@@ -67,6 +67,8 @@ class SAESpec:
     "Where it was registered, ``file:line``."
     baseline_id: str | None = None
     "Whose accepted report judges it, when it is measured in another's place (``--sae ID=TARGET``)."
+    typed: str | None = None
+    "The options that choose it, where it was given as a target, which its id does not find again."
     control: str | None = None
     "Which of `controls.CONTROLS` is made of it and measured in its place; reported, never judged."
 
@@ -90,6 +92,14 @@ class SAESpec:
     def judged_as(self) -> str:
         """The id whose accepted report and limits apply."""
         return self.baseline_id or self.id
+
+    @property
+    def chosen_by(self) -> str | None:
+        """Options that choose it again; None where ``--sae`` and its id do."""
+        if self.control is None:
+            return self.typed
+        named = self.typed or f"--sae '{self.id.removesuffix(f'/{self.control}')}'"
+        return f"{named} --sae-controls"
 
     def as_control(self, name: str) -> SAESpec:
         """The control ``name`` of this SAE, an SAE of its own without limits or accepted report."""

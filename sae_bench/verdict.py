@@ -93,7 +93,7 @@ def judge(
         headline: the metric that speaks for the property when all is well.
         measurement: what was found, or the text of the error that prevented it.
         accepted: the accepted report's entry; None when there is none.
-        sae: the id that rules, messages and commands name.
+        sae: the id that rules and messages name.
         rules: limits from every source; those that don't concern this SAE are ignored.
         context: what decides comparability now, JSON values.
         known_failures: ``property.metric`` (or the metric alone) to the reason its hard limit is known to fail.
@@ -138,8 +138,7 @@ def _rank(each: Judgement) -> tuple[int, bool]:
 
 def _not_measured(property: str, headline: str, why: str, sae: str, alpha: float, strict: bool) -> PropertyVerdict:
     message = f"{property} of {sae} could not be measured: {why}"
-    lines = (message, *wording.commands({Verdict.ERROR}, property, sae))
-    return PropertyVerdict(property, sae, Verdict.ERROR, False, headline, (), lines, 1 - 2 * alpha, strict=strict)
+    return PropertyVerdict(property, sae, Verdict.ERROR, False, headline, (), (message,), 1 - 2 * alpha, strict=strict)
 
 
 def _judge_all(case: _Case, metrics: Sequence[Metric], rules: Sequence[Rule]) -> list[Judgement]:
@@ -308,7 +307,7 @@ def _excuse(case: _Case, metric: Metric, hard: list[Outcome], texts: list[str]) 
 
 
 def _lines(case: _Case, metrics: Sequence[Metric], judged: Sequence[Judgement], worst: Judgement) -> list[str]:
-    text = wording.lines(case.property, case.sae, judged, worst, case.differences)
+    text = wording.lines(judged, worst, case.differences)
     if worst.paired is not None and worst.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         metric = next(metric for metric in metrics if metric.name == worst.metric)
         where = wording.worst_documents(worst.paired, metric)

@@ -115,36 +115,15 @@ def worst_documents(change: Change, metric: Metric, most: int = 3) -> str | None
     return f"{count} of {len(change.clusters)} documents {verb}, most of all {named}"
 
 
-def commands(verdicts: set[Verdict], name: str, sae: str) -> list[str]:
-    """The commands that follow from the verdicts, to be pasted."""
-    run = f"pytest benchmarks/ --sae '{sae}' --sae-property {name}"
-    accept = f'{run} --sae-accept --sae-accept-reason "..."'
-    lines = []
-    if verdicts & {Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE}:
-        lines.append(f"  reproduce:  {run}")
-    if Verdict.INCONCLUSIVE in verdicts:
-        lines.append(f"  decide:     {run} --sae-tier full")
-    if verdicts & {Verdict.NEW, Verdict.IMPROVED, Verdict.INCOMPARABLE}:
-        lines.append(f"  accept:     {accept}")
-    elif Verdict.FAIL in verdicts:
-        lines.append(f"  if wanted:  {accept}")
-    if Verdict.MISSING in verdicts:
-        lines.append("  if removed: pytest-sae-bench prune")
-        lines.append(f"  if wanted:  {accept}")
-    return lines
-
-
 def _worth_a_line(each: Judgement) -> bool:
     """What a reader of a failure needs; that a merely reported metric is undefined stands in the summary."""
     return each.verdict not in _WORTH_A_LINE and (each.verdict is not Verdict.UNDEFINED or bool(each.limit))
 
 
-def lines(
-    name: str, sae: str, judgements: Sequence[Judgement], worst: Judgement, differences: Sequence[Difference]
-) -> list[str]:
-    """The whole text of a property's verdict: worst metric first, then all that is not PASS, then the commands."""
+def lines(judgements: Sequence[Judgement], worst: Judgement, differences: Sequence[Difference]) -> list[str]:
+    """The whole text of a property's verdict: worst metric first, then all that is not PASS."""
     text = [worst.message]
     text += [f"  {each.message}" for each in judgements if each is not worst and _worth_a_line(each)]
     if differences and any(each.verdict is Verdict.INCOMPARABLE for each in judgements):
         text += [f"  {difference}" for difference in differences]
-    return text + commands({each.verdict for each in judgements if each.verdict is not None}, name, sae)
+    return text

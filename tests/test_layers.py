@@ -11,7 +11,19 @@ PACKAGE = Path(__file__).parents[1] / "sae_bench"
 
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("__init__", "_identity", "errors", "registry", "extensions", "spec", "site", "registration"),
-    1: ("tiers", "measurement", "texts", "stats", "change", "limits", "outcome", "comparison", "wording", "verdict"),
+    1: (
+        "tiers",
+        "measurement",
+        "texts",
+        "stats",
+        "change",
+        "limits",
+        "outcome",
+        "again",
+        "comparison",
+        "wording",
+        "verdict",
+    ),
     2: (
         "sae",
         "formats",

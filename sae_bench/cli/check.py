@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae_bench import baselines
+from sae_bench.again import quoted
 from sae_bench.cli.parser import Commands
 from sae_bench.cli.prune import registered_by
 from sae_bench.errors import StoreError, UsageError
@@ -73,7 +74,7 @@ def _unaccepted(specs: Sequence[SAESpec], changed: Sequence[Path], folder: Path)
         if any(path == home or path.is_relative_to(home) for path in touched):
             yield (
                 f"{spec.id} ({spec.path}) was changed and has no accepted report; measure and accept it: "
-                f'pytest benchmarks/ --sae {spec.id} --sae-accept --sae-accept-reason "..."'
+                f'pytest --sae {quoted(spec.id)} --sae-accept --sae-accept-reason "..."'
             )
 
 

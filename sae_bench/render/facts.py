@@ -48,6 +48,8 @@ def provenance(report: Report) -> list[tuple[str, str]]:
     run = report.run
     dirty = {True: " with uncommitted changes", False: "", None: ""}[run.dirty]
     took = None if run.seconds is None else f"{run.seconds:.0f} s"
+    # How it is run again stands where it is asked for.
+    options = {name: value for name, value in run.options.items() if name != "again"}
     rows: list[tuple[str, str | None]] = [
         ("command", run.command),
         ("commit", None if run.commit is None else run.commit + dirty),
@@ -57,7 +59,7 @@ def provenance(report: Report) -> list[tuple[str, str]]:
         ("platform", run.platform),
         ("hardware", ", ".join(f"{key} {value}" for key, value in flat(run.hardware).items())),
         ("packages", ", ".join(f"{key} {value}" for key, value in run.packages.items())),
-        ("options", ", ".join(f"{key}={value}" for key, value in flat(run.options).items())),
+        ("options", ", ".join(f"{key}={value}" for key, value in flat(options).items())),
         ("schema", str(report.schema)),
     ]
     return [(name, value) for name, value in rows if value]

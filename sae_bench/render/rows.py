@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from sae_bench.again import Again
 from sae_bench.outcome import SEVERITY, Verdict
 from sae_bench.render import words
 from sae_bench.results import MetricResult, PropertyResult, Report
@@ -231,25 +231,19 @@ def acceptable(report: Report) -> dict[str, list[str]]:
 
 def accept_commands(report: Report) -> list[str]:
     """The commands that accept what is NEW or IMPROVED and nothing worse; SAEs share a line where they can."""
-    by_properties: dict[str, list[str]] = {}
+    again = Again.of(report.run.options.get("again"))
+    if again is None:
+        return []
+    by_properties: dict[tuple[str, ...], list[str]] = {}
     for sae, names in acceptable(report).items():
         everything = len(names) == len(report.saes[sae].properties)
         bad = any(
             each.verdict is not None and SEVERITY[each.verdict] > SEVERITY[Verdict.NEW]
             for each in report.saes[sae].properties.values()
         )
-        chosen = "" if everything or not bad else "".join(f" --sae-property {name}" for name in names)
+        chosen = () if everything or not bad else tuple(names)
         by_properties.setdefault(chosen, []).append(sae)
-    return [
-        f"pytest benchmarks/ {' '.join(f'--sae {_quoted(sae)}' for sae in saes)}{chosen} "
-        f'--sae-accept --sae-accept-reason "..."'
-        for chosen, saes in by_properties.items()
-    ]
-
-
-def _quoted(sae: str) -> str:
-    quoted = shlex.quote(sae)
-    return quoted if quoted != sae else f"'{sae}'"
+    return [again.accept(saes, chosen) for chosen, saes in by_properties.items()]
 
 
 def verdict_line(report: Report) -> str:

@@ -78,7 +78,7 @@ def test_a_changed_sae_without_an_accepted_report_is_named(checkout: Path, capsy
     assert cli.main(["check", "checkpoints/new/sae_weights.safetensors"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("lab/new (")
-    assert "--sae lab/new --sae-accept" in error
+    assert "pytest --sae 'lab/new' --sae-accept" in error
 
 
 def test_changes_since_a_commit_are_asked_of_git(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,6 @@ def test_a_metric_missing_on_either_side_is_never_green_by_silence(gate, sound) 
     gone = gate.judge(without, gate.accepted(sound))
     assert (gone.verdict, gone.exit_code) == (Verdict.MISSING, 11)
     assert "was accepted at" in gone.lines[0]
-    assert any("prune" in line for line in gone.lines)
     new = gate.judge(sound, gate.accepted(without))
     assert (new.verdict, new.by_metric["ev"].verdict) == (Verdict.NEW, Verdict.NEW)
     never = gate.judge(without, gate.accepted(without))
@@ -108,8 +107,6 @@ def test_first_line_is_the_whole_story(gate, sound) -> None:
     assert "99.6% interval +" in first
     assert "allowed 5%" in first
     assert "of 64 documents are worse" in judged.lines[1]
-    assert judged.lines[-1].strip().startswith("if wanted:")
-    assert "pytest benchmarks/ --sae 'demo/topk' --sae-property kl_gap" in judged.lines[-1]
     assert "nan" not in "".join(judged.lines)
 
 

@@ -1,0 +1,72 @@
+"""Commands that follow from verdicts: they name what was measured, where it was, and nothing that would mislead."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sae_bench.again import SUITE, Again, place_of
+from sae_bench.outcome import Verdict
+from sae_bench.spec import SAESpec
+
+HERE = Path("/home/me/work")
+
+
+@pytest.mark.parametrize(
+    ("files", "place"),
+    [
+        ([], ""),
+        (["benchmarks/test_a.py", "benchmarks/test_b.py"], "benchmarks/"),
+        (["test_quality.py"], "test_quality.py"),
+        (["tests/sae/test_a.py", "tests/sae/deep/test_b.py"], "tests/sae/"),
+        (["test_a.py", "deep/test_b.py"], "."),
+        (["../other/test_a.py", "../other/test_b.py"], "../other/"),
+        (["my tests/test_a.py"], "'my tests/test_a.py'"),
+        ([str(SUITE / "test_fidelity.py"), str(SUITE / "test_geometry.py")], "--pyargs sae_bench.suite"),
+    ],
+)
+def test_the_place_is_as_pytest_is_told(files: list[str], place: str) -> None:
+    assert place_of([Path("/home/me/work", file).resolve() for file in files], HERE) == place
+
+
+def test_commands_follow_from_verdicts() -> None:
+    again = Again("tests/q.py", {"v4": "--sae ./v4 --sae-model gpt2"}, ["--sae-tier smoke", "--sae-limit kl_gap.x:5%"])
+    whole = "pytest tests/q.py --sae ./v4 --sae-model gpt2 --sae-property kl_gap"
+    accept = f'{whole} --sae-accept --sae-accept-reason "..."'
+    same = f"  reproduce:  {whole} --sae-tier smoke --sae-limit kl_gap.x:5%"
+    told = {
+        Verdict.PASS: [],
+        Verdict.ERROR: [same],
+        Verdict.FAIL: [same, f"  if wanted:  {accept}"],
+        Verdict.INCONCLUSIVE: [same, f"  decide:     {whole} --sae-limit kl_gap.x:5% --sae-tier full"],
+        Verdict.NEW: [f"  accept:     {accept}"],
+        Verdict.MISSING: ["  if removed: pytest-sae-bench prune", f"  if wanted:  {accept}"],
+    }
+    for verdict, lines in told.items():
+        assert again.lines({Verdict.PASS, verdict}, "kl_gap", "v4") == lines, verdict
+
+
+def test_accepting_repeats_what_decides_whether_reports_are_comparable() -> None:
+    again = Again("benchmarks/", {}, ["--sae-docs 8", "--sae-seed 3", "--sae-no-compare", "--sae-baselines held"])
+    assert again.accept(["a/b", "c"]) == (
+        "pytest benchmarks/ --sae 'a/b' --sae 'c' --sae-seed 3 --sae-baselines held "
+        '--sae-accept --sae-accept-reason "..."'
+    )
+
+
+def test_it_goes_through_a_report() -> None:
+    again = Again("benchmarks/", {"a": "--sae ./a"}, ["--sae-docs 8"])
+    assert Again.of({**again.tree(), "options": ["--sae-docs 8"]}) == Again(
+        "benchmarks/", {"a": "--sae ./a"}, ["--sae-docs 8"]
+    )
+    assert Again.of(None) is None
+
+
+def test_a_control_is_chosen_by_its_sae() -> None:
+    spec = SAESpec(id="lab/a", path="./a")
+    assert spec.chosen_by is None
+    assert spec.as_control("pca").chosen_by == "--sae 'lab/a' --sae-controls"
+    given = SAESpec(id="a", path="./a b", typed=shlex.join(["--sae", "./a b"]))
+    assert given.as_control("pca").chosen_by == "--sae './a b' --sae-controls"
