@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_bench.activations import chains, in_parts
+from sae_bench.elementwise import chains, in_parts
 from sae_bench.unembedding import Unembedding
 
 _LEVEL = 7411

@@ -62,7 +62,8 @@ class Session:
         "What was not written and why; said loudly at the end, and never green."
         self.report: Report | None = None
         self.run = Run(self.options)
-        self.run.again = self.again = Again("", self._named(), resolved.typed(SAME))
+        named = {spec.id: spec.chosen_by for spec in self.specs if spec.chosen_by is not None}
+        self.run.again = self.again = Again("", named, resolved.typed(SAME))
         self.name = store.run_name(config.rootpath)
         self._claim: store.Claim | None = None
         self._earlier: list[store.Claim] = []
@@ -111,9 +112,6 @@ class Session:
     def locate(self, place: str) -> None:
         """Where pytest finds this run's tests again."""
         self.run.again = self.again = replace(self.again, place=place)
-
-    def _named(self) -> dict[str, str]:
-        return {spec.id: spec.chosen_by for spec in self.specs if spec.chosen_by is not None}
 
     def adopt(self, name: str) -> None:
         """Write where the workers did, when only they knew that SAEs would be measured."""

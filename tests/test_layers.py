@@ -31,7 +31,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "corpus_build",
         "language_model",
         "unembedding",
-        "activations",
+        "elementwise",
         "passes",
         "divergence",
         "model",

@@ -43,7 +43,7 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
     "architectures": (
         *(
             f"sae_bench/{name}.py"
-            for name in ("language_model", "passes", "activations", "unembedding", "model", "model_files", "site")
+            for name in ("language_model", "passes", "elementwise", "unembedding", "model", "model_files", "site")
         ),
         "tests/evidence/architectures.py",
     ),
