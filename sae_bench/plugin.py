@@ -15,7 +15,7 @@ import pytest
 
 from sae_bench import options as sae_options
 from sae_bench.collected import SESSION, VanishedItem, is_timed, property_of, session_of, spec_of
-from sae_bench.errors import SAEBenchError, UsageError
+from sae_bench.errors import SAEBenchError
 
 if TYPE_CHECKING:
     from sae_bench.run import Run
@@ -253,14 +253,14 @@ def pytest_configure_node(node: Any) -> None:
     if _concerned(config):
         from sae_bench.scheduling import check_gpus
 
-        resolved = session_of(config).resolved
-        if resolved["sae_ray"]:
+        session = session_of(config)
+        if session.resolved["sae_ray"]:
             raise pytest.UsageError("--sae-ray and -n both spread SAEs over processes; choose one of them")
         try:
-            check_gpus(len(config.option.tx), resolved["sae_device"])
-        except UsageError as error:
+            check_gpus(len(config.option.tx), session.options.device)
+        except SAEBenchError as error:
             raise pytest.UsageError(str(error)) from None
-        node.workerinput.update(session_of(config).tell_worker())
+        node.workerinput.update(session.tell_worker())
     else:
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         node.workerinput["sae_bench_name"] = config.stash.setdefault(_name_key, f"{moment}-workers")

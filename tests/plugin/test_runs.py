@@ -84,6 +84,8 @@ def test_a_worse_checkpoint_in_the_place_of_a_good_one_fails(suite: Any) -> None
     result = suite("--sae", "lab/good=./worse", "--junitxml", "junit.xml")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*kl_gap.kl_sae of lab/good is *above the accepted*"])
+    result.stdout.fnmatch_lines(["*reproduce:  pytest test_sae.py --sae lab/good=./worse --sae-property kl_gap *"])
+    result.stdout.fnmatch_lines(["*if wanted:  pytest test_sae.py --sae lab/good=./worse * --sae-accept *"])
     result.stdout.no_fnmatch_line("*Traceback*")
     junit = (suite.path / "junit.xml").read_text()
     assert 'name="kl_gap.kl_sae"' in junit
