@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 try:
-    from sae_bench.plugin import *  # noqa: F403
+    from sae_bench.frontends.pytest.plugin import *  # noqa: F403
 except ImportError as _error:
     if str(_error.name).partition(".")[0] != "sae_bench":
         raise
 
     def _message() -> str:
-        """As `sae_bench._identity.clash_message`, which is hidden as well."""
+        """As `sae_bench.registry.package_clash.clash_message`, which is hidden as well."""
         spec = find_spec("sae_bench")
         found = "nowhere" if spec is None else spec.origin or str(list(spec.submodule_search_locations or ())[:1])
         try:

@@ -1,5 +1,5 @@
 """Does steering towards a labelled trait work in every question, or through a spurious factor?"""
 
-from sae_bench.testing import property_test
+from sae_bench.frontends.testing import property_test
 
 test_contrast = property_test("contrast")

@@ -1,5 +1,5 @@
 """Is a feature finished at its layer, and do later layers keep it?"""
 
-from sae_bench.testing import property_test
+from sae_bench.frontends.testing import property_test
 
 test_layers = property_test("layers")

@@ -1,5 +1,5 @@
 """How much of the activation does the reconstruction keep?"""
 
-from sae_bench.testing import property_test
+from sae_bench.frontends.testing import property_test
 
 test_reconstruction = property_test("reconstruction")

@@ -1,5 +1,5 @@
 """Does a larger dictionary of the same recipe and sparsity lose less?"""
 
-from sae_bench.testing import property_test
+from sae_bench.frontends.testing import property_test
 
 test_width = property_test("width")

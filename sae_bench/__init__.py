@@ -12,26 +12,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_bench.controls import register_control
-    from sae_bench.formats import register_format
-    from sae_bench.properties import register_property
-    from sae_bench.registration import register_sae
-    from sae_bench.report import Report
-    from sae_bench.spec import SAESpec
-    from sae_bench.testing import check_sae, property_test
+    from sae_bench.frontends.testing import check_sae, property_test
+    from sae_bench.measure.properties import register_property
+    from sae_bench.registry.register import register_sae
+    from sae_bench.registry.spec import SAESpec
+    from sae_bench.report.report import Report
+    from sae_bench.sae.controls import register_control
+    from sae_bench.sae.formats import register_format
 
 __version__ = "0.1.0"
 DISTRIBUTION = "pytest-sae-bench"
 
-_HOMES = {
-    "Report": "sae_bench.report",
-    "SAESpec": "sae_bench.spec",
-    "check_sae": "sae_bench.testing",
-    "property_test": "sae_bench.testing",
-    "register_control": "sae_bench.controls",
-    "register_format": "sae_bench.formats",
-    "register_property": "sae_bench.properties",
-    "register_sae": "sae_bench.registration",
+_MODULE_OF = {
+    "Report": "sae_bench.report.report",
+    "SAESpec": "sae_bench.registry.spec",
+    "check_sae": "sae_bench.frontends.testing",
+    "property_test": "sae_bench.frontends.testing",
+    "register_control": "sae_bench.sae.controls",
+    "register_format": "sae_bench.sae.formats",
+    "register_property": "sae_bench.measure.properties",
+    "register_sae": "sae_bench.registry.register",
 }
 __all__ = [
     "Report",
@@ -46,6 +46,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

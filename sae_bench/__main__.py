@@ -2,6 +2,6 @@
 
 import sys
 
-from sae_bench.cli import main
+from sae_bench.frontends.cli import main
 
 sys.exit(main())

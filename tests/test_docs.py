@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sae_bench.cli.metrics import reference
+from sae_bench.frontends.cli.metrics import reference
 
 DOCS = Path(__file__).parents[1] / "docs"
 

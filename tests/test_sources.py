@@ -34,7 +34,7 @@ def code_hash(path: Path) -> str:
 
 
 def versions(name: str) -> dict[str, int]:
-    from sae_bench.properties import load_property
+    from sae_bench.measure.properties import load_property
 
     found = load_property(name)
     return {"property": found.version} | {metric.name: metric.version for metric in found.metrics}
@@ -42,7 +42,7 @@ def versions(name: str) -> dict[str, int]:
 
 def current() -> dict[str, object]:
     """Hash of every source in the folder, and the versions that each property declares."""
-    from sae_bench.properties import property_names
+    from sae_bench.measure.properties import property_names
 
     return {
         "sources": {path.name: code_hash(path) for path in sorted(PROPERTIES.glob("*.py"))},
@@ -59,7 +59,7 @@ def test_a_changed_source_was_looked_at(path: Path) -> None:
 
 
 def test_versions_never_go_down() -> None:
-    from sae_bench.properties import property_names
+    from sae_bench.measure.properties import property_names
 
     recorded = json.loads(TABLE.read_text())["versions"]
     for name in property_names():

@@ -31,7 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_it_holds_the_package_its_types_and_the_demo(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    assert {"sae_bench/py.typed", "sae_bench/plugin.py", "sae_bench/suite/test_properties.py"} <= names
+    assert {"sae_bench/py.typed", "sae_bench/frontends/pytest/plugin.py", "sae_bench/suite/test_properties.py"} <= names
     for part in ("model/model.safetensors", "model/tokenizer.json", "corpus.safetensors", "saes/topk/cfg.json"):
         assert f"sae_bench/demo/{part}" in names, part
 
@@ -45,7 +45,7 @@ def test_it_registers_the_plugin_under_its_own_name(wheel: zipfile.ZipFile) -> N
     points = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     text = wheel.read(points).decode()
     assert "[pytest11]\nsae_bench.plugin = pytest_sae_bench" in text
-    assert "pytest-sae-bench = sae_bench.cli:main" in text
+    assert "pytest-sae-bench = sae_bench.frontends.cli:main" in text
 
 
 def test_nothing_else_is_in_it(wheel: zipfile.ZipFile) -> None:

@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 
-from sae_bench.bench import Batch, Bench
-from sae_bench.capture import SiteData
-from sae_bench.corpus import load_corpus
 from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
-from sae_bench.formats import read_sae
-from sae_bench.model import load_model
-from sae_bench.site import parse_site
-from sae_bench.speed import peak_mebibytes
-from sae_bench.tiers import Settings
+from sae_bench.engine.batch import Batch
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine.corpus import load_corpus
+from sae_bench.engine.settings import Settings
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
+from sae_bench.run.speed import peak_mebibytes
+from sae_bench.sae.formats import read_sae
 
 DOCUMENTS, ARMS, OF_ARMS = (16, 32, 64, 128), (1, 2, 4, 8), 32
 SETTINGS = Settings(memory_bytes=16 << 20)

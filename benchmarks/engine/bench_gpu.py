@@ -20,13 +20,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.bench import Bench, site_data
-from sae_bench.corpus import from_documents
-from sae_bench.floors import NOISE
-from sae_bench.model import load_model
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import from_documents
+from sae_bench.engine.noise_floors import NOISE
+from sae_bench.engine.settings import Settings
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import Site
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
-from sae_bench.site import Site
-from sae_bench.tiers import Settings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DOCUMENTS, POSITIONS, ROUNDS = 32, 128, 3

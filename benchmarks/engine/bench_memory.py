@@ -32,12 +32,13 @@ resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 import torch
 
-from sae_bench.bench import Bench, Settings, site_data
-from sae_bench.corpus import from_documents
-from sae_bench.model import load_model
-from sae_bench.properties import load_property
-from sae_bench.site import parse_site
-from sae_bench.tiers import TIERS
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.settings import Settings
+from sae_bench.engine.corpus import from_documents
+from sae_bench.model.load import load_model
+from sae_bench.measure.properties import load_property
+from sae_bench.registry.site import parse_site
+from sae_bench.engine.settings import TIERS
 
 FEATURES = 512
 most = {"RssAnon": 0, "VmData": 0}

@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.geometry import EDGES, gini, neighbours, votes
-from sae_bench.geometry.neighbours import BLOCK
+from sae_bench.measure.geometry import EDGES, gini, neighbours, votes
+from sae_bench.measure.geometry.neighbours import BLOCK
 
 SIZES = [(24_576, 768), (65_536, 768), (131_072, 512)]
 FLOORS = {(24_576, 768): (0.1461, 0.1209, 0.0954), (131_072, 512): (0.1948, 0.1666, 0.1396)}

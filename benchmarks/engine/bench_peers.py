@@ -28,13 +28,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.bench import Batch, Bench
-from sae_bench.capture import SiteData
-from sae_bench.corpus import Corpus, from_documents
-from sae_bench.formats import as_sae
-from sae_bench.model import Model, load_model
-from sae_bench.site import Site
-from sae_bench.tiers import Settings
+from sae_bench.engine.batch import Batch
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine.corpus import Corpus, from_documents
+from sae_bench.engine.settings import Settings
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import Site
+from sae_bench.sae.formats import as_sae
 
 PEER = Path(__file__).with_name("peer_saebench.py")
 PYTHON = "SAEBENCH_PYTHON"

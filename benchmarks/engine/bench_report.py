@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_bench.render.html import report_html
+from sae_bench.show.html.page import report_html
 from tests.render.conftest import full_report, full_sae, report_of
 
 ALLOWED = 3.0

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.scales import Scales, fit_scales
+from sae_bench.measure.shared.scales import Scales, fit_scales
 
 FEATURES, WIDTH, TOKENS, ACTIVE = 24_576, 768, 8_192, 64
 DOCUMENT = 128

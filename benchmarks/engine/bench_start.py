@@ -61,7 +61,7 @@ def test_unrelated_suite(benchmark: Any, tmp_path: Path, compiled: dict[str, str
     took: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
 
     def start(which: str) -> None:
-        more = ["-p", "no:sae_bench.plugin"] if which == "without" else []
+        more = ["-p", "no:sae_bench.frontends.pytest.plugin"] if which == "without" else []
         clock, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *more]
         subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, env=compiled)

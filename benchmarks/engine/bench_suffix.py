@@ -20,10 +20,12 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench.bench import Bench, Settings, site_data
-from sae_bench.corpus import from_documents
-from sae_bench.model import Capture, Model, load_model
-from sae_bench.site import Site
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import from_documents
+from sae_bench.engine.settings import Settings
+from sae_bench.model.language_model import Capture, Model
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import Site
 
 SITE = Site(6, "hook_resid_pre")
 ROUNDS = 5

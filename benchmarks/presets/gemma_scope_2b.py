@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sae_bench import register_sae
-from sae_bench.spec import SAESpec
+from sae_bench.registry.spec import SAESpec
 
 MODEL = "google/gemma-2-2b"
 REPOSITORY = "google/gemma-scope-2b-pt-res"

@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sae_bench import register_sae
-from sae_bench.spec import SAESpec
+from sae_bench.registry.spec import SAESpec
 
 MODEL = "gpt2"
 PROCESSING = {"center_writing_weights": True}

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from sae_bench import floors
-from sae_bench.bench import Batch, Bench
+from sae_bench.engine import noise_floors
+from sae_bench.engine.batch import Batch
+from sae_bench.engine.bench import Bench
 from sae_bench.sae import SAE, unit_directions
 
 LAYER_6: Mapping[str, float] = {
@@ -37,9 +38,11 @@ def substitutions(bench: Bench) -> dict[str, torch.Tensor]:
         x, error, pool = batch.x, bench.error(batch), bench.pool()
         found = {"sae": bench.outcome(batch, x + error).kl, "clean_ce": bench.outcome(batch, None).ce}
         for name in ("norm_corrected", "sae_norm"):
-            found[name] = bench.outcome(batch, getattr(floors, name)(x, error, pool)).kl
+            found[name] = bench.outcome(batch, getattr(noise_floors, name)(x, error, pool)).kl
         for name in ("isotropic", "theta_sae_norm", "theta_true_norm"):
-            found[name] = bench.outcome(batch, getattr(floors, name)(x, error, pool, bench.draw(batch, name, 0))).kl
+            found[name] = bench.outcome(
+                batch, getattr(noise_floors, name)(x, error, pool, bench.draw(batch, name, 0))
+            ).kl
         return found
 
     return bench.collect(tables)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sae_bench import register_sae
-from sae_bench.spec import SAESpec
+from sae_bench.registry.spec import SAESpec
 
 MODEL = "EleutherAI/pythia-70m-deduped"
 REPOSITORY = "canrager/lm_sae"

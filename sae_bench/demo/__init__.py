@@ -14,7 +14,7 @@ from sae_bench.demo.paths import (
     SITE,
     WIDTHS,
 )
-from sae_bench.registration import register_sae
+from sae_bench.registry.register import register_sae
 
 KNOWN_FAILURES = {
     "standard": {

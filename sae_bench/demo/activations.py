@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sae_bench.model import Model
-from sae_bench.site import parse_site
+from sae_bench.model.language_model import Model
+from sae_bench.registry.site import parse_site
 
 
 def capture(model: Model, tokens: torch.Tensor, lengths: torch.Tensor, site: str, size: int = 64) -> torch.Tensor:

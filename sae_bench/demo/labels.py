@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sae_bench.corpus import load_corpus
 from sae_bench.demo.evaluation import corpus_documents
 from sae_bench.demo.language.words import (
     BLAME,
@@ -17,10 +16,9 @@ from sae_bench.demo.language.words import (
     TOPICS,
 )
 from sae_bench.demo.paths import DemoPaths
+from sae_bench.engine.corpus import load_corpus
 
-_HEAD = (
-    "# What is known about the demo's language; made by `python -m sae_bench.demo.build`, see sae_bench/concepts.py.\n"
-)
+_HEAD = "# What is known about the demo's language; made by `python -m sae_bench.demo.build`, see docs/properties.md.\n"
 
 
 def write_concepts(folder: DemoPaths) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from sae_bench.demo.activations import capture
 from sae_bench.demo.paths import SITE, DemoPaths
-from sae_bench.model import load_model
+from sae_bench.model.load import load_model
 
 
 @dataclass(frozen=True)

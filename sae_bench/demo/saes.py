@@ -33,7 +33,7 @@ from sae_bench.demo.batches import pack
 from sae_bench.demo.language.documents import document
 from sae_bench.demo.paths import SAE_NAMES, SITE, WIDTHS, DemoPaths, site_of
 from sae_bench.demo.tokenizer import CONTEXT
-from sae_bench.model import load_model
+from sae_bench.model.load import load_model
 
 log = logging.getLogger(__name__)
 

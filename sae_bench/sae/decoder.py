@@ -10,7 +10,7 @@ from torch import Tensor
 from sae_bench.errors import MeasurementError
 from sae_bench.sae.norms import TokenNorm, moments
 from sae_bench.sae.protocol import SAE, SAEInfo
-from sae_bench.sparse_codes import SparseCodes
+from sae_bench.sae.sparse_codes import SparseCodes
 
 SPARSE = 32
 "A sum of decoder rows costs as much as a matrix product when one code in this many is not 0."

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sae_bench.errors import LoadError
-from sae_bench.sae.activations import Activation, Elementwise
+from sae_bench.sae.activation_functions import Activation, Elementwise
 from sae_bench.sae.decoder import DecoderSAE, needed, restored
 from sae_bench.sae.norms import TokenNorm, normalised
 from sae_bench.sae.protocol import SAEInfo
-from sae_bench.sparse_codes import SparseCodes
+from sae_bench.sae.sparse_codes import SparseCodes
 
 FEATURES = 2048
 "Features encoded at once on a CPU: their projections stay in its caches."

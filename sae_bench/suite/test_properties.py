@@ -1,6 +1,6 @@
 """Every property of the package, each as one test; a new property is picked up by itself."""
 
-from sae_bench.properties import property_names
-from sae_bench.testing import property_test
+from sae_bench.frontends.testing import property_test
+from sae_bench.measure.properties import property_names
 
 globals().update({f"test_{name}": property_test(name) for name in property_names()})

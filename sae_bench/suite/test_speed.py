@@ -1,5 +1,5 @@
 """How fast every SAE is, for ``-k speed`` and pytest-benchmark's own options."""
 
-from sae_bench.testing import speed_test
+from sae_bench.frontends.testing import speed_test
 
 test_speed = speed_test()

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from sae_bench import check_sae
-from sae_bench.bench import TIERS, Bench, Settings, site_data
-from sae_bench.corpus import from_documents
 from sae_bench.demo.paths import MODEL, SAES
-from sae_bench.formats import read_sae
-from sae_bench.model import Model, load_model
-from sae_bench.properties import load_property
-from sae_bench.site import parse_site
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import from_documents
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.measure.properties import load_property
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
+from sae_bench.sae.formats import read_sae
 
 from . import given
 from .planted import World

@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench import controls
-from sae_bench.bench import Bench
 from sae_bench.demo.paths import MODEL, SAES
-from sae_bench.model import Model, load_model
-from sae_bench.properties import load_property
-from sae_bench.properties.kl_gap import PROPERTY as KL_GAP
+from sae_bench.engine.bench import Bench
+from sae_bench.measure.properties import load_property
+from sae_bench.measure.properties.kl_gap import PROPERTY as KL_GAP
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model
+from sae_bench.sae import controls
 
 from . import given, planted
 from .planted import World

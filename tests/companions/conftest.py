@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.bench import Bench, Settings
-from sae_bench.capture import SiteData
-from sae_bench.corpus import from_documents
-from sae_bench.geometry import random_floor
-from sae_bench.site import Site
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine.corpus import from_documents
+from sae_bench.engine.settings import Settings
+from sae_bench.measure.geometry import random_floor
+from sae_bench.registry.site import Site
 
 from .streams import DOCS, HERE, POS, D, Stream, V, normal
 

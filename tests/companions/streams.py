@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_bench.batch import Companion
+from sae_bench.engine.batch import Companion
+from sae_bench.registry.site import Site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo, weights_sha256
-from sae_bench.site import Site
 
 HERE, BEHIND = Site(1, "hook_resid_pre"), Site(2, "hook_resid_pre")
 DOCS, POS, D, V = 24, 21, 24, 30

@@ -14,22 +14,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench import controls
-from sae_bench.batch import Companion
-from sae_bench.bench import Bench, Beside, Settings, site_data
-from sae_bench.corpus import load_corpus
 from sae_bench.demo.paths import CORPUS, MODEL, SAES
+from sae_bench.engine.batch import Beside, Companion
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import load_corpus
+from sae_bench.engine.settings import Settings
 from sae_bench.errors import MeasurementError
-from sae_bench.formats import as_sae, read_sae
-from sae_bench.measurement import Estimate, Influence, Measurement, Ratio, Undefined
-from sae_bench.model import load_model
-from sae_bench.properties._layers_effects import Effects, Writing, _estimates
-from sae_bench.properties._layers_lens import _training, tuned_lens
-from sae_bench.properties._layers_persistence import mean_correlation
-from sae_bench.properties.layers import METRICS, PROPERTY
-from sae_bench.site import Site, parse_site
-from sae_bench.stats import interval, standard_error
-from sae_bench.steering.choice import halves
+from sae_bench.measure.measurement import Estimate, Influence, Measurement, Ratio, Undefined
+from sae_bench.measure.properties.layers import METRICS, PROPERTY
+from sae_bench.measure.properties.layers.effects import Effects, Writing, _estimates
+from sae_bench.measure.properties.layers.persistence import mean_correlation
+from sae_bench.measure.properties.layers.tuned_lens import _training, tuned_lens
+from sae_bench.measure.shared.feature_choice import halves
+from sae_bench.measure.uncertainty import interval, standard_error
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import Site, parse_site
+from sae_bench.sae import controls
+from sae_bench.sae.formats import as_sae, read_sae
 
 from .streams import POS, D, V, companion, normal, tied
 

@@ -12,17 +12,19 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from sae_bench import registration
-from sae_bench.bench import TIERS, Bench, Beside, Companion, Settings
-from sae_bench.content import content_of
-from sae_bench.corpus import Corpus, load_corpus
 from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
+from sae_bench.engine.batch import Beside, Companion
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.corpus import Corpus, load_corpus
+from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import LoadError, UsageError
-from sae_bench.loading import Loader
-from sae_bench.properties import load_property
-from sae_bench.registry import Registry
-from sae_bench.selfcheck import varied
-from sae_bench.spec import SAESpec
+from sae_bench.measure.properties import load_property
+from sae_bench.registry import register
+from sae_bench.registry.registry import Registry
+from sae_bench.registry.spec import SAESpec
+from sae_bench.run.fingerprint import content_of
+from sae_bench.run.load import Loader
+from sae_bench.run.noise import varied
 
 from .streams import normal, tied
 
@@ -34,7 +36,7 @@ Load = Callable[..., Bench]
 def registered(monkeypatch: pytest.MonkeyPatch) -> Registry[SAESpec]:
     """An empty registry in place of this process's own."""
     registry: Registry[SAESpec] = Registry("SAE")
-    for module in ("registration", "companions"):
+    for module in ("registry.register", "run.related_saes"):
         monkeypatch.setattr(f"sae_bench.{module}.SAES", registry)
     return registry
 
@@ -168,11 +170,11 @@ def test_a_single_path_is_told_to_be_a_list(field: str, registered: Registry[SAE
     with pytest.raises(UsageError, match=rf"{field}='saes/x' must be a list of ids or paths, such as \['saes/x'\]"):
         SAESpec(id="x", path="x", **{field: "saes/x"})
     with pytest.raises(UsageError, match="must be a list"):
-        registration.register_sae("x", path="x", **{field: "saes/x"})
+        register.register_sae("x", path="x", **{field: "saes/x"})
 
 
 def test_paths_are_anchored_at_the_registering_file(registered: Registry[SAESpec]) -> None:
-    spec = registration.register_sae("x", path="x", next_layers=["../properties", "lab/other"], family=("../demo",))
+    spec = register.register_sae("x", path="x", next_layers=["../properties", "lab/other"], family=("../demo",))
     assert spec.next_layers == (str(Path(__file__).parent / "../properties"), "lab/other")
     assert spec.family == (str(Path(__file__).parent / "../demo"),)
 

@@ -13,21 +13,22 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from sae_bench.batch import Companion
-from sae_bench.bench import TIERS, Bench, Beside, Settings, site_data
-from sae_bench.corpus import load_corpus
 from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
+from sae_bench.engine.batch import Beside, Companion
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import load_corpus
+from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import MeasurementError
-from sae_bench.formats import read_sae
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Estimate, Exact, Influence, Measurement, Ratio, Undefined
-from sae_bench.model import load_model
-from sae_bench.properties._width_sizes import Size
-from sae_bench.properties.width import METRICS, PROPERTY, estimates, monotone
+from sae_bench.judge.judge import judge
+from sae_bench.judge.limits import parse_rule
+from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Ratio, Undefined
+from sae_bench.measure.properties.width import METRICS, PROPERTY, estimates, monotone
+from sae_bench.measure.properties.width.sizes import Size
+from sae_bench.measure.uncertainty import interval
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
 from sae_bench.sae import LinearDecoderSAE, weights_sha256
-from sae_bench.site import parse_site
-from sae_bench.stats import interval
-from sae_bench.verdict import judge
+from sae_bench.sae.formats import read_sae
 
 DOCUMENTS = 24
 
@@ -206,7 +207,7 @@ class TestOnTheDemo:
         assert verdict(found) == "FAIL"
 
     def test_numbers_are_those_of_the_properties_they_are_from(self, demo: Callable[..., Bench]) -> None:
-        from sae_bench.properties import kl_gap, reconstruction, sparsity
+        from sae_bench.measure.properties import kl_gap, reconstruction, sparsity
 
         bench = demo({800: 0.9})
         row = {name: column[0] for name, column in PROPERTY.measure(bench).series["family"].columns.items()}

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sae_bench.concept_tokens import concept_tokens, cycle_tokens, upper_case, vocabulary_words
-from sae_bench.concepts import Concept, Cycle, Pattern, Positions, Words, read_concepts
 from sae_bench.demo.paths import CONCEPTS, CORPUS
 from sae_bench.errors import LoadError
+from sae_bench.measure.datasets.concept_file import Concept, Cycle, Pattern, Positions, Words, read_concepts
+from sae_bench.measure.datasets.concept_tokens import concept_tokens, cycle_tokens, upper_case, vocabulary_words
 
 SHA = "0123456789abcdef"
 
@@ -160,7 +160,7 @@ def test_words_that_are_no_tokens_are_named(concept: Concept, says: str) -> None
 
 
 def test_the_demos_file_speaks_of_its_corpus() -> None:
-    from sae_bench.corpus import load_corpus
+    from sae_bench.engine.corpus import load_corpus
 
     found = read_concepts(CONCEPTS)
     corpus = load_corpus(CORPUS)

@@ -14,26 +14,28 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from sae_bench import controls
-from sae_bench.bench import TIERS, Bench, Beside, Settings, site_data
-from sae_bench.concept_tokens import TokenSets
-from sae_bench.corpus import load_corpus
 from sae_bench.demo.language.vocabulary import vocabulary
 from sae_bench.demo.paths import CONCEPTS, CORPUS, MODEL, SAES, SITE
+from sae_bench.engine.batch import Beside
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import load_corpus
+from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import LoadError
-from sae_bench.formats import read_sae
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Accepted, Measurement, Undefined
-from sae_bench.model import load_model
-from sae_bench.outcome import AcceptedProperty, Verdict
-from sae_bench.properties._concepts_data import BOTH, halves_of_words, placed_concepts
-from sae_bench.properties._concepts_sae import random_cosine
-from sae_bench.properties._concepts_series import p_value
-from sae_bench.properties._concepts_spaces import at_site, in_embedding
-from sae_bench.properties.concepts import METRICS, PROPERTY, measure
-from sae_bench.site import parse_site
-from sae_bench.stats import standard_error
-from sae_bench.verdict import judge
+from sae_bench.judge.judge import judge
+from sae_bench.judge.limits import parse_rule
+from sae_bench.judge.verdicts import AcceptedProperty, Verdict
+from sae_bench.measure.datasets.concept_tokens import TokenSets
+from sae_bench.measure.measurement import Accepted, Measurement, Undefined
+from sae_bench.measure.properties.concepts import METRICS, PROPERTY, measure
+from sae_bench.measure.properties.concepts.in_sae import random_cosine
+from sae_bench.measure.properties.concepts.occurrences import BOTH, halves_of_words, placed_concepts
+from sae_bench.measure.properties.concepts.series import p_value
+from sae_bench.measure.properties.concepts.spaces import at_site, in_embedding
+from sae_bench.measure.uncertainty import standard_error
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
+from sae_bench.sae import controls
+from sae_bench.sae.formats import read_sae
 
 
 @cache

@@ -12,9 +12,9 @@ from scipy.stats import binom, kstest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from sae_bench.measurement import Floats, Influence
-from sae_bench.properties._concepts_data import Ints
-from sae_bench.properties._concepts_readers import (
+from sae_bench.measure.measurement import Floats, Influence
+from sae_bench.measure.properties.concepts.occurrences import Ints
+from sae_bench.measure.properties.concepts.probes import (
     Half,
     Reader,
     Scored,
@@ -27,8 +27,8 @@ from sae_bench.properties._concepts_readers import (
     permuted,
     probe,
 )
-from sae_bench.properties._concepts_series import p_value
-from sae_bench.stats import interval, leave_one_out
+from sae_bench.measure.properties.concepts.series import p_value
+from sae_bench.measure.uncertainty import interval, leave_one_out
 
 CLUSTERS, EACH, WIDTH = 120, 6, 5
 CONFIDENCE, RUNS = 0.9, 120

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from sae_bench.measurement import Floats
-from sae_bench.properties._concepts_readers import Half, Scored, cross
-from sae_bench.properties._concepts_search import (
+from sae_bench.measure.measurement import Floats
+from sae_bench.measure.properties.concepts.ccs import (
     first_component,
     imbalance_curves,
     paired_half,
@@ -19,6 +18,7 @@ from sae_bench.properties._concepts_search import (
     salience,
     search,
 )
+from sae_bench.measure.properties.concepts.probes import Half, Scored, cross
 from tests.concepts.test_readers import CONFIDENCE, covered
 
 CLUSTERS, WIDTH = 120, 6

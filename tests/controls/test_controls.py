@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from sae_bench import controls
 from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.sae import (
     Activation,
@@ -21,6 +20,7 @@ from sae_bench.sae import (
     SAEInfo,
     TopK,
     check_contract,
+    controls,
     decoder_norms,
     fold_decoder_norms,
     unit_directions,

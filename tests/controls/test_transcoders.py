@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench import controls
-from sae_bench.controls import make_control
 from sae_bench.errors import MeasurementError
-from sae_bench.sae import LinearDecoderSAE, SAEInfo, TopK
+from sae_bench.sae import LinearDecoderSAE, SAEInfo, TopK, controls
+from sae_bench.sae.controls import make_control
 
 READ, WRITTEN, RANK, K, F = 12, 9, 4, 3, 30
 SITES = ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")

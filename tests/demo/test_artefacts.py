@@ -14,7 +14,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from sae_bench.circuit import read_circuit
 from sae_bench.demo import evaluation, labels
 from sae_bench.demo.language import document, vocabulary
 from sae_bench.demo.paths import (
@@ -35,8 +34,9 @@ from sae_bench.demo.paths import (
 )
 from sae_bench.demo.quality import Quality, corpus_activations, quality
 from sae_bench.demo.tokenizer import tokenizer_sha256
-from sae_bench.model import load_model
-from sae_bench.site import parse_site
+from sae_bench.measure.datasets.circuit_file import read_circuit
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
 
 ON_DISK = {"batchtopk": "jumprelu", "matryoshka": "jumprelu"}
 "Architectures that are saved as another one; the first word of an SAE's name is its architecture."

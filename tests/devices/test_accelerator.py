@@ -15,22 +15,22 @@ import pytest
 import torch
 
 from sae_bench import check_sae
-from sae_bench.bench import Bench
-from sae_bench.controls import CONTROLS, DEFECTS
 from sae_bench.demo.paths import MODEL, SAES, SITE
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.noise_floors import isotropic
 from sae_bench.errors import UsageError
-from sae_bench.floors import isotropic
-from sae_bench.formats import read_sae
-from sae_bench.loading import Loader
-from sae_bench.measurement import Undefined
-from sae_bench.model import load_model
-from sae_bench.outcome import Verdict
-from sae_bench.properties import load_property, property_names
+from sae_bench.frontends.testing import OPERATIONS
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.measurement import Undefined
+from sae_bench.measure.properties import load_property, property_names
+from sae_bench.model.load import load_model
+from sae_bench.registry.spec import CONTROL
+from sae_bench.run.load import Loader
+from sae_bench.run.noise import measured_noise
+from sae_bench.run.speed import _finish, _prepared
 from sae_bench.sae import decoded, encoded
-from sae_bench.selfcheck import measured_noise
-from sae_bench.spec import CONTROL
-from sae_bench.speed import _finish, _prepared
-from sae_bench.testing import OPERATIONS
+from sae_bench.sae.controls import CONTROLS, DEFECTS
+from sae_bench.sae.formats import read_sae
 from tests.devices.accelerator import CPU, GPU, PretendedGPU, place, pretended_gpu
 from tests.engine.test_sparse import SAES as ARCHITECTURES
 from tests.properties.everything import SPEC, settings_for

@@ -36,8 +36,8 @@ def contract(activations: Tensor) -> Callable[..., Any]:
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     """Registrations of other tests of this process."""
-    from sae_bench.properties import EXTENSIONS
-    from sae_bench.registration import SAES, load_entry_points
+    from sae_bench.measure.properties import EXTENSIONS
+    from sae_bench.registry.register import SAES, load_entry_points
 
     SAES.__init__("SAE")  # type: ignore[misc]
     EXTENSIONS.registered.__init__("property")  # type: ignore[misc]
@@ -50,8 +50,8 @@ def forget() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first documents of the demo's corpus: reading the whole of it takes most of a small run's time."""
-    from sae_bench.corpus import load_corpus, save_corpus
     from sae_bench.demo.paths import CORPUS
+    from sae_bench.engine.corpus import load_corpus, save_corpus
 
     path = tmp_path_factory.mktemp("corpus") / "corpus.safetensors"
     save_corpus(path, load_corpus(CORPUS).take(24))

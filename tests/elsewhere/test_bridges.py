@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from sae_bench import cli
-from sae_bench.bridges import action_benchmark, log_to_wandb, read_results
 from sae_bench.errors import StoreError
-from sae_bench.properties import property_names
-from sae_bench.report import from_json, load_report, to_json
+from sae_bench.frontends import cli
+from sae_bench.measure.properties import property_names
+from sae_bench.report.export_results import action_benchmark, log_to_wandb
+from sae_bench.report.import_results import read_results
+from sae_bench.report.report import from_json, load_report, to_json
 
 BASELINE = Path(__file__).parents[2] / "baselines" / "demo" / "topk.json"
 SAEBENCH = {

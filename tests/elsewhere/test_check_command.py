@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sae_bench import cli
+from sae_bench.frontends import cli
 
 ROOT = Path(__file__).parents[2]
 CONFTEST = """

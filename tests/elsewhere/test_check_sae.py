@@ -16,8 +16,8 @@ from torch import Tensor
 from sae_bench import check_sae
 from sae_bench.demo.paths import MODEL, SAES, SITE
 from sae_bench.errors import UsageError
-from sae_bench.outcome import Verdict
-from sae_bench.properties import load_property, property_names
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.properties import load_property, property_names
 
 from .toys import WIDTH, Tied, linear
 
@@ -27,7 +27,7 @@ def results(report: Any, sae: str = "sae") -> Any:
 
 
 def test_activations_alone_need_no_model(activations: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_bench.loading.load_model", None)
+    monkeypatch.setattr("sae_bench.run.load.load_model", None)
     found = results(check_sae(linear(0.9), activations=activations))
     assert set(found) == set(property_names())
     assert found["reconstruction"].metrics["fvu"].value == pytest.approx(0.01, rel=0.1)
@@ -98,7 +98,7 @@ def test_the_same_verdicts_as_pytest(tmp_path: Path, small_corpus: Path) -> None
     )
     names = ["contract", "reconstruction"]
     tests = "".join(f"test_{name} = property_test({name!r})\n" for name in names)
-    (tmp_path / "test_saes.py").write_text(f"from sae_bench.testing import property_test\n{tests}")
+    (tmp_path / "test_saes.py").write_text(f"from sae_bench.frontends.testing import property_test\n{tests}")
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
     for more in (["--sae-accept", "--sae-accept-reason", "first"], ["--sae-docs=16", "--sae-json=run.json"]):
         done = subprocess.run(
@@ -131,10 +131,10 @@ def test_the_same_verdicts_as_pytest(tmp_path: Path, small_corpus: Path) -> None
 def test_model_and_activations_in_memory_are_used_as_they_are(
     monkeypatch: pytest.MonkeyPatch, small_corpus: Path
 ) -> None:
-    from sae_bench.corpus import load_corpus
-    from sae_bench.model import load_model
-    from sae_bench.passes import Passes
-    from sae_bench.site import parse_site
+    from sae_bench.engine.corpus import load_corpus
+    from sae_bench.model.forward import Passes
+    from sae_bench.model.load import load_model
+    from sae_bench.registry.site import parse_site
 
     model, corpus = load_model(str(MODEL)), load_corpus(small_corpus)
     full = corpus.take(int((corpus.lengths == corpus.lengths.max()).nonzero()[0]) + 1)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.outcome import Verdict
-from sae_bench.properties.contract import CLAUSES
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.properties.contract import CLAUSES
 from sae_bench.sae import AbsTopK, TopK
 
 from .toys import WIDTH, Tied, linear
@@ -141,7 +141,7 @@ def test_a_planted_defect_breaks_its_clause(contract: Callable[..., Any], name: 
 
 
 def test_saving_that_loses_something_is_seen(contract: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sae_bench import formats
+    from sae_bench.sae import formats
 
     read = formats.read_folder
     monkeypatch.setattr(formats, "read_folder", lambda path: replace(read(path), pre_bias=torch.full((WIDTH,), 0.5)))
@@ -160,10 +160,11 @@ def test_the_same_seed_finds_the_same_counterexamples(contract: Callable[..., An
 
 
 def test_the_failure_text_has_the_counterexample(activations: Tensor) -> None:
-    from sae_bench.checking import Activations, Handed
-    from sae_bench.handed import as_documents, handed_corpus
-    from sae_bench.run import Run, RunOptions
-    from sae_bench.spec import SAESpec
+    from sae_bench.frontends.in_memory import as_documents, handed_corpus
+    from sae_bench.frontends.notebook import Activations, Handed
+    from sae_bench.registry.spec import SAESpec
+    from sae_bench.run.options import RunOptions
+    from sae_bench.run.run import Run
 
     x, lengths = as_documents(activations)
     given = Activations(x, handed_corpus(x, lengths), is_matrix=True)

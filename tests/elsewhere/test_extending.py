@@ -11,7 +11,7 @@ import pytest
 
 from sae_bench.demo.paths import MODEL, SAES, SITE
 from sae_bench.errors import UsageError
-from sae_bench.extensions import Extensions
+from sae_bench.registry.extensions import Extensions
 
 from .pages import files
 
@@ -20,7 +20,7 @@ PAGE = "extending.md"
 
 def repository(folder: Path, corpus: Path, conftest: str) -> None:
     """The page's files, a conftest, and a checkpoint in the page's own format."""
-    from sae_bench.formats import read_sae
+    from sae_bench.sae.formats import read_sae
 
     for name, text in files(PAGE).items():
         (folder / name).write_text(text)
@@ -50,7 +50,7 @@ def run(folder: Path, *options: str) -> tuple[str, dict[str, object]]:
 def test_by_lines_in_conftest(tmp_path: Path, small_corpus: Path) -> None:
     repository(tmp_path, small_corpus, files(PAGE)["conftest.py"])
     (tmp_path / "test_saes.py").write_text(
-        "from sae_bench.testing import property_test\ntest_bias_share = property_test('bias_share')\n"
+        "from sae_bench.frontends.testing import property_test\ntest_bias_share = property_test('bias_share')\n"
     )
     _, saes = run(tmp_path, "--sae-controls", "--sae-property=bias_share")
     assert 0 < saes["lab/own"]["properties"]["bias_share"]["metrics"]["bias_share"]["value"] < 1
@@ -64,7 +64,7 @@ def test_by_entry_points(tmp_path: Path, small_corpus: Path, monkeypatch: pytest
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-sae-bench\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text(files(PAGE)["entry_points.txt"])
     (tmp_path / "test_saes.py").write_text(
-        "from sae_bench.testing import property_test\ntest_bias_share = property_test('bias_share')\n"
+        "from sae_bench.frontends.testing import property_test\ntest_bias_share = property_test('bias_share')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     _, saes = run(tmp_path, "--sae-property=bias_share")

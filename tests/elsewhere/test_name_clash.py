@@ -44,7 +44,7 @@ def run(hidden: Path, conftest: str, *arguments: str) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize(
     ("conftest", "arguments"),
-    [("from sae_bench import register_sae", []), ("import sae_bench.spec", []), ("", ["--sae", "lab/*"])],
+    [("from sae_bench import register_sae", []), ("import sae_bench.registry.spec", []), ("", ["--sae", "lab/*"])],
     ids=["register_sae", "a module", "an option"],
 )
 @pytest.mark.parametrize("mode", ["prepend", "importlib"])

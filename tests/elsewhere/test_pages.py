@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sae_bench.properties import built_in, load_property
-from sae_bench.properties.contract import CLAUSES
+from sae_bench.measure.properties import built_in, load_property
+from sae_bench.measure.properties.contract import CLAUSES
 
 from .pages import DOCS, Block, blocks
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from sae_bench.properties import built_in, load_property, property_names, register_property
-from sae_bench.testing import PROPERTY_ATTRIBUTE
+from sae_bench.frontends.testing import PROPERTY_ATTRIBUTE
+from sae_bench.measure.properties import built_in, load_property, property_names, register_property
 
 ROOT = Path(__file__).parents[2]
 IMPORTS = """
 import sys
 import pytest
 before = set(sys.modules)
-import sae_bench.plugin
+import sae_bench.frontends.pytest.plugin
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 """
 
@@ -47,7 +47,7 @@ def test_benchmarks_hold_one_call_of_the_generator_for_each_property(name: str) 
     tree = ast.parse((ROOT / "benchmarks" / f"test_{name}.py").read_text())
     docstring, imported, assigned = tree.body
     assert isinstance(docstring, ast.Expr)
-    assert ast.unparse(imported) == "from sae_bench.testing import property_test"
+    assert ast.unparse(imported) == "from sae_bench.frontends.testing import property_test"
     assert ast.unparse(assigned) == f"test_{name} = property_test('{name}')"
 
 
@@ -68,7 +68,7 @@ def test_an_unrelated_suite_is_collected_and_ends_as_without_the_plugin(pytester
         "def test_fails(): assert False\n"
     )
     outcomes = []
-    for more in ((), ("-p", "no:sae_bench.plugin")):
+    for more in ((), ("-p", "no:sae_bench.frontends.pytest.plugin")):
         ran = pytester.runpytest_subprocess("-p", "no:cacheprovider", *more)
         outcomes.append((ran.ret, ran.parseoutcomes(), "sae" in ran.stdout.str().split("collected")[1].lower()))
     assert outcomes[0][:2] == outcomes[1][:2] == (1, {"passed": 1, "xfailed": 1, "skipped": 1, "failed": 1})

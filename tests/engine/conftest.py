@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_bench.corpus import Corpus, from_documents
-from sae_bench.model import Model, load_model
+from sae_bench.engine.corpus import Corpus, from_documents
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model
 
 VOCABULARY = 61
 SHARED = {

@@ -13,15 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench import capture
-from sae_bench.batch import whole_clusters
-from sae_bench.bench import TIERS, Batch, Bench, Settings, site_data
-from sae_bench.capture import SiteData
-from sae_bench.corpus import Corpus, from_documents
+from sae_bench.engine import captured_activations
+from sae_bench.engine.batch import Batch, whole_clusters
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine.corpus import Corpus, from_documents
+from sae_bench.engine.noise_floors import DETERMINISTIC, NOISE
+from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import LoadError, MeasurementError
-from sae_bench.floors import DETERMINISTIC, NOISE
-from sae_bench.model import Model
-from sae_bench.site import Site, parse_site
+from sae_bench.model.language_model import Model
+from sae_bench.registry.site import Site, parse_site
 
 SITE = parse_site("blocks.1.hook_resid_pre")
 
@@ -56,7 +57,7 @@ def sae() -> TinySAE:
 
 @pytest.fixture
 def fresh_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "_cache", type(capture._cache)())
+    monkeypatch.setattr(captured_activations, "_cache", type(captured_activations._cache)())
 
 
 Make = Callable[..., Bench]

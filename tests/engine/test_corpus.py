@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from sae_bench.corpus import (
+from sae_bench.engine.corpus import (
     Corpus,
     check_context,
     check_tokenizer,
@@ -20,7 +20,7 @@ from sae_bench.corpus import (
     load_corpus,
     save_corpus,
 )
-from sae_bench.corpus_build import build_corpus
+from sae_bench.engine.corpus_build import build_corpus
 from sae_bench.errors import LoadError
 
 

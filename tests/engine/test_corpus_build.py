@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_bench.cli import main
-from sae_bench.corpus import check_tokenizer, load_corpus
+from sae_bench.engine.corpus import check_tokenizer, load_corpus
 from sae_bench.errors import LoadError
+from sae_bench.frontends.cli import main
 
 TEXTS = ["w2 w3 w4 w5 w6 w7", "w8", "w9 w10"]
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench import divergence
-from sae_bench.divergence import divergences, log_softmax_, surprise
+from sae_bench.engine import divergence
+from sae_bench.engine.divergence import divergences, log_softmax_, surprise
 
 
 def logits(seed: int, scale: float, shift: float, vocabulary: int) -> torch.Tensor:

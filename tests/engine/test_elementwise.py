@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from transformers import activations as theirs
 
-from sae_bench import elementwise
-from sae_bench.elementwise import CHAINS, chains, in_parts
-from sae_bench.model import Model
+from sae_bench.model import cpu_activation_functions
+from sae_bench.model.cpu_activation_functions import CHAINS, chains, in_parts
+from sae_bench.model.language_model import Model
 
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many numbers an original function was given, each time; parts are of 1,000."""
-    monkeypatch.setattr(elementwise, "PART", 1000)
+    monkeypatch.setattr(cpu_activation_functions, "PART", 1000)
     seen: list[int] = []
     for name in CHAINS:
         original = getattr(theirs, name).forward
@@ -47,7 +47,7 @@ def test_parts_give_the_same_bits(name: str, shape: tuple[int, ...], sizes: list
 
 def test_all_threads_give_the_same_bits() -> None:
     function = theirs.NewGELUActivation()
-    x = torch.randn(2 * elementwise.PART + 12_345, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2 * cpu_activation_functions.PART + 12_345, generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
@@ -76,7 +76,7 @@ def test_a_models_own_functions_come_back(tiny_model: Callable[..., Model], size
     logits = model.logits(tokens)
     assert sizes == [1000, 1000, 304] * model.n_layers
     assert all("forward" not in vars(each) for each in found)
-    elementwise.PART = 1 << 18  # monkeypatch puts back what was there before the test
+    cpu_activation_functions.PART = 1 << 18  # monkeypatch puts back what was there before the test
     assert torch.equal(model.logits(tokens), logits)
 
 

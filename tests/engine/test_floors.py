@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae_bench.engine.noise_floors import DETERMINISTIC, NOISE, Draw, Pool
 from sae_bench.errors import MeasurementError
-from sae_bench.floors import DETERMINISTIC, NOISE, Draw, Pool
 
 WIDTH = 8
 MOVED = [name for name in NOISE if not name.startswith("theta")]

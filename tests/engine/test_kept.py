@@ -11,15 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench import reading
-from sae_bench.batch import Batch
-from sae_bench.bench import Bench, Settings, site_data
-from sae_bench.capture import SiteData
-from sae_bench.corpus import Corpus
-from sae_bench.kept import KeptCodes, KeptRows, groups_of
-from sae_bench.model import Model
-from sae_bench.site import parse_site
-from sae_bench.sparse_codes import SparseCodes
+from sae_bench.engine import sae_runs
+from sae_bench.engine.batch import Batch
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.cache import KeptCodes, KeptRows, groups_of
+from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine.corpus import Corpus
+from sae_bench.engine.settings import Settings
+from sae_bench.model.language_model import Model
+from sae_bench.registry.site import parse_site
+from sae_bench.sae.sparse_codes import SparseCodes
 
 SITE = parse_site("blocks.1.hook_resid_pre")
 
@@ -143,7 +144,7 @@ def test_groups_hold_every_document_once_and_are_as_large_as_asked(rows: list[in
 def test_an_sae_is_run_over_the_corpus_once(
     tiny_model: Callable[..., Model], corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "TOKENS", 20)
+    monkeypatch.setattr(sae_runs, "TOKENS", 20)
     bench = bench_of(tiny_model("GPT2"), corpus)
     _ = bench.firing
     for batch in bench.batches():

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_bench.errors import LoadError, UsageError
-from sae_bench.model import load_model
-from sae_bench.model_files import files_sha256
+from sae_bench.model.files import files_sha256
+from sae_bench.model.load import load_model
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sae_bench.loading import Loader
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.registry.spec import SAESpec
+from sae_bench.run.load import Loader
 from sae_bench.sae import SAEInfo
-from sae_bench.spec import SAESpec
-from sae_bench.tiers import TIERS, Settings
 
 INFO = SAEInfo(format="sae_lens", architecture="jumprelu", d_in=4, d_sae=8)
 
@@ -21,7 +21,7 @@ def test_kind_and_dashboard_are_those_of_the_config(monkeypatch: pytest.MonkeyPa
     info = SAEInfo(**{**vars(INFO), "neuronpedia": neuronpedia})
     bench: Any = SimpleNamespace(sae=SimpleNamespace(info=info))
     monkeypatch.setattr(loader, "bench", lambda spec: bench)
-    monkeypatch.setattr("sae_bench.loading.looked_at", lambda bench, spec: {})
+    monkeypatch.setattr("sae_bench.run.load.looked_at", lambda bench, spec: {})
     said = loader.provenance(SAESpec("lab/a", path="a", origin="here"))
     dashboard = {"neuronpedia_id": neuronpedia} if neuronpedia else {}
     assert said == {"architecture": "jumprelu", "format": "sae_lens", **dashboard}

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sae_bench.bench import TIERS, Batch, Bench, Settings, site_data
-from sae_bench.corpus import load_corpus
-from sae_bench.floors import DETERMINISTIC
-from sae_bench.model import load_model
-from sae_bench.site import parse_site
+from sae_bench.engine.batch import Batch
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import load_corpus
+from sae_bench.engine.noise_floors import DETERMINISTIC
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
 
 
 def test_clean_and_ablated_runs_agree_with_the_reference(real_assets: Path) -> None:

@@ -15,15 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.corpus import Corpus, save_corpus
+from sae_bench.engine.corpus import Corpus, save_corpus
+from sae_bench.engine.settings import Settings
 from sae_bench.errors import LoadError
-from sae_bench.load_checks import looked_at
-from sae_bench.loading import Loader
-from sae_bench.properties import load_property
+from sae_bench.measure.properties import load_property
+from sae_bench.registry.site import parse_site
+from sae_bench.registry.spec import SAESpec
+from sae_bench.run.load import Loader
+from sae_bench.run.load_checks import looked_at
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TopK
-from sae_bench.site import parse_site
-from sae_bench.spec import SAESpec
-from sae_bench.tiers import Settings
 
 D = 16
 SITE = "blocks.1.hook_resid_pre"

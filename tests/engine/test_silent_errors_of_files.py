@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_bench.corpus import Corpus, save_corpus
+from sae_bench.engine.corpus import Corpus, save_corpus
+from sae_bench.engine.settings import Settings
 from sae_bench.errors import LoadError
-from sae_bench.formats import write_sae_lens
-from sae_bench.loading import Loader
+from sae_bench.registry.spec import SAESpec
+from sae_bench.run.load import Loader
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
-from sae_bench.spec import SAESpec
-from sae_bench.tiers import Settings
+from sae_bench.sae.formats import write_sae_lens
 
 D, SITE = 16, "blocks.1.hook_resid_pre"
 Check = Callable[..., dict[str, str]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sae_bench.errors import UsageError
-from sae_bench.site import Site, parse_site
+from sae_bench.registry.site import Site, parse_site
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from sae_bench.sae import (
     fold_decoder_norms,
     linear,
 )
-from sae_bench.sparse_codes import SparseCodes
+from sae_bench.sae.sparse_codes import SparseCodes
 
 D, N = 12, 50
 

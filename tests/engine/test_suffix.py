@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench import unembedding
 from sae_bench.errors import LoadError, MeasurementError, UsageError
-from sae_bench.model import Model, load_model, wrap_model
-from sae_bench.site import KINDS, MODULES, Site, parse_site
+from sae_bench.model import unembed
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model, wrap_model
+from sae_bench.registry.site import KINDS, MODULES, Site, parse_site
 
 ARCHITECTURES = ("GPT2", "Llama", "GPTNeoX", "Gemma2", "Gemma3", "Qwen2", "Qwen3", "Mistral")
 
@@ -101,7 +102,7 @@ def test_blocks_of_logits_are_those_of_the_whole(
     select = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(4)) > 0.4
     full = model.resume(tokens, seen.block_input, site, seen.value.flip(-1))[select]
     if wide:
-        monkeypatch.setattr(unembedding, "SLICE", 25)
+        monkeypatch.setattr(unembed, "SLICE", 25)
     assert model.unembeds_alone
     for rows in (1, 7, 1000):
         where = (tokens, seen.block_input, site, seen.value.flip(-1))
@@ -132,18 +133,18 @@ def test_a_large_vocabulary_is_unembedded_in_slices(
     seen, full = model.capture(tokens, site), model.logits(tokens)
     last = model.capture(tokens, Site(model.n_layers - 1, "hook_resid_post")).value
     wide: list[int] = []
-    linear = unembedding.functional.linear
+    linear = unembed.functional.linear
 
     def counted(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         wide.append(len(weight))
         return linear(rows, weight, bias)
 
-    monkeypatch.setattr(unembedding, "SLICE", 25)
+    monkeypatch.setattr(unembed, "SLICE", 25)
     select = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(4)) > 0.4
     rows = model.resume(tokens, seen.block_input, site, seen.value, select=select)
     torch.testing.assert_close(rows, full[select], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(model.final_logits(last), full, rtol=1e-6, atol=1e-6)
-    monkeypatch.setattr(unembedding.functional, "linear", counted)
+    monkeypatch.setattr(unembed.functional, "linear", counted)
     asked = last.clone().requires_grad_()
     logits = model.final_logits(asked, differentiable=True)
     torch.testing.assert_close(logits.detach(), full, rtol=1e-6, atol=1e-6)
@@ -365,6 +366,6 @@ def test_gradients_go_through_a_sliced_vocabulary(
     seen, select = model.capture(tokens, site), tokens > 30
     where = (tokens, seen.block_input, site, seen.value, lambda logits: logits[:, 3] - logits[:, 40])
     whole = model.gradient(*where, select=select)
-    monkeypatch.setattr(unembedding, "SLICE", 25)
+    monkeypatch.setattr(unembed, "SLICE", 25)
     torch.testing.assert_close(model.gradient(*where, select=select), whole, rtol=1e-5, atol=1e-7)
     assert whole.abs().sum() > 0

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_bench.bench import Bench
-from sae_bench.corpus import Corpus, save_corpus
-from sae_bench.loading import Loader
-from sae_bench.properties import load_property
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.corpus import Corpus, save_corpus
+from sae_bench.engine.settings import Settings
+from sae_bench.measure.properties import load_property
+from sae_bench.registry.spec import SAESpec
+from sae_bench.run.load import Loader
 from sae_bench.sae import LinearDecoderSAE, SAEInfo, TopK
-from sae_bench.spec import SAESpec
-from sae_bench.tiers import Settings
 
 READ, WRITTEN, K = "blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out", 5
 

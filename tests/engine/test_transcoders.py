@@ -8,14 +8,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sae_bench.bench import Bench, site_data
-from sae_bench.corpus import Corpus
-from sae_bench.measurement import Undefined
-from sae_bench.model import Model
-from sae_bench.properties import TRANSCODER, load_property, property_names
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import Corpus
+from sae_bench.engine.settings import Settings
+from sae_bench.measure.measurement import Undefined
+from sae_bench.measure.properties import TRANSCODER, load_property, property_names
+from sae_bench.model.language_model import Model
+from sae_bench.registry.site import parse_site
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
-from sae_bench.site import parse_site
-from sae_bench.tiers import Settings
 
 READ, WRITTEN = "blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out"
 

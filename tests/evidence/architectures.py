@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from sae_bench.errors import MeasurementError
-from sae_bench.model import Model, load_model
-from sae_bench.site import Site, parse_site
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import Site, parse_site
 from tests.engine.conftest import CONFIGS, save_model
 
 ROOT = Path(__file__).parents[2]

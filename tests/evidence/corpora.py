@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from sae_bench.corpus import from_documents, load_corpus, save_corpus
 from sae_bench.demo.paths import BUNDLED
+from sae_bench.engine.corpus import from_documents, load_corpus, save_corpus
 
 LENGTH = 48
 "Tokens of a document, at most."

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
-from sae_bench.change import Change, paired_change
-from sae_bench.comparison import against_accepted
-from sae_bench.limits import judged_by_declaration, parse_rule
-from sae_bench.measurement import Accepted, Ratio
-from sae_bench.outcome import Verdict
-from sae_bench.properties import load_property
-from sae_bench.verdict import ALPHA
+from sae_bench.judge.against_limit import against_accepted
+from sae_bench.judge.judge import ALPHA
+from sae_bench.judge.limits import judged_by_declaration, parse_rule
+from sae_bench.judge.paired_change import Change, paired_change
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.measurement import Accepted, Ratio
+from sae_bench.measure.properties import load_property
 from tests.evidence.false_alarms import false_alarms
 from tests.evidence.planted_changes import KL, METRICS, Kind, Values, changes
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from sae_bench.bench import TIERS, Settings
-from sae_bench.change import paired_change
-from sae_bench.comparison import against_accepted
 from sae_bench.demo.paths import BUNDLED, SITE
-from sae_bench.limits import judged_by_declaration, parse_rule
-from sae_bench.loading import Loader
-from sae_bench.measurement import Accepted, Measurement, Ratio
-from sae_bench.outcome import Outcome
-from sae_bench.properties import load_property
-from sae_bench.selfcheck import REPEATS, noise, varied
-from sae_bench.spec import SAESpec
-from sae_bench.verdict import ALPHA
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.judge.against_limit import against_accepted
+from sae_bench.judge.judge import ALPHA
+from sae_bench.judge.limits import judged_by_declaration, parse_rule
+from sae_bench.judge.paired_change import paired_change
+from sae_bench.judge.verdicts import Outcome
+from sae_bench.measure.measurement import Accepted, Measurement, Ratio
+from sae_bench.measure.properties import load_property
+from sae_bench.registry.spec import SAESpec
+from sae_bench.run.load import Loader
+from sae_bench.run.noise import REPEATS, noise, varied
 from tests.evidence.corpora import cut_corpus
 
 COMPARISONS, DOCUMENTS, MEASURED = 3000, 64, 4

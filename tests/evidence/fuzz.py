@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_bench.errors import LoadError, UsageError
-from sae_bench.formats import read_sae
 from sae_bench.sae import check_contract
+from sae_bench.sae.formats import read_sae
 
 CASES = 5000
 D, F, K = 6, 10, 3

@@ -26,7 +26,7 @@ for name in "abc":
     register_sae(f"lab/{name}", path=name)
 """
 SUITE = """
-from sae_bench.testing import property_test
+from sae_bench.frontends.testing import property_test
 test_kl_gap = property_test("kl_gap")
 test_reconstruction = property_test("reconstruction")
 test_sparsity = property_test("sparsity")

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from sae_bench import controls
-from sae_bench.batch import Batch
-from sae_bench.bench import TIERS, Bench, Settings
 from sae_bench.demo.paths import BUNDLED, SITE
-from sae_bench.formats import read_sae
-from sae_bench.loading import Loader
-from sae_bench.measurement import Ratio
-from sae_bench.spec import SAESpec
+from sae_bench.engine.batch import Batch
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.measure.measurement import Ratio
+from sae_bench.registry.spec import SAESpec
+from sae_bench.run.load import Loader
+from sae_bench.sae import controls
+from sae_bench.sae.formats import read_sae
 
 KL, MOVED = METRICS = ("kl_sae", "tv_sae")
 "Metrics of ``kl_gap`` that a worse reconstruction moves, the mean loss first: changes are told in its unit."

@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
-from sae_bench import controls
-from sae_bench.accepting import accept
-from sae_bench.bench import TIERS
 from sae_bench.demo.paths import BUNDLED, SITE
-from sae_bench.formats import read_sae
-from sae_bench.loading import Loader
-from sae_bench.outcome import Verdict
-from sae_bench.properties import load_property, property_names
-from sae_bench.provenance import Provenance
-from sae_bench.report import Report
-from sae_bench.run import Run, RunOptions
-from sae_bench.sae import SAE
-from sae_bench.spec import SAESpec
+from sae_bench.engine.settings import TIERS
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.properties import load_property, property_names
+from sae_bench.registry.spec import SAESpec
+from sae_bench.report.accept import accept
+from sae_bench.report.provenance import Provenance
+from sae_bench.report.report import Report
+from sae_bench.run.load import Loader
+from sae_bench.run.options import RunOptions
+from sae_bench.run.run import Run
+from sae_bench.sae import SAE, controls
+from sae_bench.sae.formats import read_sae
 from tests.evidence.corpora import cut_corpus
 
 SOUND, BIASED = "topk", "gated"

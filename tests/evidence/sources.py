@@ -10,24 +10,24 @@ from typing import Any, TypeGuard
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
-JUDGING = tuple(f"sae_bench/{name}.py" for name in ("stats", "change", "limits", "comparison", "verdict"))
+JUDGING = tuple(f"sae_bench/{name}.py" for name in ("measure/uncertainty", "judge/paired_change", "judge/limits", "judge/against_limit", "judge/judge"))
 DEMO = tuple(f"sae_bench/demo/{name}.safetensors" for name in ("corpus", "model/*", "saes/*/*"))
 JUDGED = "properties that judge"
 "Stands for those with limits and what their numbers are made of in the same folder; series are for looking at."
 SPEAKS_OF: dict[str, tuple[str, ...]] = {
     "sensitivity": (
         *JUDGING,
-        "sae_bench/controls/*.py",
+        "sae_bench/sae/controls/*.py",
         JUDGED,
         *DEMO,
-        "sae_bench/steering/*.py",
+        "sae_bench/measure/shared/*.py",
         "tests/evidence/sensitivity.py",
         "tests/evidence/corpora.py",
     ),
     "error_rates": (
         *JUDGING,
-        "sae_bench/selfcheck.py",
-        "sae_bench/properties/kl_gap.py",
+        "sae_bench/run/noise.py",
+        "sae_bench/measure/properties/kl_gap/__init__.py",
         *DEMO,
         "tests/evidence/error_rates.py",
         "tests/evidence/planted_changes.py",
@@ -35,25 +35,30 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
         "tests/evidence/corpora.py",
     ),
     "kills": (
-        *(f"sae_bench/{name}.py" for name in ("store", "found", "run", "conversion")),
+        *(f"sae_bench/{name}.py" for name in ("report/run_folder", "run/measured_property", "run/run", "report/convert")),
         "tests/runs/toy_engine.py",
         "tests/evidence/kills.py",
     ),
-    "fuzz": ("sae_bench/formats/*.py", "sae_bench/sae/*.py", "sae_bench/site.py", "tests/evidence/fuzz.py"),
+    "fuzz": (
+        "sae_bench/sae/formats/*.py",
+        "sae_bench/sae/*.py",
+        "sae_bench/registry/site.py",
+        "tests/evidence/fuzz.py",
+    ),
     "architectures": (
         *(
             f"sae_bench/{name}.py"
-            for name in ("language_model", "passes", "elementwise", "unembedding", "model", "model_files", "site")
+            for name in ("model/language_model", "model/forward", "model/cpu_activation_functions", "model/unembed", "model/load", "model/files", "registry/site")
         ),
         "tests/evidence/architectures.py",
     ),
     "oldest_pytest": (
-        *(f"sae_bench/{name}.py" for name in ("plugin", "collected", "scheduling")),
+        *(f"sae_bench/{name}.py" for name in ("frontends/pytest/plugin", "frontends/pytest/items", "frontends/pytest/scheduling")),
         "tests/evidence/oldest_pytest.py",
     ),
     "name_clash": (
         "pytest_sae_bench.py",
-        "sae_bench/_identity.py",
+        "sae_bench/registry/package_clash.py",
         "sae_bench/__init__.py",
         "tests/evidence/name_clash.py",
     ),
@@ -75,7 +80,7 @@ def sources_hash(evidence: str) -> str:
 
 
 def _judged() -> list[Path]:
-    from sae_bench.properties import load_property, property_names
+    from sae_bench.measure.properties import load_property, property_names
 
     folder = ROOT / "sae_bench" / "properties"
     found: set[Path] = set()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear, relu
 
 from sae_bench.errors import LoadError
-from sae_bench.formats import read_sae
+from sae_bench.sae.formats import read_sae
 
 D, F, K = 12, 40, 5
 Weights = dict[str, Tensor]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from sae_bench.errors import LoadError
-from sae_bench.formats import read_sae
 from sae_bench.sae import SAEInfo, check_contract
+from sae_bench.sae.formats import read_sae
 
 D, F = 4, 6
 METADATA = {

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sae_bench.errors import LoadError
-from sae_bench.formats import as_sae, read_sae
 from sae_bench.sae import weights_sha256
+from sae_bench.sae.formats import as_sae, read_sae
 
 D, F, K = 12, 40, 5
 

@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_bench import controls
 from sae_bench.errors import LoadError, MeasurementError, UsageError
-from sae_bench.formats import as_sae, read_sae, write_sae_lens
-from sae_bench.sae import SAE, JumpReLU, LinearDecoderSAE, TopK, fold_decoder_norms, weights_sha256, wrap
+from sae_bench.sae import SAE, JumpReLU, LinearDecoderSAE, TopK, controls, fold_decoder_norms, weights_sha256, wrap
+from sae_bench.sae.formats import as_sae, read_sae, write_sae_lens
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("StandardSAE", {}),

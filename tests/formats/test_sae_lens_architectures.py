@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_bench.errors import LoadError, MeasurementError, UsageError
-from sae_bench.formats import as_sae, read_sae, write_sae_lens
 from sae_bench.sae import PursuitSAE, fold_decoder_norms, weights_sha256
+from sae_bench.sae.formats import as_sae, read_sae, write_sae_lens
 
 D, F, OUT = 12, 40, 9
 NORMS = ["none", "constant_norm_rescale", "layer_norm"]

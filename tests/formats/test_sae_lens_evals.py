@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench.batch import Outcome
-from sae_bench.bench import Bench, site_data
-from sae_bench.corpus import Corpus, from_documents
-from sae_bench.formats import as_sae
-from sae_bench.model import Model, wrap_model
-from sae_bench.properties import load_property
-from sae_bench.site import parse_site
-from sae_bench.tiers import Settings
+from sae_bench.engine.batch import Outcome
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import Corpus, from_documents
+from sae_bench.engine.settings import Settings
+from sae_bench.measure.properties import load_property
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import wrap_model
+from sae_bench.registry.site import parse_site
+from sae_bench.sae.formats import as_sae
 
 SITES = ("blocks.1.hook_resid_pre", "blocks.1.attn.hook_z")
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_bench.errors import LoadError
-from sae_bench.formats import read_sae
+from sae_bench.sae.formats import read_sae
 
 D, FACTOR = 12, 0.37
 K = {"k": 5}

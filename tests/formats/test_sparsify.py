@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_bench.errors import LoadError, MeasurementError
-from sae_bench.formats import read_sae
+from sae_bench.sae.formats import read_sae
 
 D, F, K = 12, 48, 6
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from sae_bench.errors import LoadError
-from sae_bench.formats import _targets, as_sae, read_folder, read_sae, readers
 from sae_bench.sae import LinearDecoderSAE, WrappedSAE, weights_sha256
+from sae_bench.sae.files import targets
+from sae_bench.sae.formats import as_sae, read_folder, read_sae, readers
 
 MODULE = """
 import torch
@@ -98,7 +99,7 @@ def test_nothing_is_unpickled(tmp_path: Path, name: str) -> None:
 
 def test_a_new_format_is_a_new_file() -> None:
     names = [reader.__name__.rsplit(".", 1)[1] for reader in readers()]
-    folder = Path(_targets.__file__).parent
+    folder = Path(targets.__file__).parent
     assert names == sorted(path.stem for path in folder.glob("[a-z]*.py"))
     kinds = (("recognise", "read"), ("recognise_file", "read_file"))
     for reader in readers():
@@ -107,7 +108,7 @@ def test_a_new_format_is_a_new_file() -> None:
 
 def test_two_formats_in_one_folder_are_not_guessed(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = readers()[-1]
-    monkeypatch.setattr("sae_bench.formats.readers", lambda: (ours, ours))
+    monkeypatch.setattr("sae_bench.sae.formats.readers", lambda: (ours, ours))
     monkeypatch.setattr(ours, "recognise", lambda _: True)
     with pytest.raises(LoadError, match="looks like more than one format"):
         read_folder(saved)

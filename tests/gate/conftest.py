@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from sae_bench.conversion import property_context, property_result
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Accepted, Estimate, Exact, Measurement, Metric, Ratio
-from sae_bench.outcome import AcceptedProperty, PropertyVerdict
-from sae_bench.provenance import Provenance
-from sae_bench.results import PropertyResult, Report
-from sae_bench.verdict import judge
+from sae_bench.judge.judge import judge
+from sae_bench.judge.limits import parse_rule
+from sae_bench.judge.verdicts import AcceptedProperty, PropertyVerdict
+from sae_bench.measure.measurement import Accepted, Estimate, Exact, Measurement, Metric, Ratio
+from sae_bench.report.convert import property_context, property_result
+from sae_bench.report.provenance import Provenance
+from sae_bench.report.records import PropertyResult
+from sae_bench.report.report import Report
 
 # Other work shares the machine, and a slow moment is no failure.
 settings.register_profile("shared machine", deadline=None)

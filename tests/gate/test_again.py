@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_bench.again import SUITE, Again, place_of
-from sae_bench.outcome import Verdict
-from sae_bench.spec import SAESpec
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.registry.spec import SAESpec
+from sae_bench.report.rerun_commands import SUITE, Again, place_of
 
 HERE = Path("/home/me/work")
 

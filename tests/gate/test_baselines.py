@@ -9,21 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_bench.accepting import accept, describe
-from sae_bench.baselines import (
-    accepted_ids,
-    accepted_property,
-    load_accepted,
-    prune,
-    vanished,
-    vanished_verdict,
-)
-from sae_bench.cli import main
 from sae_bench.errors import StoreError, UsageError
-from sae_bench.measurement import Exact, Influence, Measurement, Ratio, Series, Undefined
-from sae_bench.outcome import Verdict
-from sae_bench.report import write_report
-from sae_bench.results import Report
+from sae_bench.frontends.cli import main
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.measurement import Exact, Influence, Measurement, Ratio, Series, Undefined
+from sae_bench.report.accept import accept, describe
+from sae_bench.report.baselines import accepted_ids, accepted_property, load_accepted, prune, vanished, vanished_verdict
+from sae_bench.report.report import Report, write_report
 
 WHO = {"who": "Ada", "when": "2026-11-20T12:00:00Z"}
 ID = "demo/topk"
@@ -39,7 +31,7 @@ def _take(report: Report, folder: Path, reason: str = "first release", **options
 
 
 def _compare(gate, now: Measurement, folder: Path, **options):
-    from sae_bench.report import property_context
+    from sae_bench.report.convert import property_context
 
     held = accepted_property(folder, ID, "kl_gap")
     return gate.judge(now, held, context=property_context(gate.context, now), **options)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sae_bench.change import paired_change
-from sae_bench.comparison import against_accepted
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Accepted, Influence, Metric, Ratio
-from sae_bench.outcome import Outcome, Verdict
-from sae_bench.stats import interval, leave_one_out
+from sae_bench.judge.against_limit import against_accepted
+from sae_bench.judge.limits import parse_rule
+from sae_bench.judge.paired_change import paired_change
+from sae_bench.judge.verdicts import Outcome, Verdict
+from sae_bench.measure.measurement import Accepted, Influence, Metric, Ratio
+from sae_bench.measure.uncertainty import interval, leave_one_out
 
 KL = Metric("kl_sae", "nats", "lower", "")
 

@@ -9,18 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from sae_bench.accepting import accept
-from sae_bench.baselines import accepted_property
-from sae_bench.cli import main
-from sae_bench.conversion import property_context, property_result
-from sae_bench.declared import with_overruled
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Exact, Measurement
-from sae_bench.outcome import Verdict
-from sae_bench.render.words import verdict_word
-from sae_bench.report import write_report
-from sae_bench.results import Report
-from sae_bench.verdict import judge
+from sae_bench.frontends.cli import main
+from sae_bench.judge.judge import judge
+from sae_bench.judge.limits import parse_rule
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.measurement import Exact, Measurement
+from sae_bench.report.accept import accept
+from sae_bench.report.baselines import accepted_property
+from sae_bench.report.convert import property_context, property_result
+from sae_bench.report.declared_limits import with_overruled
+from sae_bench.report.report import Report, write_report
+from sae_bench.show.cells import verdict_word
 
 ID = "demo/topk"
 

@@ -10,7 +10,7 @@ import pytest
 HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "scipy.stats", "pytest")
 
 
-@pytest.mark.parametrize("module", ["verdict", "accepting", "report", "baselines"])
+@pytest.mark.parametrize("module", ["judge.judge", "report.accept", "report.report", "report.baselines"])
 def test_nothing_heavy_is_imported(module: str) -> None:
     code = f"import sys, sae_bench.{module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -21,9 +21,10 @@ def test_judging_and_writing_import_nothing_heavy(tmp_path) -> None:
     code = f"""
 import sys
 import numpy as np
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Accepted, Measurement, Metric, Ratio
-from sae_bench.verdict import AcceptedProperty, judge
+from sae_bench.judge.limits import parse_rule
+from sae_bench.measure.measurement import Accepted, Measurement, Metric, Ratio
+from sae_bench.judge.verdicts import AcceptedProperty
+from sae_bench.judge.judge import judge
 kl = Ratio(np.arange(1.0, 9.0), np.ones(8))
 held = AcceptedProperty({{"kl": Accepted(kl.value, kl, tuple(range(8)), 1)}}, {{}})
 now = Measurement({{"kl": kl}}, tuple(range(8)))

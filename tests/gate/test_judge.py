@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from sae_bench.measurement import Accepted, Exact, Influence, Measurement, Metric, Ratio, Undefined
-from sae_bench.outcome import AcceptedProperty, Verdict
-from sae_bench.stats import standard_error
-from sae_bench.verdict import context_differences, sparsity_moved
+from sae_bench.judge.judge import context_differences, sparsity_moved
+from sae_bench.judge.verdicts import AcceptedProperty, Verdict
+from sae_bench.measure.measurement import Accepted, Exact, Influence, Measurement, Metric, Ratio, Undefined
+from sae_bench.measure.uncertainty import standard_error
 
 
 def _with(sound: Measurement, **estimates) -> Measurement:

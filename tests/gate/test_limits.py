@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_bench.errors import UsageError
-from sae_bench.limits import (
+from sae_bench.judge.limits import (
     SOURCES,
     Limit,
     Rule,
@@ -20,7 +20,7 @@ from sae_bench.limits import (
     parse_rule,
     width,
 )
-from sae_bench.measurement import Accepted, Exact, Metric
+from sae_bench.measure.measurement import Accepted, Exact, Metric
 
 sizes = st.floats(0, 1e20, allow_nan=False).filter(lambda size: size == 0 or size > 1e-300)
 changes = st.builds(Limit, st.just("change"), sizes, sizes, sizes, sizes)

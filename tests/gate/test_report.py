@@ -15,25 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_bench.codec import dumps, loads, plain, rounded
 from sae_bench.errors import StoreError
-from sae_bench.measurement import Exact, Influence, Measurement, Ratio, Series, Undefined
-from sae_bench.outcome import Verdict
-from sae_bench.provenance import Provenance, checkout
-from sae_bench.report import (
-    accepted_from,
-    context_digest,
-    from_json,
-    load_report,
-    measurement_from,
-    metrics_from,
-    rules_from,
-    to_csv,
-    to_frame,
-    to_json,
-    write_report,
-)
-from sae_bench.verdict import judge
+from sae_bench.judge.judge import judge
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.measurement import Exact, Influence, Measurement, Ratio, Series, Undefined
+from sae_bench.report.convert import accepted_from, context_digest, measurement_from, metrics_from, rules_from
+from sae_bench.report.json import dumps, loads, plain, rounded
+from sae_bench.report.provenance import Provenance, checkout
+from sae_bench.report.report import from_json, load_report, to_csv, to_frame, to_json, write_report
 
 json_values = st.recursive(
     st.none()

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sae_bench.change import paired_change
-from sae_bench.comparison import against_accepted
 from sae_bench.errors import UsageError
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Accepted, Estimate, Exact, Measurement, Metric, Ratio, Undefined
-from sae_bench.outcome import Outcome, Verdict
-from sae_bench.selfcheck import REPEATS, check_noise, measured_noise, noise
-from sae_bench.stats import t_quantile
+from sae_bench.judge.against_limit import against_accepted
+from sae_bench.judge.limits import parse_rule
+from sae_bench.judge.paired_change import paired_change
+from sae_bench.judge.verdicts import Outcome, Verdict
+from sae_bench.measure.measurement import Accepted, Estimate, Exact, Measurement, Metric, Ratio, Undefined
+from sae_bench.measure.uncertainty import t_quantile
+from sae_bench.run.noise import REPEATS, check_noise, measured_noise, noise
 
 FLOOR = Metric("floor", "nats", "reported", "")
 ALPHA = 0.0025

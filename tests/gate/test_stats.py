@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats as reference
 
-from sae_bench.change import Change, paired_change, restrict
 from sae_bench.errors import MeasurementError
-from sae_bench.measurement import Exact, Influence, Ratio, Undefined
-from sae_bench.stats import (
+from sae_bench.judge.paired_change import Change, paired_change, restrict
+from sae_bench.measure.measurement import Exact, Influence, Ratio, Undefined
+from sae_bench.measure.uncertainty import (
     detectable_change,
     documents_needed,
     interval,

@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from sae_bench.measurement import Exact, Measurement, Ratio, Undefined
-from sae_bench.outcome import SEVERITY, PropertyVerdict, Verdict, exit_code, session_exit
+from sae_bench.judge.verdicts import SEVERITY, PropertyVerdict, Verdict, exit_code, session_exit
+from sae_bench.measure.measurement import Exact, Measurement, Ratio, Undefined
 
 # verdict, beyond the limit, exit code alone, under --sae-strict
 TABLE = [

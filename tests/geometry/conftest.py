@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.bench import Bench, Beside, Settings
-from sae_bench.capture import SiteData
-from sae_bench.corpus import from_documents
-from sae_bench.geometry import random_floor
+from sae_bench.engine.batch import Beside
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine.corpus import from_documents
+from sae_bench.engine.settings import Settings
+from sae_bench.measure.geometry import random_floor
+from sae_bench.registry.site import Site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
-from sae_bench.site import Site
 
 SITE = Site(1, "hook_resid_pre")
 

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from sae_bench.geometry import CLOSE, Composed, composed, neighbours
+from sae_bench.measure.geometry import CLOSE, Composed, composed, neighbours
 
 Rows = Callable[..., Tensor]
 

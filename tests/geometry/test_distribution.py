@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sae_bench.geometry import Neighbours, compare, cosines, crosstalk, gini, largest_matching, neighbours, peaks, votes
-from sae_bench.geometry import matching as matching_module
-from sae_bench.sparse_codes import SparseCodes
+from sae_bench.measure.geometry import (
+    Neighbours,
+    compare,
+    cosines,
+    crosstalk,
+    gini,
+    largest_matching,
+    neighbours,
+    peaks,
+    votes,
+)
+from sae_bench.measure.geometry import matching as matching_module
+from sae_bench.sae.sparse_codes import SparseCodes
 
 Rows = Callable[..., Tensor]
 

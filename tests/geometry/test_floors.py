@@ -10,8 +10,8 @@ import torch
 from scipy.integrate import quad
 from scipy.special import betainc
 
-from sae_bench.geometry import RANKS, covariance_floor, isotropic_floor
-from sae_bench.geometry import random_floor as module
+from sae_bench.measure.geometry import RANKS, covariance_floor, isotropic_floor
+from sae_bench.measure.geometry import random_floor as module
 
 TABLE = {
     (768, 768): (0.1138, 0.0807, 0.0406),

@@ -15,8 +15,16 @@ from torch import Tensor
 
 from sae_bench.demo.paths import ARCHITECTURES, SAES
 from sae_bench.errors import MeasurementError
-from sae_bench.formats import read_sae
-from sae_bench.geometry import Neighbours, frame_potential_excess, gini, neighbours, rms_cosine, votes, welch_bound
+from sae_bench.measure.geometry import (
+    Neighbours,
+    frame_potential_excess,
+    gini,
+    neighbours,
+    rms_cosine,
+    votes,
+    welch_bound,
+)
+from sae_bench.sae.formats import read_sae
 
 Rows = Callable[..., Tensor]
 
@@ -107,7 +115,7 @@ def test_orders_that_fight_the_bars(rows: Rows) -> None:
 
 def test_small_blocks_give_the_same(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     W_dec, alive = rows(900, 12), torch.arange(900) % 3 > 0
-    monkeypatch.setattr(sys.modules["sae_bench.geometry.neighbours"], "BLOCK", 37)
+    monkeypatch.setattr(sys.modules["sae_bench.measure.geometry.neighbours"], "BLOCK", 37)
     among_alive, among_all = neighbours(W_dec, alive)
     Naive(W_dec, alive.nonzero().flatten()).check(among_alive)
     Naive(W_dec, torch.arange(900)).check(among_all)
@@ -208,7 +216,7 @@ def test_no_product_is_larger_than_a_block(rows: Rows, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("sae", ["standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka"])
 def test_real_dictionaries(sae: str, real_assets: Path) -> None:
-    from sae_bench.formats import read_sae
+    from sae_bench.sae.formats import read_sae
 
     W_dec = read_sae(str(real_assets / "saes" / f"{sae}-l3")).W_dec
     alive = torch.arange(len(W_dec)) % 50 > 0

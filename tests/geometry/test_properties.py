@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench import controls
-from sae_bench.bench import Bench
+from sae_bench.engine.bench import Bench
 from sae_bench.errors import MeasurementError
-from sae_bench.measurement import Exact, Measurement, Ratio, Undefined
-from sae_bench.properties import load_property
-from sae_bench.sae import LinearDecoderSAE
+from sae_bench.measure.measurement import Exact, Measurement, Ratio, Undefined
+from sae_bench.measure.properties import load_property
+from sae_bench.sae import LinearDecoderSAE, controls
 
 Make = Callable[..., Any]
 N, D = 300, 24
@@ -263,7 +262,7 @@ class TestSuperposition:
         assert values(one) == pytest.approx(values(other), rel=1e-9)
 
     def test_a_dense_dictionary_is_read_in_part(self, make_bench: Make, sae: Any, x: Tensor, monkeypatch: Any) -> None:
-        from sae_bench.properties import superposition
+        from sae_bench.measure.properties import superposition
 
         every = measure("superposition", make_bench(x, sae))
         monkeypatch.setattr(superposition, "_WORK", 1e7)
@@ -328,11 +327,12 @@ class TestStability:
 
 @pytest.mark.parametrize("name", ["standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka"])
 def test_real_numbers(name: str, real_assets: Any) -> None:
-    from sae_bench.bench import Settings, site_data
-    from sae_bench.corpus import load_corpus
-    from sae_bench.formats import read_sae
-    from sae_bench.model import load_model
-    from sae_bench.site import parse_site
+    from sae_bench.engine.bench import site_data
+    from sae_bench.engine.corpus import load_corpus
+    from sae_bench.engine.settings import Settings
+    from sae_bench.model.load import load_model
+    from sae_bench.registry.site import parse_site
+    from sae_bench.sae.formats import read_sae
 
     model = load_model(str(real_assets / "model"))
     corpus = load_corpus(real_assets / "eval_tokens.safetensors").take(128)

@@ -18,9 +18,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import sae_bench
-from sae_bench.corpus import from_documents, save_corpus
-from sae_bench.model import Model, load_model
-from sae_bench.registration import SAES, load_entry_points
+from sae_bench.engine.corpus import from_documents, save_corpus
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model
+from sae_bench.registry.register import SAES, load_entry_points
 
 WIDTH, VOCABULARY, SITE = 16, 61, "blocks.1.hook_resid_pre"
 QUICK = (
@@ -42,7 +43,7 @@ register_sae("lab/good", path="good", model="model", corpus="corpus.safetensors"
 register_sae("lab/worse", path="worse", model="model", corpus="corpus.safetensors")
 """
 SUITE = """
-from sae_bench.testing import property_test
+from sae_bench.frontends.testing import property_test
 test_kl_gap = property_test("kl_gap")
 test_reconstruction = property_test("reconstruction")
 test_sparsity = property_test("sparsity")

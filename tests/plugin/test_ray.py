@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from sae_bench.distributed import files, front
-from sae_bench.distributed.front import RayFront, divided
 from sae_bench.errors import LoadError, UsageError
-from sae_bench.properties import EXTENSIONS
-from sae_bench.spec import SAESpec
+from sae_bench.measure.properties import EXTENSIONS
+from sae_bench.registry.spec import SAESpec
+from sae_bench.run.ray import client, pinned_files
+from sae_bench.run.ray.client import RayFront, divided
 
 REGISTER = """
 import os, signal
 from pathlib import Path
 from sae_bench import register_sae
-from sae_bench.measurement import Exact, Measurement, Metric
-from sae_bench.properties import Property, register_property
+from sae_bench.measure.measurement import Exact, Measurement, Metric
+from sae_bench.measure.properties import Property, register_property
 
 HERE = Path(__file__).parent
 
@@ -46,7 +46,7 @@ register_property(declare(first))
 register_property(declare(last))
 
 def make():
-    from sae_bench.formats import read_sae
+    from sae_bench.sae.formats import read_sae
     return read_sae(str(HERE / "worse"))
 
 more = {"model": "model", "corpus": "corpus.safetensors"}
@@ -56,7 +56,7 @@ register_sae("lab/b", load=make, site="blocks.0.hook_resid_post", **more)
 register_sae("lab/broken", path=HERE / "nowhere", site="blocks.1.hook_resid_pre", **more)
 """
 SUITE = """
-from sae_bench.testing import property_test
+from sae_bench.frontends.testing import property_test
 test_first = property_test("lab_first")
 test_kl_gap = property_test("kl_gap")
 test_sparsity = property_test("sparsity")
@@ -152,7 +152,7 @@ def test_a_task_without_a_place_says_so(lab: Any, cluster: str) -> None:
 
 
 def test_a_task_whose_worker_always_dies_is_an_error(lab: Any, cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "RETRIES", 1)
+    monkeypatch.setattr(client, "RETRIES", 1)
     text = REGISTER.replace('        (HERE / "kill").unlink()\n', "")
     (lab.path / "conftest.py").write_text(text)
     (lab.path / "kill").touch()
@@ -213,7 +213,7 @@ def test_saes_of_a_site_stay_together_unless_places_stand_empty() -> None:
 def test_files_are_known_by_content_and_copied_where_they_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "copies", lambda: tmp_path / "cache")
+    monkeypatch.setattr(pinned_files, "copies", lambda: tmp_path / "cache")
     folder, corpus = tmp_path / "front" / "sae", tmp_path / "front" / "corpus.jsonl"
     (folder / "deep").mkdir(parents=True)
     (folder / "cfg.json").write_text("{}")
@@ -228,27 +228,27 @@ def test_files_are_known_by_content_and_copied_where_they_are_not(
         return bytes(reference)
 
     held = {
-        name: files.pinned(str(path), name, lambda data: data)
+        name: pinned_files.pinned(str(path), name, lambda data: data)
         for name, path in (("path", folder), ("contrast", corpus))
     }
     assert all(each is not None for each in held.values())
-    assert files.here(held["path"], "path", fetch) == str(folder)
+    assert pinned_files.here(held["path"], "path", fetch) == str(folder)
     assert not fetched, "it lies here already"
-    assert files.pinned("hf:org/name", "path", lambda data: data) is None
+    assert pinned_files.pinned("hf:org/name", "path", lambda data: data) is None
 
     (tmp_path / "front").rename(tmp_path / "elsewhere")
     for _ in range(2):
-        copy = Path(files.here(held["path"], "path", fetch))
+        copy = Path(pinned_files.here(held["path"], "path", fetch))
         assert (copy / "deep" / "weights").read_bytes() == b"\x00\x01"
         assert copy.name == "sae"
     assert len(fetched) == 2, "a copy is kept"
-    data = Path(files.here(held["contrast"], "contrast", fetch))
+    data = Path(pinned_files.here(held["contrast"], "contrast", fetch))
     assert sorted(each.name for each in data.parent.iterdir()) == ["corpus.jsonl", "corpus_shifted.jsonl"]
     monkeypatch.chdir(tmp_path / "elsewhere")
-    relative = files.pinned("./sae", "path", None)
+    relative = pinned_files.pinned("./sae", "path", None)
     assert relative is not None
     assert relative.path == str(tmp_path / "elsewhere" / "sae"), "a worker stands elsewhere"
-    spec = files.localised(
+    spec = pinned_files.localised(
         SAESpec("a", path=str(folder), contrast=str(corpus)),
         {("path", str(folder)): "p", ("contrast", str(corpus)): "c"},
     )
@@ -257,9 +257,9 @@ def test_files_are_known_by_content_and_copied_where_they_are_not(
     # Another content under the same path is not taken for it.
     (tmp_path / "front" / "sae").mkdir(parents=True)
     (tmp_path / "front" / "sae" / "cfg.json").write_text("{ }")
-    assert files.here(held["path"], "path", fetch) == str(copy)
-    everywhere = files.pinned(str(tmp_path / "elsewhere" / "sae"), "path", None)
+    assert pinned_files.here(held["path"], "path", fetch) == str(copy)
+    everywhere = pinned_files.pinned(str(tmp_path / "elsewhere" / "sae"), "path", None)
     assert everywhere is not None
     (tmp_path / "elsewhere" / "sae" / "cfg.json").write_text("[]")
     with pytest.raises(LoadError, match="changed while it was measured"):
-        files.here(everywhere, "path", fetch)
+        pinned_files.here(everywhere, "path", fetch)

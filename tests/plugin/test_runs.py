@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sae_bench.errors import MeasurementError
-from sae_bench.options import size
-from sae_bench.properties import reconstruction
+from sae_bench.frontends.pytest.options import size
+from sae_bench.measure.properties import reconstruction
 
 WRONG_SITE = "blocks.1.hook_resid_prf"
 
@@ -357,7 +357,7 @@ def test_resumed_measurements_of_the_engine_are_the_same_to_the_last_bit(suite: 
     suite("--sae", "lab/good")
     whole = suite.report()["saes"]
     with monkeypatch.context() as patch:
-        patch.setattr("sae_bench.run.load_property", _stopping_at("sparsity", stop))
+        patch.setattr("sae_bench.run.run.load_property", _stopping_at("sparsity", stop))
         assert suite("--sae", "lab/good", no_reraise_ctrlc=True).ret == 2
     result = suite("--sae", "lab/good")
     assert result.ret == 0
@@ -372,6 +372,6 @@ def test_resumed_measurements_of_the_engine_are_the_same_to_the_last_bit(suite: 
 def _stopping_at(name: str, stop: Any) -> Any:
     from dataclasses import replace
 
-    from sae_bench.properties import load_property
+    from sae_bench.measure.properties import load_property
 
     return lambda wanted: replace(load_property(wanted), measure=stop) if wanted == name else load_property(wanted)

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench.render.speed import speed_lines
-from sae_bench.speed import MOST_TOKENS, Timing, peak_mebibytes, tokens_in_a_call
+from sae_bench.run.speed import MOST_TOKENS, Timing, peak_mebibytes, tokens_in_a_call
+from sae_bench.show.speed_lines import speed_lines
 
-SPEED = "from sae_bench.testing import speed_test\ntest_speed = speed_test()\n"
+SPEED = "from sae_bench.frontends.testing import speed_test\ntest_speed = speed_test()\n"
 ONLY = ("-p", "no:cacheprovider", "--sae-tier", "smoke", "--benchmark-columns=median", "--sae", "lab/good")
 SLOW = """
 import time
 def slow():
-    from sae_bench.formats import read_sae
+    from sae_bench.sae.formats import read_sae
     sae = read_sae("good", device="cpu", dtype="float32")
     class Slow:
         d_in, W_dec = sae.d_in, sae.W_dec

@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 
 from benchmarks.presets import gemma_scope_2b, gpt2_small_res_jb, published, sae_bench_pythia_70m
-from sae_bench.bench import Bench, site_data
-from sae_bench.concepts import read_concepts
-from sae_bench.corpus import Corpus, load_corpus
-from sae_bench.corpus_build import build_corpus, from_dataset
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import Corpus, load_corpus
+from sae_bench.engine.corpus_build import build_corpus, from_dataset
+from sae_bench.engine.settings import Settings
 from sae_bench.errors import SAEBenchError
-from sae_bench.formats import _targets, read_sae
-from sae_bench.model import Model, load_model, load_tokenizer
-from sae_bench.site import parse_site
-from sae_bench.spec import SAESpec
-from sae_bench.tiers import Settings
+from sae_bench.measure.datasets.concept_file import read_concepts
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model, load_tokenizer
+from sae_bench.registry.site import parse_site
+from sae_bench.registry.spec import SAESpec
+from sae_bench.sae.files import targets
+from sae_bench.sae.formats import read_sae
 
 PRESETS = (gpt2_small_res_jb, gemma_scope_2b, sae_bench_pythia_70m)
 ORDER = ("norm_corrected", "sae", "isotropic", "sae_norm")
@@ -36,7 +38,7 @@ def test_a_preset_registers_with_everything_it_needs(preset: ModuleType, monkeyp
     for each in specs:
         assert parse_site(each.site).layer == int(next(tag for tag in each.tags if tag.startswith("layer:"))[6:])
         assert each.corpus == "owt.safetensors"
-        pattern = _targets._RELEASE if each.path.startswith("sae_lens:") else _targets._HUB
+        pattern = targets._RELEASE if each.path.startswith("sae_lens:") else targets._HUB
         assert pattern.fullmatch(each.path), each.path
 
 

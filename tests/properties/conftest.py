@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from sae_bench.bench import TIERS, Bench, Settings, site_data
-from sae_bench.corpus import load_corpus
-from sae_bench.formats import read_sae
-from sae_bench.model import load_model
-from sae_bench.site import parse_site
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import load_corpus
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
+from sae_bench.sae.formats import read_sae
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sae_bench.bench import TIERS, Settings
 from sae_bench.demo.paths import CIRCUIT, CONCEPTS, CONTRAST, CORPUS, MODEL, NEXT_LAYERS, SAES, SITE
-from sae_bench.spec import SAESpec
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.registry.spec import SAESpec
 
 SPEC = SAESpec(
     id="demo/gated", path=str(SAES["gated"]), model=str(MODEL), site=SITE, corpus=str(CORPUS),

@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from sae_bench.bench import TIERS, Bench, Beside, Settings
-from sae_bench.capture import SiteData
-from sae_bench.corpus import load_corpus
 from sae_bench.demo import paths
+from sae_bench.engine.batch import Beside
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine.corpus import load_corpus
+from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import MeasurementError
-from sae_bench.formats import as_sae
-from sae_bench.measurement import Floats, Influence, Measurement, Undefined
-from sae_bench.model import load_model
-from sae_bench.properties import _circles_stats as stats
-from sae_bench.properties.circles import METRICS, PROPERTY, measure
+from sae_bench.measure.measurement import Floats, Influence, Measurement, Undefined
+from sae_bench.measure.properties.circles import METRICS, PROPERTY, measure, stats
+from sae_bench.measure.uncertainty import interval
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
-from sae_bench.site import parse_site
-from sae_bench.stats import interval
+from sae_bench.sae.formats import as_sae
 
 CLUSTERS = 40
 

@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import spearmanr
 
-from sae_bench import controls
-from sae_bench.bench import TIERS, Bench, Settings, site_data
-from sae_bench.corpus import load_corpus
 from sae_bench.demo.paths import CORPUS, MODEL
-from sae_bench.measurement import Undefined
-from sae_bench.model import Model, load_model
-from sae_bench.properties.confidence import PROPERTY, rank_correlation, tempered_kl
-from sae_bench.site import parse_site
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import load_corpus
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.measure.measurement import Undefined
+from sae_bench.measure.properties.confidence import PROPERTY, rank_correlation, tempered_kl
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
+from sae_bench.sae import controls
 
 
 def rows(seed: int, spread: float = 2.0) -> torch.Tensor:
@@ -101,7 +103,7 @@ def test_the_last_residual_gives_the_models_own_logits(demo_bench: Callable[...,
 
 
 def test_the_kl_is_that_of_kl_gap(demo_bench: Callable[..., Bench]) -> None:
-    from sae_bench.properties.kl_gap import PROPERTY as KL_GAP
+    from sae_bench.measure.properties.kl_gap import PROPERTY as KL_GAP
 
     bench = demo_bench()
     found, other = PROPERTY.measure(bench).estimates, KL_GAP.measure(bench).estimates

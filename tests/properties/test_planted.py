@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench import controls
-from sae_bench.bench import Bench
-from sae_bench.change import paired_change
-from sae_bench.measurement import Measurement, Undefined
-from sae_bench.properties import load_property
-from sae_bench.stats import t_quantile
+from sae_bench.engine.bench import Bench
+from sae_bench.judge.paired_change import paired_change
+from sae_bench.measure.measurement import Measurement, Undefined
+from sae_bench.measure.properties import load_property
+from sae_bench.measure.uncertainty import t_quantile
+from sae_bench.sae import controls
 
 
 def measure(bench: Bench, name: str) -> Measurement:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sae_bench.bench import Bench
-from sae_bench.measurement import Measurement
-from sae_bench.properties import load_property
-from sae_bench.properties.kl_gap import ABLATIONS, EXACT_ARMS, NOISE_ARMS
+from sae_bench.engine.bench import Bench
+from sae_bench.measure.measurement import Measurement
+from sae_bench.measure.properties import load_property
+from sae_bench.measure.properties.kl_gap import ABLATIONS, EXACT_ARMS, NOISE_ARMS
 
 SAES = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
 DRAWS_GOLDEN = 16
@@ -65,7 +65,7 @@ def test_noise_arms_agree_within_their_monte_carlo_error(sae: str, measured: Any
 
 @pytest.mark.parametrize("sae", SAES)
 def test_standard_errors_are_those_of_the_reference(sae: str, measured: Any, golden: Any) -> None:
-    from sae_bench.stats import standard_error
+    from sae_bench.measure.uncertainty import standard_error
 
     ours, reference = measured(sae, "kl_gap").estimates, golden(sae)
     for arm in ("sae", "norm_corrected", "reflected_error"):

@@ -11,11 +11,13 @@ from functools import cache
 
 import pytest
 
-from sae_bench import capture, divergence, reading, unembedding
-from sae_bench.bench import Bench, Settings
-from sae_bench.loading import Loader
-from sae_bench.measurement import Undefined
-from sae_bench.properties import load_property, property_names
+from sae_bench.engine import captured_activations, divergence, sae_runs
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.settings import Settings
+from sae_bench.measure.measurement import Undefined
+from sae_bench.measure.properties import load_property, property_names
+from sae_bench.model import unembed
+from sae_bench.run.load import Loader
 from sae_bench.sae import linear
 from tests.properties.everything import SPEC, settings_for
 
@@ -26,7 +28,7 @@ def make() -> Callable[[str, Settings], Bench]:
 
     @cache
     def get(name: str, settings: Settings) -> Bench:
-        capture._cache.clear()
+        captured_activations._cache.clear()
         return Loader(settings).bench(SPEC)
 
     return get
@@ -38,11 +40,11 @@ def test_slices_change_no_number(
 ) -> None:
     declared, settings = load_property(name), settings_for(name)
     whole = declared.measure(make("whole", settings)).estimates
-    monkeypatch.setattr(capture, "_cache", OrderedDict())
-    for module, size in ((unembedding, "SLICE"), (unembedding, "ROWS"), (divergence, "SLICE"), (linear, "FEATURES")):
+    monkeypatch.setattr(captured_activations, "_cache", OrderedDict())
+    for module, size in ((unembed, "SLICE"), (unembed, "ROWS"), (divergence, "SLICE"), (linear, "FEATURES")):
         monkeypatch.setattr(module, size, 100)
-    monkeypatch.setattr(unembedding, "SMALL", 1)
-    monkeypatch.setattr(reading, "TOKENS", 1)
+    monkeypatch.setattr(unembed, "SMALL", 1)
+    monkeypatch.setattr(sae_runs, "TOKENS", 1)
     cut = declared.measure(make("cut", settings)).estimates
     assert set(cut) == set(whole)
     for metric, estimate in whole.items():

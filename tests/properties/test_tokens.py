@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from sae_bench.bench import Bench
-from sae_bench.measurement import Floats, Undefined
-from sae_bench.properties import load_property
-from sae_bench.properties._kl_tokens import TOKEN_GAP
-from sae_bench.properties.tokens import FALSE_DISCOVERIES, PROPERTY, compare
-from sae_bench.stats import standard_error
+from sae_bench.engine.bench import Bench
+from sae_bench.measure.measurement import Floats, Undefined
+from sae_bench.measure.properties import load_property
+from sae_bench.measure.properties.tokens import FALSE_DISCOVERIES, PROPERTY, compare
+from sae_bench.measure.shared.token_kl import TOKEN_GAP
+from sae_bench.measure.uncertainty import standard_error
 
 CLUSTERS, TYPES, EACH = 60, 40, 3
 

@@ -89,7 +89,7 @@ def save_sae(folder: Path, scale: float) -> None:
 @pytest.fixture
 def checkout(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.Pytester]:
     """What the README's reader has: a model, two checkpoints, a text; and the conftest that the README shows."""
-    from sae_bench.registration import SAES
+    from sae_bench.registry.register import SAES
 
     monkeypatch.delenv("CI", raising=False)
     SAES.__init__("SAE")  # type: ignore[misc]
@@ -109,8 +109,8 @@ def checkout(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def run(checkout: pytest.Pytester, command: str) -> int:
-    from sae_bench import cli
-    from sae_bench.registration import SAES
+    from sae_bench.frontends import cli
+    from sae_bench.registry.register import SAES
 
     words = shlex.split(command)
     if words[0] == "pytest-sae-bench":
@@ -157,7 +157,7 @@ def test_make_runs_what_the_readme_says(tmp_path: Path) -> None:
 
 
 def test_every_verdict_is_explained() -> None:
-    from sae_bench.outcome import Verdict
+    from sae_bench.judge.verdicts import Verdict
 
     text = README.read_text()
     for verdict in Verdict:
@@ -165,7 +165,7 @@ def test_every_verdict_is_explained() -> None:
 
 
 def test_every_property_is_listed() -> None:
-    from sae_bench.properties import load_property, property_names
+    from sae_bench.measure.properties import load_property, property_names
 
     text = README.read_text()
     for name in property_names():

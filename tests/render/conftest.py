@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sae_bench import texts
-from sae_bench.conversion import context_digest
-from sae_bench.measurement import Series
-from sae_bench.outcome import Verdict
-from sae_bench.results import MetricResult, PerCluster, PropertyResult, Provenance, Report, SAEResult
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.measurement import Series
+from sae_bench.measure.shared import token_text
+from sae_bench.report.convert import context_digest
+from sae_bench.report.provenance import Provenance
+from sae_bench.report.records import MetricResult, PerCluster, PropertyResult, SAEResult
+from sae_bench.report.report import Report
 from tests.render.browser import Browser
 
 RUN = Provenance(
@@ -75,7 +77,7 @@ def reported(value: float, unit: str = "nats", **given: Any) -> MetricResult:
 
 def prop(name: str, metrics: Mapping[str, MetricResult], **given: Any) -> PropertyResult:
     """A property; its verdict is the worst of its metrics, unless ``given`` says otherwise."""
-    from sae_bench.outcome import SEVERITY
+    from sae_bench.judge.verdicts import SEVERITY
 
     deciding = [each for each in metrics.values() if each.limit or each.verdict is not Verdict.UNDEFINED]
     verdicts = [each.verdict for each in deciding if each.verdict is not None]
@@ -140,7 +142,7 @@ def text_of(seed: int) -> Series:
     """Documents as text, with the KL of each token."""
     rng = np.random.default_rng(seed)
     words = ["Then", " Mary", " gave", " a", " drink", " to", " <script>alert(2)</script>", " John", ".", "\n"]
-    return texts.pack(
+    return token_text.pack(
         (document, [f"{document}", *words * 2], rng.lognormal(-3, 1.5, 21).tolist()) for document in range(64)
     )
 

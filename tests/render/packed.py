@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from sae_bench.render.html import PACKED
+from sae_bench.show.html.page import PACKED
 
 
 def unpacked(page: str, name: str) -> Any:

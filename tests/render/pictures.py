@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sae_bench.cli import main as command_line
+from sae_bench.frontends.cli import main as command_line
 from tests.render.browser import CHROMIUM, Browser
 
 ROOT = Path(__file__).parents[2]

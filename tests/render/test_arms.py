@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sae_bench.measurement import Series
-from sae_bench.render import arms, kl_pictures, known, over_time
-from sae_bench.render.by_kind import picture
+from sae_bench.measure.measurement import Series
+from sae_bench.show.charts import conditions, history, kl_gap_charts, property_charts
+from sae_bench.show.charts.series_charts import picture
 
 
 def test_the_sae_stands_out_among_its_floors_with_intervals_and_its_limit(make: Any) -> None:
@@ -18,7 +18,7 @@ def test_the_sae_stands_out_among_its_floors_with_intervals_and_its_limit(make: 
         "kl_zero_ablation": make.reported(4.0, value_interval=(3.5, 4.5)),
         "kl_level": make.metric(0.1, unit="ratio"),
     }
-    figure = arms.families(make.prop("kl_gap", metrics, confidence=0.98))["kl_ nats"]
+    figure = conditions.families(make.prop("kl_gap", metrics, confidence=0.98))["kl_ nats"]
     points = figure.data[0]
     assert points["y"] == ["isotropic", "sae", "zero_ablation"]
     assert points["error_x"]["array"] == pytest.approx([0, 0.02, 0.5])
@@ -36,7 +36,7 @@ def test_variance_has_a_bar_per_factor_and_arm(make: Any) -> None:
         "variance_explained_answer_position": make.reported(0.2, "share"),
         "variance_explained_answer_position_mean_difference": make.metric(None),
     }
-    figure = arms.families(make.prop("contrast", metrics))["variance_explained_"]
+    figure = conditions.families(make.prop("contrast", metrics))["variance_explained_"]
     feature, difference = figure.data
     assert (feature["name"], feature["x"], feature["y"]) == ("feature", ["answer_position", "wording"], [0.2, 0.1])
     assert (difference["name"], difference["x"], difference["y"]) == ("mean_difference", ["wording"], [0.5])
@@ -47,14 +47,14 @@ def test_variance_has_a_bar_per_factor_and_arm(make: Any) -> None:
 def test_directions_that_steer_are_set_beside_the_features(make: Any) -> None:
     metrics = {"anti_share": make.reported(0.02, "share"), "anti_share_random_direction": make.reported(0.5, "share"),
                "anti_share_gap": make.metric(-0.48, unit="share")}  # fmt: skip
-    figure = arms.families(make.prop("steering", metrics))["anti_share"]
+    figure = conditions.families(make.prop("steering", metrics))["anti_share"]
     assert figure.data[0]["y"] == ["feature", "random_direction"]
     assert figure.layout["xaxis"].get("type") != "log", "a share of 0 belongs on the axis"
 
 
 def test_near_directions_have_a_colour_per_rank_and_a_dash_per_floor() -> None:
     columns = {"q": [0.5, 0.9], "nn1": [0.5, 0.6], "nn10": [0.3, 0.4], "isotropic_nn1": [0.2, 0.3]}
-    figure = arms.near(Series("quantiles", columns))
+    figure = conditions.near(Series("quantiles", columns))
     assert figure is not None
     looks = {trace["name"]: (trace["line"]["color"], trace["line"]["dash"]) for trace in figure.data}
     assert looks["features nn1"][0] == looks["isotropic nn1"][0] != looks["features nn10"][0]
@@ -65,17 +65,17 @@ def test_tokens_at_the_end_of_the_axis_are_counted_beside_it() -> None:
     series = Series(
         "histogram", {"edges": [1e-6, 1e-3, 1.0, 10.0], "sae": [90, 6, 4], "noise": [50, 25, 25]}, log_x=True
     )
-    figure = kl_pictures.tokens(series)
+    figure = kl_gap_charts.tokens(series)
     assert figure is not None
     assert figure.layout["yaxis"]["range"] == pytest.approx([0, 0.275])
     assert "sae 90%, noise 50%" in figure.caption
     inside = Series("histogram", {"edges": [1e-6, 1e-3, 1.0, 10.0], "sae": [0, 6, 4]}, log_x=True)
-    assert "range" not in kl_pictures.tokens(inside).layout["yaxis"]  # type: ignore[union-attr]
+    assert "range" not in kl_gap_charts.tokens(inside).layout["yaxis"]  # type: ignore[union-attr]
 
 
 def test_token_types_outside_the_funnel_are_named() -> None:
     columns = {"token": ["a", " b", "c"], "n": [100, 100, 100], "gap": [0.33, 1.0, 0.34], "se": [0.2, 0.2, 0.2]}
-    figure = kl_pictures.funnel(Series("table", columns, "title"))
+    figure = kl_gap_charts.funnel(Series("table", columns, "title"))
     assert figure is not None
     assert figure.data[0]["text"] == ["", "␣b", ""], "|0.33 - mean| and |0.34 - mean| are below 1.96 * 0.2"
     assert figure.data[0]["customdata"] == ["a", "␣b", "c"]
@@ -84,7 +84,7 @@ def test_token_types_outside_the_funnel_are_named() -> None:
 def test_the_histogram_of_scales_has_the_one_scale_for_all_in_it(make: Any) -> None:
     series = {"t_star": Series("histogram", {"edges": [0.9, 1.0, 1.1], "features": [3, 4]}, "t*", "t*")}
     metrics = {"gamma_centred": make.metric(0.95), "uniform_scale": make.reported(1.05, "ratio")}
-    figures, _ = known.pictures(make.prop("shrinkage", metrics, series=series), None)
+    figures, _ = property_charts.pictures(make.prop("shrinkage", metrics, series=series), None)
     (figure,) = [each for each in figures if each.title == "t*"]
     assert [shape["x0"] for shape in figure.layout["shapes"]] == [1.05]
     assert any(trace["name"] == "s*, one scale for all" for trace in figure.data)
@@ -104,15 +104,15 @@ def test_intervals_on_a_logarithmic_axis_end_above_zero() -> None:
 def test_history_draws_the_hard_limits_of_the_last_accepted_files(make: Any) -> None:
     before, last = (make.metric(0.9, se=0.01, limit="min:0.7"), make.metric(0.8, se=None, limit="2%; min:0.5"))
     dates = ["one", "two", "three"]
-    figure = over_time.history("another.metric", dates, {"a": [before, last, None]})
+    figure = history.history("another.metric", dates, {"a": [before, last, None]})
     assert figure is not None
     assert [shape["y0"] for shape in figure.layout["shapes"]] == [0.5]
     assert "≥ 0.5" in figure.caption
     assert figure.data[0]["error_y"]["array"] == [pytest.approx(0.0196), None, None]
-    two = over_time.history("another.metric", dates, {"a": [before, last, None], "b": [None, None, before]})
+    two = history.history("another.metric", dates, {"a": [before, last, None], "b": [None, None, before]})
     assert two is not None
     assert {shape["y0"] for shape in two.layout["shapes"]} == {0.5, 0.7}
     # Files that were accepted before they kept limits.
-    bare = over_time.history("reconstruction.explained_variance", dates, {"a": [make.metric(0.9, limit="")] * 3})
+    bare = history.history("reconstruction.explained_variance", dates, {"a": [make.metric(0.9, limit="")] * 3})
     assert bare is not None
     assert bare.layout["shapes"] == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sae_bench.render import html
+from sae_bench.show.html import page as html
 from tests.render.browser import CHROMIUM, WRONG, Browser
 
 PROBE = (Path(__file__).parent / "probe.js").read_text()

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench.measurement import Series
-from sae_bench.outcome import Verdict
-from sae_bench.render import kl_pictures, known, pareto
-from sae_bench.render.bullets import bullet
-from sae_bench.render.by_kind import marked, picture
-from sae_bench.render.figures import bounds, shorten, token
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.measurement import Series
+from sae_bench.show.charts import kl_gap_charts, pareto, property_charts
+from sae_bench.show.charts.bullet_chart import bullet
+from sae_bench.show.charts.figure import bounds, shorten, token
+from sae_bench.show.charts.series_charts import marked, picture
 
 NUMBER = st.one_of(st.none(), st.floats(), st.integers(-5, 5))
 CELL = st.one_of(NUMBER, st.text(max_size=4))
@@ -145,18 +145,18 @@ def test_documents_then_and_now_are_paired_by_their_ids(make: Any) -> None:
         return make.prop("kl_gap", {"kl_sae": metric}, clusters=tuple(values))
 
     now, before = held({1: 0.1, 2: 0.2, 3: 0.9, 7: 5.0}), held({3: 0.3, 2: 0.2, 1: 0.2, 9: 1.0})
-    figure = known.documents(now, before)
+    figure = property_charts.documents(now, before)
     assert figure is not None
     dots = [pair for trace in figure.data[:2] for pair in zip(trace["x"], trace["y"], strict=True)]
     points = sorted(dots)
     assert points == [(0.2, 0.1), (0.2, 0.2), (0.3, 0.9)]
     assert "1 of 3 documents are worse, 1 better" in figure.caption
-    assert [document for document, _ in known.moved(now, before)] == [3, 1]
-    assert known.documents(now, None) is None
+    assert [document for document, _ in property_charts.moved(now, before)] == [3, 1]
+    assert property_charts.documents(now, None) is None
 
 
 def known_parts(values: list[float]) -> Any:
-    from sae_bench.results import PerCluster
+    from sae_bench.report.records import PerCluster
 
     return PerCluster(numerator=tuple(10 * each for each in values), denominator=(10.0,) * len(values))
 
@@ -185,7 +185,7 @@ def test_sae_kinds_are_told_apart_by_colour_and_shape(make: Any) -> None:
 
 def test_the_funnel_is_narrow_where_types_are_frequent(make: Any) -> None:
     series = make.full(1).saes["demo/l1-0"].properties["kl_gap"].series["kl_types"]
-    figure = kl_pictures.funnel(series)
+    figure = kl_gap_charts.funnel(series)
     assert figure is not None
     low, high = figure.data[1], figure.data[2]
     width = [b - a for a, b in zip(low["x"], high["x"], strict=True)]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sae_bench.errors import StoreError
-from sae_bench.render.files import accepted_side, write_files
-from sae_bench.report import write_report
+from sae_bench.report.report import write_report
+from sae_bench.show.write_files import accepted_side, write_files
 
 
 def test_all_three_files_are_written(make: Any, tmp_path: Path) -> None:

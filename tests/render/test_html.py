@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from sae_bench.measurement import Series
-from sae_bench.outcome import Verdict
-from sae_bench.render import html, terminal
-from sae_bench.render.markdown import summary
-from sae_bench.report import load_report
-from sae_bench.results import Acceptance, SAEResult
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.measurement import Series
+from sae_bench.report.records import Acceptance, SAEResult
+from sae_bench.report.report import load_report
+from sae_bench.show import terminal
+from sae_bench.show.html import page as html
+from sae_bench.show.markdown import summary
 from tests.render.packed import unpacked
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -236,12 +237,12 @@ def test_history_has_a_picture_a_metric_and_says_who_and_why(make: Any) -> None:
         taken = Acceptance("ann", f"2026-11-0{day}T00:00:00Z", f"why <{day}>")
         report = make.report({"a": {"kl_gap": replace(held, acceptance=taken)}})
         entries.append(html.AcceptedAt(f"{day}" * 40, f"2026-11-0{day}T00:00:00Z", report))
-    text = html.history(entries)
+    text = html.history_page(entries)
     page = Page(text)
     (figure,) = unpacked(text, "figures").values()
     assert figure["data"][0]["y"] == [0.1, 0.2, 0.3]
     assert "why <3>" in page.words
-    assert "no accepted report" in html.history([])
+    assert "no accepted report" in html.history_page([])
 
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.json")), ids=lambda path: path.name)
@@ -258,6 +259,6 @@ def test_old_reports_are_still_shown(path: Path) -> None:
 
 
 def test_there_is_a_fixture_of_every_schema() -> None:
-    from sae_bench.results import SCHEMA
+    from sae_bench.report.records import SCHEMA
 
     assert [path.stem for path in sorted(FIXTURES.glob("*.json"))] == [f"schema-{n + 1}" for n in range(SCHEMA)]

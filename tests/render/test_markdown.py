@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sae_bench.outcome import Verdict
-from sae_bench.render import github, markdown
-from sae_bench.render.html import report_html
-from sae_bench.report import write_report
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.report.report import write_report
+from sae_bench.show import github, markdown
+from sae_bench.show.html.page import report_html
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

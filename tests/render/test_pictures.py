@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sae_bench.report import write_report
+from sae_bench.report.report import write_report
 from tests.render import pictures
 from tests.render.browser import CHROMIUM
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_bench.progress import ProgressLine
-from sae_bench.run import Run, RunOptions
+from sae_bench.frontends.pytest.progress import ProgressLine
+from sae_bench.run.options import RunOptions
+from sae_bench.run.run import Run
 
 
 def told(terminal: bool, *steps: tuple[float, str, int, int]) -> str:
@@ -67,7 +68,7 @@ def test_a_run_names_the_sae_beside_the_property() -> None:
 
 
 SUITE = """
-from sae_bench import progress
+from sae_bench.frontends.pytest import progress
 
 def test_long(request):
     line = progress.ProgressLine.for_pytest(request.config)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sae_bench.render.html import report_html
-from sae_bench.report import load_report
+from sae_bench.report.report import load_report
+from sae_bench.show.html.page import report_html
 from tests.render.browser import CHROMIUM, WRONG, Browser
 
 ROOT = Path(__file__).parents[2]

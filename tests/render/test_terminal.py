@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench.outcome import Verdict
-from sae_bench.render.terminal import listing, summary, verdict_line
-from sae_bench.report import write_report
-from sae_bench.spec import SAESpec
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.registry.spec import SAESpec
+from sae_bench.report.report import write_report
+from sae_bench.show.rows import verdict_line
+from sae_bench.show.terminal import listing, summary
 
 COMMAND = 'pytest benchmarks/ --sae {} --sae-accept --sae-accept-reason "..."'
 
@@ -175,8 +176,8 @@ def test_rendering_needs_neither_torch_nor_plotly_nor_pandas(make: Any) -> None:
     import subprocess
 
     code = (
-        "import sys; import sae_bench.render.terminal, sae_bench.render.markdown, sae_bench.render.github, "
-        "sae_bench.render.html; print([m for m in ('torch', 'plotly', 'pandas', 'scipy') if m in sys.modules])"
+        "import sys; import sae_bench.show.terminal, sae_bench.show.markdown, sae_bench.show.github, "
+        "sae_bench.show.html.page; print([m for m in ('torch', 'plotly', 'pandas', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_bench import texts
-from sae_bench.measurement import Series
+from sae_bench.measure.measurement import Series
+from sae_bench.measure.shared import token_text
 
 WORDS = st.lists(st.tuples(st.text(max_size=5), st.floats(-1e-6, 50, allow_nan=False)), max_size=20)
 
 
 @given(documents=st.dictionaries(st.integers(0, 99), WORDS, max_size=5))
 def test_what_is_packed_comes_back(documents: dict[int, list[tuple[str, float]]]) -> None:
-    series = texts.pack((key, [w for w, _ in rows], [kl for _, kl in rows]) for key, rows in documents.items())
-    found = texts.unpack(series)
+    series = token_text.pack((key, [w for w, _ in rows], [kl for _, kl in rows]) for key, rows in documents.items())
+    found = token_text.unpack(series)
     assert found.keys() == documents.keys()
     for key, rows in documents.items():
         assert [word for word, _ in found[key]] == [word for word, _ in rows]
@@ -28,9 +28,9 @@ def test_what_is_packed_comes_back(documents: dict[int, list[tuple[str, float]]]
 
 
 def test_documents_that_lose_most_have_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "MOST", 25)
+    monkeypatch.setattr(token_text, "MOST", 25)
     documents = [(row, ["word"] * 10, [float(row)] * 10) for row in range(5)]
-    assert list(texts.unpack(texts.pack(documents))) == [3, 4]
+    assert list(token_text.unpack(token_text.pack(documents))) == [3, 4]
 
 
 def test_a_thousand_documents_stay_small() -> None:
@@ -42,14 +42,14 @@ def test_a_thousand_documents_stay_small() -> None:
         (row, [vocabulary[at] for at in rng.integers(0, 5000, 128)], rng.lognormal(-5, 2, 128).tolist())
         for row in range(1000)
     ]
-    (packed,) = texts.pack(documents).columns["packed"]
+    (packed,) = token_text.pack(documents).columns["packed"]
     assert len(packed) < 400_000
 
 
 def test_reports_with_a_row_per_token_are_still_read() -> None:
     rows = Series("table", {"document": [1, 1, 2], "token": ["a", " b", "c"], "kl": [0.1, None, 0.3]})
-    assert texts.is_texts(rows)
-    assert texts.unpack(rows) == {1: [("a", 0.1), (" b", 0.0)], 2: [("c", 0.3)]}
+    assert token_text.is_texts(rows)
+    assert token_text.unpack(rows) == {1: [("a", 0.1), (" b", 0.0)], 2: [("c", 0.3)]}
 
 
 def packed(data: bytes) -> Series:
@@ -69,4 +69,4 @@ def packed(data: bytes) -> Series:
     ],
 )
 def test_what_is_damaged_or_too_large_holds_nothing(series: Series) -> None:
-    assert texts.unpack(series) == {}
+    assert token_text.unpack(series) == {}

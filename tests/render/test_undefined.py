@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from sae_bench.outcome import Verdict
-from sae_bench.render import github, markdown
-from sae_bench.render.html import report_html
-from sae_bench.render.rows import WITHOUT_ANY, WITHOUT_SOME, count_line, undefined, worth_showing
-from sae_bench.render.terminal import summary
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.show import github, markdown
+from sae_bench.show.html.page import report_html
+from sae_bench.show.rows import WITHOUT_ANY, WITHOUT_SOME, count_line, undefined, worth_showing
+from sae_bench.show.terminal import summary
 
 WHY = "no prompts of a circuit are registered: register_sae(..., circuit='prompts.jsonl')"
 

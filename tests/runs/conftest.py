@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sae_bench.registration import SAES, load_entry_points
+from sae_bench.registry.register import SAES, load_entry_points
 
 ENGINE = Path(__file__).with_name("toy_engine.py")
 REGISTER = """
@@ -25,7 +25,7 @@ register_sae("lab/b", path="b")
 register_sae("lab/c", path="c")
 """
 SUITE = """
-from sae_bench.testing import property_test
+from sae_bench.frontends.testing import property_test
 test_kl_gap = property_test("kl_gap")
 test_reconstruction = property_test("reconstruction")
 test_sparsity = property_test("sparsity")
@@ -42,7 +42,7 @@ def _imported() -> None:
     """Everything once, before pytester takes its snapshot of modules: numpy cannot be imported twice."""
     for needed in ("filelock", "hypothesis", "pandas", "rich.console", "rich.table", "scipy.special"):
         importlib.import_module(needed)
-    for part in ("plugin", "run", "session", "cli", "demo", "properties", "render"):
+    for part in ("frontends.pytest", "run", "frontends.cli", "demo", "measure.properties", "show", "show.html", "show.charts"):
         package = importlib.import_module(f"sae_bench.{part}")
         for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
             if part != "demo":

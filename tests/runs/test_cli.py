@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sae_bench.cli import main
-from sae_bench.registration import SAES
+from sae_bench.frontends.cli import main
+from sae_bench.registry.register import SAES
 from tests.render.packed import unpacked
 
 HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "plotly", "scipy.stats", "pytest")
@@ -215,13 +215,13 @@ def test_nothing_heavy_is_imported(arguments: list[str], once: Any) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from sae_bench.cli import main
+from sae_bench.frontends.cli import main
 try:
     main({arguments!r})
 except SystemExit:
     pass
 print([name for name in {HEAVY!r} if name in sys.modules])
-print([name for name in sys.modules if name.startswith("sae_bench.properties")])
+print([name for name in sys.modules if name.startswith("sae_bench.measure.properties.")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=once)
     heavy, properties = done.stdout.splitlines()[-2:]
@@ -234,12 +234,13 @@ print([name for name in sys.modules if name.startswith("sae_bench.properties")])
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A report that no engine was needed for."""
-    from sae_bench.limits import parse_rule
-    from sae_bench.measurement import Accepted, Measurement, Metric, Ratio
-    from sae_bench.outcome import AcceptedProperty
-    from sae_bench.provenance import Provenance
-    from sae_bench.report import Report, property_result, write_report
-    from sae_bench.verdict import judge
+    from sae_bench.judge.judge import judge
+    from sae_bench.judge.limits import parse_rule
+    from sae_bench.judge.verdicts import AcceptedProperty
+    from sae_bench.measure.measurement import Accepted, Measurement, Metric, Ratio
+    from sae_bench.report.convert import property_result
+    from sae_bench.report.provenance import Provenance
+    from sae_bench.report.report import Report, write_report
 
     folder = tmp_path_factory.mktemp("reports")
     kl = Ratio([float(n) for n in range(1, 9)], [1.0] * 8)
@@ -272,7 +273,7 @@ import sys, pytest
 code = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "benchmarks/"])
 print(int(code), [name for name in {HEAVY[:4]!r} if name in sys.modules])
 """
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "sae_bench.plugin"}
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "pytest_sae_bench"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment
     )

@@ -39,7 +39,7 @@ def _run(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProce
         (["-m", "pytest", "-p", "sae_bench.plugin"], "from sae_bench import register_sae"),
         (
             ["-m", "pytest", "-p", "sae_bench.plugin"],
-            "from sae_bench.registration import register_sae as r\nr('a', path='b')",
+            "from sae_bench.registry.register import register_sae as r\nr('a', path='b')",
         ),
         (["-m", "pytest", "-p", "sae_bench.plugin", "--sae-list"], ""),
         (["-m", "sae_bench", "compare", "a.json", "b.json"], ""),

@@ -232,7 +232,7 @@ def test_reports_that_cannot_be_written_cost_no_verdict_and_are_loud(toy: Any) -
 
 
 def test_a_report_of_a_narrowed_run_is_not_accepted_later(toy: Any) -> None:
-    from sae_bench.cli import main
+    from sae_bench.frontends.cli import main
 
     assert toy("-k", "kl_gap").ret == 0
     latest = str(toy.path / "reports" / "latest.json")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sae_bench.scheduling import device_of
+from sae_bench.frontends.pytest.scheduling import device_of
 
 from .conftest import REGISTER
 
@@ -51,11 +51,11 @@ def test_workers_divide_the_cores_unless_the_user_did(toy: Any, said: str) -> No
 
 GPUS = """
 import sys, types, toy_engine
-from sae_bench.run import Run
+from sae_bench.run.run import Run
 toy_engine.install()
 cuda = types.SimpleNamespace(device_count=lambda: 2, is_available=lambda: False)
 sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, set_num_threads=lambda count: None)
-sys.modules["sae_bench.devices"] = types.SimpleNamespace(check_device=lambda name: None)
+sys.modules["sae_bench.engine.devices"] = types.SimpleNamespace(check_device=lambda name: None)
 load = Run._load
 def noted(run):
     with open("devices.log", "a") as log:

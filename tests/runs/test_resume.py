@@ -78,8 +78,8 @@ def test_a_run_that_is_alive_is_not_taken_up(toy: Any) -> None:
         [
             sys.executable,
             "-c",
-            "import pathlib, sys; from sae_bench import store\n"
-            "held = store.unfinished(pathlib.Path('reports')); print(len(held), flush=True); sys.stdin.read()",
+            "import pathlib, sys; from sae_bench.report import run_folder\n"
+            "held = run_folder.unfinished(pathlib.Path('reports')); print(len(held), flush=True); sys.stdin.read()",
         ],
         cwd=toy.path,
         stdin=subprocess.PIPE,
@@ -97,7 +97,7 @@ def test_a_run_that_is_alive_is_not_taken_up(toy: Any) -> None:
 
 
 def test_an_interrupted_run_reports_cannot_be_accepted_and_is_taken_up(toy: Any) -> None:
-    from sae_bench.cli import main
+    from sae_bench.frontends.cli import main
 
     toy.say(lab_b__sparsity="interrupt")
     result = toy.alone(*("--sae-accept", "--sae-accept-reason", "x"))

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from sae_bench.measurement import Exact, Measurement, Ratio, Series, Undefined
-from sae_bench.properties import load_property
+from sae_bench.measure.measurement import Exact, Measurement, Ratio, Series, Undefined
+from sae_bench.measure.properties import load_property
 
 PROPERTIES = ("kl_gap", "reconstruction", "sparsity")
 DOCUMENTS = 16
@@ -128,7 +128,7 @@ def content(loader: ToyLoader, spec: Any, declared: Any) -> dict[str, Any]:
 
 def install(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     """Put the toy in the engine's place."""
-    from sae_bench import run
+    from sae_bench.run import run
 
     set_attribute(run, "load_property", toy_property)
     set_attribute(run, "content_of", content)

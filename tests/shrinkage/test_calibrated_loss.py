@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.rescaling import CalibratedLoss, calibrated_loss
-from sae_bench.scales import fit_scales
+from sae_bench.measure.shared.scales import fit_scales
+from sae_bench.run.rescale import CalibratedLoss, calibrated_loss
 
 
 class Case(NamedTuple):

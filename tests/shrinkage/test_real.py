@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench import controls
-from sae_bench.bench import TIERS, Bench, Settings, site_data
-from sae_bench.corpus import load_corpus
-from sae_bench.formats import read_sae
-from sae_bench.measurement import Measurement, Undefined
-from sae_bench.model import load_model
-from sae_bench.properties.shrinkage import PROPERTY
-from sae_bench.rescaling import rescale_bench
-from sae_bench.sae import SAE
-from sae_bench.site import parse_site
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import load_corpus
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.measure.measurement import Measurement, Undefined
+from sae_bench.measure.properties.shrinkage import PROPERTY
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
+from sae_bench.run.rescale import rescale_bench
+from sae_bench.sae import SAE, controls
+from sae_bench.sae.formats import read_sae
 
 ASSETS = os.environ.get("SAE_BENCH_REAL_ASSETS", "")
 pytestmark = pytest.mark.skipif(not ASSETS, reason="SAE_BENCH_REAL_ASSETS does not name a folder with the real SAEs")

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench import controls, rescaling
-from sae_bench.bench import Bench
+from sae_bench.engine.bench import Bench
 from sae_bench.errors import UsageError
-from sae_bench.formats import read_sae
-from sae_bench.rescaling import rescale, rescale_bench, rescale_target
-from sae_bench.sae import LinearDecoderSAE, wrap
-from sae_bench.spec import SAESpec
+from sae_bench.registry.spec import SAESpec
+from sae_bench.run import rescale as rescaling
+from sae_bench.run.rescale import rescale, rescale_bench, rescale_target
+from sae_bench.sae import LinearDecoderSAE, controls, wrap
+from sae_bench.sae.formats import read_sae
 
 Make = Callable[..., Bench]
 

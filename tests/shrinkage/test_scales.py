@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_bench import scales
 from sae_bench.errors import MeasurementError
-from sae_bench.scales import Scales, Stream, fit_scales
-from sae_bench.sparse_codes import SparseCodes
+from sae_bench.measure.shared import scales
+from sae_bench.measure.shared.scales import Scales, Stream, fit_scales
+from sae_bench.sae.sparse_codes import SparseCodes
 
 
 def cut(codes: Tensor, y: Tensor, size: int = 100) -> Stream:

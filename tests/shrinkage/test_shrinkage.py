@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench import controls
-from sae_bench.bench import Bench
+from sae_bench.engine.bench import Bench
 from sae_bench.errors import MeasurementError
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Measurement, Ratio, Undefined
-from sae_bench.properties.shrinkage import PROPERTY
-from sae_bench.sae import LinearDecoderSAE, wrap
-from sae_bench.verdict import Verdict, judge
+from sae_bench.judge.judge import judge
+from sae_bench.judge.limits import parse_rule
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.measurement import Measurement, Ratio, Undefined
+from sae_bench.measure.properties.shrinkage import PROPERTY
+from sae_bench.sae import LinearDecoderSAE, controls, wrap
 
 Make = Callable[..., Bench]
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.bench import Bench, Settings, site_data
-from sae_bench.corpus import Corpus, from_documents
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import Corpus, from_documents
+from sae_bench.engine.settings import Settings
+from sae_bench.registry.site import Site, parse_site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
-from sae_bench.site import Site, parse_site
 
 
 class Words:
@@ -59,7 +60,7 @@ class SolvedModel:
         return self.d_model
 
     def capture(self, tokens: Tensor, site: Site) -> Any:
-        from sae_bench.model import Capture
+        from sae_bench.model.language_model import Capture
 
         x = self.embed(tokens)
         return Capture(value=x, block_input=x)

@@ -12,25 +12,26 @@ import numpy as np
 import pytest
 import torch
 
-from sae_bench import circuit_runs
-from sae_bench.bench import TIERS, Bench, Beside, Settings, site_data
-from sae_bench.capture import SiteData
-from sae_bench.circuit import CircuitSet, read_circuit
-from sae_bench.corpus import from_documents, load_corpus
 from sae_bench.demo import paths
+from sae_bench.engine.batch import Beside
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine.corpus import from_documents, load_corpus
+from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import LoadError, MeasurementError
-from sae_bench.formats import as_sae, read_sae
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Influence, Measurement, Ratio, Undefined
-from sae_bench.model import load_model
-from sae_bench.outcome import Verdict
-from sae_bench.properties import TRANSCODER
-from sae_bench.properties._circuits_stats import Design, compare_features
-from sae_bench.properties.circuits import METRICS, PROPERTY, measure
+from sae_bench.judge.judge import judge
+from sae_bench.judge.limits import parse_rule
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.datasets.circuit_file import CircuitSet, read_circuit
+from sae_bench.measure.measurement import Influence, Measurement, Ratio, Undefined
+from sae_bench.measure.properties import TRANSCODER
+from sae_bench.measure.properties.circuits import METRICS, PROPERTY, measure, runs
+from sae_bench.measure.properties.circuits.stats import Design, compare_features
+from sae_bench.measure.uncertainty import interval
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
-from sae_bench.site import parse_site
-from sae_bench.stats import interval
-from sae_bench.verdict import judge
+from sae_bench.sae.formats import as_sae, read_sae
 
 Rows = list[dict[str, Any]]
 PEOPLE = [f"n{index}" for index in range(12)]
@@ -249,8 +250,8 @@ def test_a_perfect_reconstruction_keeps_everything_and_one_without_a_feature_los
 def test_losing_an_order_fails_against_what_was_accepted(
     solved: Any, bench_of: Any, write: Callable[..., Path]
 ) -> None:
-    from sae_bench.measurement import Accepted
-    from sae_bench.outcome import AcceptedProperty
+    from sae_bench.judge.verdicts import AcceptedProperty
+    from sae_bench.measure.measurement import Accepted
 
     planted, path = Planted(solved, bench_of, abba=2.0, baba=2.0, every=0.0), write(crossed())
     sound = planted.measure(path)
@@ -413,9 +414,9 @@ def demo() -> Callable[..., Bench]:
     return get
 
 
-def given(bench: Bench, count: int = 6) -> tuple[CircuitSet, circuit_runs.Task]:
+def given(bench: Bench, count: int = 6) -> tuple[CircuitSet, runs.Task]:
     asked = read_circuit(bench.beside.circuit or "")
-    return asked, circuit_runs.task(bench, asked, asked.prompts[:count])
+    return asked, runs.task(bench, asked, asked.prompts[:count])
 
 
 def test_the_clean_arm_is_the_models_own_logits(demo: Callable[..., Bench]) -> None:
@@ -425,7 +426,7 @@ def test_the_clean_arm_is_the_models_own_logits(demo: Callable[..., Bench]) -> N
     for prompt, (right, wrong) in zip(task.read, task.answers.tolist(), strict=True):
         logits = bench.model.logits(prompt.tokens[None])[0, -1]
         wanted.append(float(logits[right] - logits[wrong]))
-    np.testing.assert_allclose(circuit_runs.clean(bench, task), wanted, atol=1e-4)
+    np.testing.assert_allclose(runs.clean(bench, task), wanted, atol=1e-4)
 
 
 def test_gradients_are_slopes(demo: Callable[..., Bench]) -> None:
@@ -433,22 +434,22 @@ def test_gradients_are_slopes(demo: Callable[..., Bench]) -> None:
     _, task = given(bench)
     direction = torch.randn(task.read[0].x.shape, generator=torch.Generator().manual_seed(0))
     step = 1e-2 * direction
-    up, down = (circuit_runs.differences(bench, task, [0], [task.read[0].x + sign * step]).item() for sign in (1, -1))
-    slope = float((circuit_runs.gradients(bench, task)[0] * direction).sum())
+    up, down = (runs.differences(bench, task, [0], [task.read[0].x + sign * step]).item() for sign in (1, -1))
+    slope = float((runs.gradients(bench, task)[0] * direction).sum())
     assert slope == pytest.approx((up - down) / 2e-2, rel=0.01)
 
 
 def test_what_all_features_write_is_the_reconstruction(demo: Callable[..., Bench]) -> None:
     bench = demo()
     _, task = given(bench, 1)
-    seen = circuit_runs.coded(bench, task)
+    seen = runs.coded(bench, task)
     firing = (seen.codes[0] != 0).any(0).nonzero().flatten().tolist()
-    parts = [circuit_runs.written(bench, task, seen, 0, feature) for feature in firing]
+    parts = [runs.written(bench, task, seen, 0, feature) for feature in firing]
     whole = torch.stack([part for part in parts if part is not None]).sum(0)
     whole[1:] += bench.sae.b_dec
     torch.testing.assert_close(whole[1:], seen.xhat[0][1:], atol=1e-4, rtol=1e-4)
     assert not whole[0].any()
-    assert circuit_runs.written(bench, task, seen, 0, next(j for j in range(768) if j not in firing)) is None
+    assert runs.written(bench, task, seen, 0, next(j for j in range(768) if j not in firing)) is None
 
 
 def test_the_demo_solves_the_task_and_its_saes_keep_it(demo: Callable[..., Bench]) -> None:

@@ -14,21 +14,23 @@ import numpy as np
 import pytest
 import torch
 
-from sae_bench.bench import TIERS, Bench, Beside, Settings
-from sae_bench.cells import first_of_cells, halves_by_cell
-from sae_bench.contrast import read_contrast, shifted_path
-from sae_bench.corpus import from_documents
+from sae_bench.engine.batch import Beside
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.corpus import from_documents
+from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import LoadError, MeasurementError
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Undefined
-from sae_bench.outcome import Verdict
-from sae_bench.properties._factors import holm, omega_squared, permutation_p, worst_level
-from sae_bench.properties.contrast import METRICS, PROPERTY, measure
+from sae_bench.judge.judge import judge
+from sae_bench.judge.limits import parse_rule
+from sae_bench.judge.verdicts import Verdict
+from sae_bench.measure.datasets.balanced_sampling import first_of_cells, halves_by_cell
+from sae_bench.measure.datasets.contrast_file import read_contrast, shifted_path
+from sae_bench.measure.measurement import Undefined
+from sae_bench.measure.properties.contrast import METRICS, PROPERTY, measure
+from sae_bench.measure.properties.contrast.propensity import MULTIPLIERS, _propensities, samples, slopes
+from sae_bench.measure.shared.factors import holm, omega_squared, permutation_p, worst_level
+from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.registry.site import parse_site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
-from sae_bench.site import parse_site
-from sae_bench.steering import LastPosition
-from sae_bench.steering.propensity import MULTIPLIERS, _propensities, samples, slopes
-from sae_bench.verdict import judge
 
 Rows = list[dict[str, Any]]
 NAMES = [f"n{index}" for index in range(40)]
@@ -263,7 +265,7 @@ def test_the_same_run_twice_is_identical_and_batches_do_not_matter(
     write([{**each, "prompt": "long " + each["prompt"]} for each in balanced()], "questions_shifted.jsonl")
 
     def run(**settings: Any) -> dict[str, float]:
-        monkeypatch.setattr("sae_bench.capture._cache", OrderedDict())
+        monkeypatch.setattr("sae_bench.engine.captured_activations._cache", OrderedDict())
         return {
             name: each.value
             for name, each in measure(asked.bench(path, **settings)).estimates.items()

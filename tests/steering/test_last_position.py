@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sae_bench.model import Model, load_model
-from sae_bench.site import parse_site
-from sae_bench.steering import LastPosition, Prompt
+from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.measure.shared.prompts import Prompt
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import parse_site
 
 SIZES = {
     "vocab_size": 61,

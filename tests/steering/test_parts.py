@@ -12,20 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_bench.errors import MeasurementError
-from sae_bench.measurement import Influence, Undefined
-from sae_bench.properties._steering_stats import Arm, Grid, mean, slopes, two_way
-from sae_bench.properties._steering_test import against_floors, exceedance
-from sae_bench.stats import interval, standard_error
-from sae_bench.steering import (
-    choose_features,
-    covariance_directions,
-    find_targets,
-    halves,
-    other_features,
-    random_directions,
-)
-from sae_bench.steering.choice import drawn_order
-from sae_bench.steering.targets import target_sets
+from sae_bench.measure.measurement import Influence, Undefined
+from sae_bench.measure.properties.steering.significance import against_floors, exceedance
+from sae_bench.measure.shared.directions import covariance_directions, other_features, random_directions
+from sae_bench.measure.shared.feature_choice import choose_features, drawn_order, halves
+from sae_bench.measure.shared.target_tokens import find_targets, target_sets
+from sae_bench.measure.shared.two_way_clusters import Arm, Grid, mean, slopes, two_way
+from sae_bench.measure.uncertainty import interval, standard_error
 
 K = (-2, -1, 0, 1, 2)
 

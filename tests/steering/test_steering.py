@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from sae_bench import controls
-from sae_bench.bench import TIERS, Beside, Settings
+from sae_bench.engine.batch import Beside
+from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import MeasurementError
-from sae_bench.limits import parse_rule
-from sae_bench.measurement import Influence, Measurement, Undefined
-from sae_bench.outcome import PropertyVerdict, Verdict
-from sae_bench.properties.steering import METRICS, PROPERTY, measure
-from sae_bench.sae import ReLU
-from sae_bench.stats import interval
-from sae_bench.steering import LastPosition, find_targets, respond
-from sae_bench.steering.responses import STRENGTHS, unit_strength
-from sae_bench.verdict import judge
+from sae_bench.judge.judge import judge
+from sae_bench.judge.limits import parse_rule
+from sae_bench.judge.verdicts import PropertyVerdict, Verdict
+from sae_bench.measure.measurement import Influence, Measurement, Undefined
+from sae_bench.measure.properties.steering import METRICS, PROPERTY, measure
+from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.measure.shared.steering_responses import STRENGTHS, respond, unit_strength
+from sae_bench.measure.shared.target_tokens import find_targets
+from sae_bench.measure.uncertainty import interval
+from sae_bench.sae import ReLU, controls
 
 
 def judged(found: Measurement) -> PropertyVerdict:
@@ -117,7 +118,7 @@ def test_the_same_run_twice_is_identical_and_batches_do_not_matter(
 
     def run(settings: Settings) -> dict[str, tuple[float, ...]]:
         # Nothing captured before, or the second run would be handed the first one's clean log-probabilities.
-        monkeypatch.setattr("sae_bench.capture._cache", OrderedDict())
+        monkeypatch.setattr("sae_bench.engine.captured_activations._cache", OrderedDict())
         return numbers(measure(planted.bench(settings=settings)))
 
     first = run(settings)
@@ -191,11 +192,11 @@ def test_too_few_documents_are_an_error(planted: Any) -> None:
 
 
 def test_a_real_model_orders_the_arms(real_assets: Path) -> None:
-    from sae_bench.bench import Bench, site_data
-    from sae_bench.corpus import load_corpus
-    from sae_bench.formats import read_sae
-    from sae_bench.model import load_model
-    from sae_bench.site import parse_site
+    from sae_bench.engine.bench import Bench, site_data
+    from sae_bench.engine.corpus import load_corpus
+    from sae_bench.model.load import load_model
+    from sae_bench.registry.site import parse_site
+    from sae_bench.sae.formats import read_sae
 
     model, corpus = load_model(str(real_assets / "model")), load_corpus(real_assets / "eval_tokens.safetensors")
     settings = Settings(tier=TIERS["standard"])
@@ -212,18 +213,18 @@ def test_a_real_model_orders_the_arms(real_assets: Path) -> None:
 
 @cache
 def demo_model_and_corpus() -> tuple[Any, Any]:
-    from sae_bench.corpus import load_corpus
     from sae_bench.demo import paths
-    from sae_bench.model import load_model
+    from sae_bench.engine.corpus import load_corpus
+    from sae_bench.model.load import load_model
 
     return load_model(str(paths.MODEL)), load_corpus(paths.CORPUS)
 
 
 def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae, tier: str = "smoke") -> Any:
-    from sae_bench.bench import Bench, site_data
     from sae_bench.demo import paths
-    from sae_bench.formats import read_sae
-    from sae_bench.site import parse_site
+    from sae_bench.engine.bench import Bench, site_data
+    from sae_bench.registry.site import parse_site
+    from sae_bench.sae.formats import read_sae
 
     model, corpus = demo_model_and_corpus()
     settings = Settings(tier=TIERS[tier])
@@ -233,7 +234,7 @@ def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae, tier: 
 
 
 def test_the_demo_has_a_feature_that_steers_its_persona_whatever_the_letter() -> None:
-    from sae_bench.properties.contrast import measure as measure_contrast
+    from sae_bench.measure.properties.contrast import measure as measure_contrast
 
     found = measure_contrast(demo_bench("topk", tier="standard"))
     assert value(found, "anti_share") <= 0.2

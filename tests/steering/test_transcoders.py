@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench import controls
-from sae_bench.bench import TIERS, Bench, Beside, Settings, site_data
-from sae_bench.corpus import from_documents
-from sae_bench.measurement import Measurement, Undefined
-from sae_bench.properties import contrast, steering
-from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
-from sae_bench.site import Site, parse_site
+from sae_bench.engine.batch import Beside
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import from_documents
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.measure.measurement import Measurement, Undefined
+from sae_bench.measure.properties import contrast, steering
+from sae_bench.registry.site import Site, parse_site
+from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo, controls
 
 READ = parse_site("blocks.0.mlp.hook_in")
 

@@ -1,1 +1,0 @@
-"""What `contract` tries an SAE with, and what it looks at."""

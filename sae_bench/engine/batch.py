@@ -1,0 +1,150 @@
+"""What passes between a bench and its properties, a batch at a time.
+
+Shapes: b documents of a batch, p positions (the longest of them), d site width, n SAE features, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_bench.engine.settings import TIERS
+from sae_bench.errors import MeasurementError
+from sae_bench.registry.site import Site
+
+WINDOW = TIERS["smoke"].documents or 64
+"""Documents among which those of similar length share a batch. As many as a smoke run has, which thus has the same
+batches, and the same numbers, in every tier."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some documents, cut to the longest of them."""
+
+    documents: tuple[int, ...]
+    tokens: Tensor
+    "int64 (b, p)"
+    lengths: tuple[int, ...]
+    x: Tensor
+    "(b, p, d) float32"
+    source: Tensor
+    "(b, p, d_in) float32, what the SAE reads; `x` itself unless it is a transcoder"
+    block_input: Tensor
+    "(b, p, d_model) float32"
+    keep: Tensor
+    "bool (b, p), positions intervened on and averaged over"
+    keep_ce: Tensor
+    "bool (b, p), kept positions with a next token in the document"
+
+
+@dataclass(frozen=True, eq=False)
+class Companion:
+    """Another SAE of the same model that is read beside the measured one."""
+
+    name: str
+    "Its id, or the last part of its path."
+    sae: Any
+    site: Site
+    "Where it reads and writes."
+    sha256: str
+    "Of its weights."
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What a registration names to be read beside its SAE; a field of `SAESpec` each."""
+
+    partner: Any = None
+    "A second SAE of the same site, of another seed."
+    next_layers: tuple[Companion, ...] = ()
+    "SAEs of later layers, the nearest first."
+    family: tuple[Companion, ...] = ()
+    "SAEs of the same site with dictionaries of other sizes, without this one."
+    contrast: str | None = None
+    "Path of a labelled dataset for contrast steering."
+    concepts: str | None = None
+    "Path of a file of concepts and cycles."
+    circuit: str | None = None
+    "Path of a circuit's prompts."
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an intervention does to the next-token distribution; 0 outside the kept positions."""
+
+    kl: Tensor
+    "(b, p) float32 nats, clean distribution first; at `Batch.keep`."
+    ce: Tensor
+    "(b, p) float32 nats, minus the log-probability of the next token; at `Batch.keep_ce`."
+    distance: Tensor | None = None
+    "(b, p) float32, Euclidean distance of the two log-probability vectors, when asked for."
+    moved: Tensor | None = None
+    "(b, p) float32 in [0, 1], total variation distance of the two distributions, when asked for."
+
+
+@dataclass(frozen=True, eq=False)
+class Firing:
+    """How often and how strongly each feature fires on the kept tokens of the whole corpus."""
+
+    tokens: int
+    count: Tensor
+    "int64 (n,), tokens on which the code is not 0."
+    total: Tensor
+    "float64 (n,), sum of |code| times the decoder norm."
+    square: Tensor
+    "float64 (n,), sum of squared code times squared decoder norm."
+
+    @property
+    def alive(self) -> Tensor:
+        """bool (n,), features that fire at least once."""
+        return self.count > 0
+
+    @property
+    def density(self) -> Tensor:
+        """float64 (n,), share of tokens on which a feature fires."""
+        return self.count.double() / self.tokens
+
+
+def whole_clusters(cluster: tuple[int, ...], limit: int | None) -> int:
+    """The longest prefix of at most ``limit`` documents that cuts no cluster in two; at least one cluster.
+
+    A cluster measured in part would be compared with the whole one of a longer run.
+    """
+    if limit is None or limit >= len(cluster):
+        return len(cluster)
+    last = {name: index for index, name in enumerate(cluster)}
+    best, reach = 0, -1
+    for index, name in enumerate(cluster):
+        reach = max(reach, last[name])
+        if reach == index and (index < limit or best == 0):
+            best = index + 1
+    return best
+
+
+def by_length(documents: Tensor, lengths: Tensor) -> Tensor:
+    """``documents`` (k,) of one window, the shortest first: those that share a batch then hold little padding."""
+    return documents[torch.argsort(lengths[documents], stable=True)]
+
+
+def scatter(values: Tensor, keep: Tensor) -> Tensor:
+    """(b, p) with ``values`` (rows,) where ``keep`` is true and 0 elsewhere."""
+    out = values.new_zeros(keep.shape)
+    out[keep] = values
+    return out
+
+
+def check_finite(batch: Batch, values: Tensor, keep: Tensor | None, what: str) -> None:
+    """`MeasurementError` naming document and position where ``values`` (rows of ``keep``, ...) are not finite.
+
+    Without ``keep``, ``values`` has a row for each document.
+    """
+    if bool(torch.isfinite(values).all()):
+        return
+    bad = (~torch.isfinite(values)).reshape(len(values), -1).any(-1).nonzero()[0].item()
+    if keep is None:
+        raise MeasurementError(f"{what} is NaN or infinite in document {batch.documents[int(bad)]}")
+    row, position = keep.nonzero()[int(bad)].tolist()
+    raise MeasurementError(f"{what} is NaN or infinite at document {batch.documents[row]}, position {position}")

@@ -1,0 +1,1 @@
+"""How does a person start it? pytest, the command line, notebooks and test files."""

@@ -1,0 +1,168 @@
+"""``compare``, ``accept`` and ``show``: a report says enough about its own metrics to be judged again."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from sae_bench.errors import UsageError
+from sae_bench.frontends.cli.parser import Commands
+from sae_bench.judge.judge import judge
+from sae_bench.judge.limits import Rule, check_rules, parse_rule
+from sae_bench.judge.verdicts import AcceptedProperty, Verdict
+from sae_bench.measure.measurement import Metric
+from sae_bench.report import accept as accepting
+from sae_bench.report import baselines
+from sae_bench.report.convert import measurement_from, metrics_from, property_result
+from sae_bench.report.declared_limits import for_same_weights, rules_of
+from sae_bench.report.provenance import author, utc
+from sae_bench.report.records import PropertyResult
+from sae_bench.report.report import Report, load_report
+from sae_bench.show import terminal
+from sae_bench.show.rows import known_reason
+
+
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    compare = commands.add_parser("compare", help="judge one report against another")
+    compare.add_argument("accepted", type=Path, help="the report to compare with, or a folder of accepted reports")
+    compare.add_argument("now", type=Path, help="the report to judge")
+    compare.add_argument("--limit", action="append", default=[], help="property.metric:LIMIT[@sae-glob], repeatable")
+    compare.add_argument("--strict", action="store_true", help="NEW and INCONCLUSIVE end with exit code 11")
+    compare.set_defaults(command=_compare)
+
+    accept = commands.add_parser("accept", help="take a report's values as the ones to compare with")
+    accept.add_argument("report", type=Path)
+    accept.add_argument("--reason", required=True, help="why the new values are right")
+    accept.add_argument("--only", action="append", default=None, metavar="GLOB", help="only these properties")
+    accept.add_argument("--new", action="store_true", help="only what has no accepted entry")
+    accept.add_argument("--reanchor", action="store_true", help="measure drift from these values on")
+    accept.add_argument("--in-ci", action="store_true", help="allow it where CI=true")
+    accept.add_argument("--baselines", type=Path, default=Path("baselines"), help="folder of accepted reports")
+    accept.set_defaults(command=_accept)
+
+    show = commands.add_parser("show", help="print a report as the run did")
+    show.add_argument("report", type=Path)
+    show.set_defaults(command=_show)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    now = _own_report(options.now)
+    rules = [parse_rule(text, "command line") for text in options.limit]
+    results = [each for sae in now.saes.values() for each in sae.properties.items()]
+    check_rules(rules, [f"{name}.{metric}" for name, result in results for metric in result.metrics])
+    judged = {
+        sae: replace(
+            found,
+            properties={
+                name: _judge_again(sae, name, result, options.accepted, rules, options.strict)
+                for name, result in found.properties.items()
+            },
+        )
+        for sae, found in now.saes.items()
+    }
+    _print(Report(now.run, judged), str(options.now), str(options.accepted))
+    return Report(now.run, judged).exit_code(options.strict)
+
+
+def _judge_again(
+    sae: str, name: str, result: PropertyResult, where: Path, rules: list[Rule], strict: bool
+) -> PropertyResult:
+    """One property of a report against the accepted side, by the limits that it carries and those given now."""
+    accepted = baselines.accepted_property(where, sae, name)
+    measurement, metrics = measurement_from(result), metrics_from(result)
+    verdict = judge(
+        name,
+        metrics,
+        result.headline,
+        measurement,
+        accepted,
+        sae=sae,
+        rules=_rules(sae, result, accepted, rules),
+        context=result.context,
+        known_failures=_known_failures(result),
+        strict=strict,
+    )
+    return property_result(
+        measurement, verdict, _Declared(name, metrics, result.version), context=result.context, accepted=accepted
+    )
+
+
+def _known_failures(result: PropertyResult) -> dict[str, str]:
+    """What the run excused, with its reason, as its registration said; that is not at hand."""
+    excused = {name: each for name, each in result.metrics.items() if each.verdict is Verdict.KNOWN}
+    return {name: known_reason(each) for name, each in excused.items()}
+
+
+def _rules(
+    sae: str, result: PropertyResult, accepted: AcceptedProperty | None, given: Sequence[Rule]
+) -> Sequence[Rule]:
+    """The limits that a result carries, and those given now."""
+    rules = [rule for rule in rules_of(result) if not for_same_weights(rule) or _of_one_sae(result, accepted)]
+    if result.acceptance is not None:
+        # The hard ones were judged then. Here they only count: error rates depend on how many metrics are declared.
+        rules = [replace(rule, sae="") if rule.limit.hard else rule for rule in rules]
+        kept_none = any(each.anchor is not None for each in result.metrics.values()) and not rules
+        if kept_none and not any(fnmatchcase(result.name, rule.property) for rule in given):
+            raise UsageError(
+                f"{result.name} of {sae} was accepted when accepted files kept no limits, so that it cannot be judged; "
+                f"accept it again, or add --limit '{result.name}.{result.headline}:5%'"
+            )
+    return [*rules, *given]
+
+
+def _of_one_sae(result: PropertyResult, accepted: AcceptedProperty | None) -> bool:
+    """Whether both sides are about the same weights."""
+    return accepted is not None and bool(result.weights) and result.weights == accepted.weights
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """What a report says about one of its properties."""
+
+    name: str
+    metrics: Sequence[Metric]
+    version: int
+
+
+def _own_report(path: Path) -> Report:
+    """A report of this package; results of other tools follow other formulas under the same names."""
+    report = load_report(path)
+    for found in report.saes.values():
+        for result in found.properties.values():
+            if owner := result.context.get("formulas_of"):
+                raise UsageError(f"{path} holds results of {owner}, which can be shown but never compared or accepted")
+    return report
+
+
+def _accept(options: argparse.Namespace) -> int:
+    changes = accepting.accept(
+        _own_report(options.report),
+        options.baselines,
+        reason=options.reason,
+        who=author(Path.cwd()),
+        when=utc(time.time()),
+        only=options.only,
+        new_only=options.new,
+        reanchor=options.reanchor,
+        in_ci=options.in_ci,
+    )
+    sys.stdout.write("\n".join([f"accepted under {options.baselines}:", *accepting.describe(changes)]) + "\n")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    _print(load_report(options.report), str(options.report), "baselines")
+    return 0
+
+
+def _print(report: Report, path: str, accepted: str) -> None:
+    width = max(60, shutil.get_terminal_size((100, 24)).columns)
+    text = terminal.summary(report, width=width, color=sys.stdout.isatty(), report_path=path, baselines=accepted)
+    sys.stdout.write(text.rstrip("\n") + "\n")

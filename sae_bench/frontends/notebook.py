@@ -1,0 +1,204 @@
+"""The same checks as under pytest, in a notebook or a training script: on files, objects, or tensors at hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_bench.engine.batch import Beside
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.corpus import Corpus, from_documents
+from sae_bench.engine.devices import check_device
+from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.errors import UsageError, near
+from sae_bench.frontends.in_memory import NOWHERE, as_documents, handed_corpus, handed_data
+from sae_bench.measure.properties import NO_MODEL, load_property, property_names
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import wrap_model
+from sae_bench.registry.site import parse_site
+from sae_bench.registry.spec import SAESpec
+from sae_bench.report.provenance import Provenance
+from sae_bench.report.records import PropertyResult
+from sae_bench.report.report import Report
+from sae_bench.run.load import Loader
+from sae_bench.run.options import RunOptions
+from sae_bench.run.preflight import check_accepted_reports, check_words
+from sae_bench.run.run import Progress, Run
+from sae_bench.sae import SAE, check_contract, check_fit
+
+OPTIONS = ("tier", "documents", "seed", "device", "dtype", "batch_size", "memory_bytes", "strict", "selfcheck")
+_OWN = ("id", "path", "load", "model", "site", "corpus", "dtype", "origin", "baseline_id", "typed", "control")
+FIELDS = tuple(each.name for each in fields(SAESpec) if each.name not in _OWN)
+"What `check_sae` hands on to a registration as it is."
+
+
+def check(
+    sae: Any,
+    *,
+    id: str,
+    model: Any,
+    site: str | None,
+    corpus: Any,
+    tokens: Any,
+    activations: Tensor | None,
+    properties: Sequence[str] | None,
+    baselines: str | Path | None,
+    options: Mapping[str, Any],
+) -> Report:
+    """See `sae_bench.check_sae`."""
+    started = time.time()
+    said = {name: value for name, value in options.items() if name in OPTIONS}
+    rest = {name: value for name, value in options.items() if name not in OPTIONS}
+    for name in rest:
+        if name not in FIELDS:
+            raise UsageError(f"check_sae does not know the option {name!r}{near(name, (*OPTIONS, *FIELDS))}")
+    if said.get("tier", "standard") not in TIERS:
+        raise UsageError(f"tier {said['tier']!r} must be one of {', '.join(TIERS)}")
+    chosen = _chosen(properties)
+    given = _given_corpus(corpus, tokens)
+    spec = _spec(sae, id, model, site, corpus if given is None else "given", rest)
+    said["device"] = _device(said.get("device"), model, activations)
+    judged = RunOptions(**said, compare=baselines is not None, baselines=Path(baselines or "baselines"))
+    check_words([spec], ())
+    check_accepted_reports([spec], chosen, judged)
+    run = Run(judged, make_loader=lambda settings, progress: _Given(settings, progress, _given_model(model), given))
+    if activations is None:
+        results = {name: run.check(spec, name).result for name in chosen}
+    else:
+        results = _on_activations(run, spec, chosen, activations, given, model, explicit=properties is not None)
+    return Report.of({spec.id: results}, Provenance.collect(Path.cwd(), started=started))
+
+
+def _on_activations(
+    run: Run,
+    spec: SAESpec,
+    chosen: Sequence[str],
+    activations: Tensor,
+    corpus: Corpus | None,
+    model: Any,
+    explicit: bool,
+) -> dict[str, PropertyResult]:
+    """What needs no model from the activations; the rest from the model, where model and token ids are given."""
+    x, lengths = as_documents(activations)
+    if corpus is not None and x.shape[:2] != corpus.tokens.shape:
+        raise UsageError(
+            f"activations are of {tuple(x.shape[:2])} documents and positions, and the token ids of "
+            f"{tuple(corpus.tokens.shape)}: they must be of the same documents"
+        )
+    given = Activations(x, corpus or handed_corpus(x, lengths), is_matrix=activations.ndim == 2)
+    handed = Run(run.options, make_loader=lambda settings, progress: Handed(settings, progress, given))
+    can_run = model is not None and corpus is not None
+    results = {}
+    for name in chosen:
+        if not load_property(name).needs_model:
+            results[name] = handed.check(spec, name).result
+        elif can_run:
+            results[name] = run.check(spec, name).result
+        elif explicit:
+            raise UsageError(f"{name} {NO_MODEL}; give check_sae model= and tokens= as well, or leave {name} out")
+        else:
+            results[name] = handed.undefined(spec, name, f"{NO_MODEL}; give model= and tokens= as well").result
+    return results
+
+
+def _chosen(properties: Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(properties, str):
+        raise UsageError(f"properties={properties!r} must be a list of names, such as [{properties!r}]")
+    if properties is not None and not properties:
+        raise UsageError("properties=[] measures nothing; leave it out to measure all of them")
+    chosen = tuple(properties or property_names())
+    for name in chosen:
+        load_property(name)
+    return chosen
+
+
+def _spec(
+    sae: Any, id: str, model: Any, site: str | None, corpus: str | Path | None, rest: Mapping[str, Any]
+) -> SAESpec:
+    if isinstance(sae, SAESpec):
+        return sae
+    where: dict[str, Any] = {"path": str(sae)} if isinstance(sae, str | Path) else {"load": lambda: sae}
+    named = str(model) if isinstance(model, str | Path) else None if model is None else "given"
+    place = {"model": named, "site": site, "corpus": str(corpus) if corpus is not None else None}
+    return SAESpec(**{"id": id, **where, **place, "origin": "check_sae", **rest})
+
+
+def _device(said: str | None, model: Any, activations: Tensor | None) -> str:
+    """Where to measure: where the model is, or the activations are, unless something else is said."""
+    weight = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
+    if weight is None:
+        return said or (str(activations.device) if activations is not None else RunOptions.device)
+    here = weight.device
+    if said is not None:
+        check_device(said)
+        if torch.device(said) not in (here, torch.device(here.type)):
+            raise UsageError(f"the model given is on {here}: leave out device={said!r}, or move the model there")
+    return str(here)
+
+
+def _given_model(model: Any) -> Model | None:
+    return None if model is None or isinstance(model, str | Path) else wrap_model(model)
+
+
+def _given_corpus(corpus: Any, tokens: Any) -> Corpus | None:
+    """Token ids (documents, positions), or lists of them, as a corpus; None where a file is named."""
+    if tokens is not None and corpus is not None:
+        raise UsageError("check_sae takes corpus= or tokens=, not both: tokens are a corpus that is in no file")
+    if isinstance(corpus, Corpus):
+        return corpus
+    if tokens is None:
+        return None
+    documents = tokens.tolist() if isinstance(tokens, Tensor) else [list(ids) for ids in tokens]
+    first = {ids[0] for ids in documents if ids}
+    # Documents that all begin with one token begin with BOS, unless there is one document only.
+    return from_documents(documents, has_bos=len(first) == 1 and len(documents) > 1, source="given to check_sae")
+
+
+class _Given(Loader):
+    """Uses a model and token ids that are in memory where there are any."""
+
+    def __init__(self, settings: Settings, progress: Progress | None, model: Model | None, corpus: Corpus | None):
+        super().__init__(settings, progress)
+        self._given = model, corpus
+
+    def _model(self, place: Any) -> Model:
+        return self._given[0] or super()._model(place)
+
+    def _corpus(self, path: str) -> Corpus:
+        return self._given[1] or super()._corpus(path)
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """What was handed over."""
+
+    x: Tensor
+    "(docs, pos, d) float32"
+    corpus: Corpus
+    is_matrix: bool
+    "They came as rows without positions, so that there is no first position to leave out."
+
+
+class Handed(Loader):
+    """Makes benches of activations that are at hand, without a model."""
+
+    def __init__(self, settings: Settings, progress: Progress | None, given: Activations) -> None:
+        super().__init__(replace(settings, dtype="float32"), progress)
+        self._handed = given
+
+    def _load(self, spec: SAESpec) -> Bench:
+        sae: SAE = self._read(spec)
+        given = self._handed
+        site = spec.site or sae.site_in or NOWHERE
+        check_fit(sae, given.x.shape[-1], parse_site(site))
+        check_contract(sae)
+        data = handed_data(given.x, given.corpus, site, spec.include_bos or given.is_matrix)
+        partner = self._partner(spec, sae)
+        beside = Beside(partner=partner)
+        return Bench(sae, data.model, given.corpus, data, self.settings, include_bos=data.include_bos, beside=beside)

@@ -1,0 +1,1 @@
+"""The pytest plugin: options, one item per SAE and property, workers, and how a session ends."""

@@ -1,0 +1,312 @@
+"""pytest hooks: options, one item per (SAE, property), the report at the end, and the exit code.
+
+Importing this module imports neither torch nor scipy, so that suites which have nothing to do with SAEs are not slowed.
+One process writes: xdist workers leave records, the controller collects them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sae_bench.errors import SAEBenchError
+from sae_bench.frontends.pytest import options as sae_options
+from sae_bench.frontends.pytest.items import SESSION, VanishedItem, is_timed, property_of, session_of, spec_of
+
+if TYPE_CHECKING:
+    from sae_bench.run.run import Run
+
+MARKERS = {
+    "fidelity": "what the model loses when it reads the reconstruction",
+    "geometry": "properties of the dictionary's directions",
+    "steering": "what adding a feature's direction does",
+    "concepts": "what the codes know of labelled concepts",
+    "contract": "what every SAE must satisfy on any input",
+    "speed": "how fast an SAE encodes and decodes on this machine; never judged",
+}
+_error_key = pytest.StashKey[str]()
+_name_key = pytest.StashKey[str]()
+PLACE = "sae_bench_place"
+"What an xdist worker tells: where the tests of its suite are."
+RECORD = "sae_bench.record"
+"As `sae_bench.report.run_folder.RECORD`, which is not worth importing in suites without SAEs."
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare ``--sae-*`` options and their ini keys."""
+    group = parser.getgroup("sae", "SAE quality")
+    sae_options.add_options(group.addoption)
+    for option in sae_options.OPTIONS:
+        if not option.action:
+            kind = "linelist" if option.kind == "list" else "string"
+            parser.addini(option.ini_key, option.help.replace("%%", "%"), type=kind, default=None)  # type: ignore[arg-type]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Describe the markers, so that ``--strict-markers`` and ``pytest --markers`` know them."""
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+    config.pluginmanager.register(RecordIntake(config), "sae_bench.collector")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
+    """A conftest that registers wrongly, or finds another package's ``sae_bench``, fails with one line that says so."""
+    try:
+        return (yield)
+    except Exception as error:
+        # pytest 8.0 wraps what a conftest raised in another way than later ones.
+        cause = getattr(error, "cause", None) or getattr(error, "excinfo", (None, error))[1]
+        if isinstance(cause, SAEBenchError):
+            raise pytest.UsageError(str(cause)) from None
+        if isinstance(cause, ImportError) and str(cause.name or "").partition(".")[0] == "sae_bench":
+            from sae_bench.registry.package_clash import clash_message
+
+            if message := clash_message():
+                raise pytest.UsageError(message) from None
+        raise
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """``--sae-list`` prints and stops."""
+    if not config.getoption("sae_list"):
+        return None
+    from sae_bench.show.terminal import listing
+
+    session = session_of(config)
+    # pytest's own writer comes with its terminal reporter, which is not there yet.
+    sys.stdout.write(listing(session.specs, session.properties, session.options.baselines))
+    return 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """A mistake in the options stops the run before anything is collected."""
+    config = session.config
+    if _given(config):
+        from sae_bench.registry.package_clash import clash_message
+
+        # Choosing SAEs has to wait: conftests below the root are still to come.
+        if message := clash_message():
+            raise pytest.UsageError(message)
+    if any(option.name.startswith("accept") for option in _given(config)):
+        _refuse_narrowed_accept(config)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One item for each chosen SAE; ids are the SAEs' ids, so ``-k`` and node ids work."""
+    from sae_bench.frontends.testing import OPERATIONS, PROPERTY_ATTRIBUTE
+
+    name, timed = getattr(metafunc.function, PROPERTY_ATTRIBUTE, None), is_timed(metafunc.function)
+    if name is None and not timed:
+        return
+    try:
+        session = session_of(metafunc.config)
+        wanted = session.speed if timed else name in session.properties
+        # A control of known quality is as fast as any product: there is nothing to learn.
+        specs = [spec for spec in session.specs if wanted and not (timed and spec.control)]
+    except pytest.UsageError as error:
+        metafunc.config.stash.setdefault(_error_key, str(error))
+        specs = []
+    metafunc.parametrize("sae_spec", specs, ids=[spec.id for spec in specs], scope="session")
+    if timed:
+        metafunc.parametrize("sae_operation", OPERATIONS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark items by their property's kind, drop unchosen properties, and add an item for whatever vanished."""
+    if (message := config.stash.get(_error_key, None)) is not None:
+        raise pytest.UsageError(message)
+    timed = [item for item in items if is_timed(getattr(item, "function", None))]
+    suite = [item for item in items if property_of(item) is not None]
+    if not suite and not timed:
+        return
+    from sae_bench.measure.properties import load_property
+    from sae_bench.report.rerun_commands import place_of
+
+    session = session_of(config)
+    session.collected = True
+    for item in suite:
+        item.add_marker(load_property(str(property_of(item))).marker)
+    _mark_timed(config, timed)
+    kept = [item for item in suite if spec_of(item) is not None and property_of(item) in session.properties]
+    if config.getoption("benchmark_only", False):
+        # What pytest-benchmark would skip was not chosen; a property that is skipped counts as lost.
+        kept = []
+    gone = {id(item) for item in suite} - {id(item) for item in kept}
+    gone |= {id(item) for item in timed if spec_of(item) is None}
+    if gone:
+        items[:] = [item for item in items if id(item) not in gone]
+    place = place_of((item.path for item in (*suite, *timed)), config.invocation_params.dir)
+    session.locate(place)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[PLACE] = place
+    if suite and not session.narrowed and not config.getoption("benchmark_only", False):
+        parent = suite[0].parent or suite[0].session
+        pairs: list[tuple[str, str | None]] = [(sae, None) for sae in session.vanished()]
+        pairs += session.unmeasured({(spec_of(item).id, str(property_of(item))) for item in kept})
+        items.extend(VanishedItem.of(parent, sae, name) for sae, name in pairs)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where a Ray cluster measures, it begins as soon as it is known what."""
+    sae_session = session.config.stash.get(SESSION, None)
+    if sae_session is None or session.config.getoption("collectonly") or hasattr(session.config, "workerinput"):
+        return
+    found = [(spec_of(item), property_of(item)) for item in session.items]
+    try:
+        sae_session.distribute([(spec, name) for spec, name in found if spec is not None and name is not None])
+    except SAEBenchError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _mark_timed(config: pytest.Config, timed: list[pytest.Item]) -> None:
+    """Mark timings, and skip them where they would say nothing."""
+    why = None
+    if hasattr(config, "workerinput"):
+        why = "workers that share a machine slow each other down: time SAEs with -k speed and without -n"
+    elif not config.pluginmanager.hasplugin("benchmark"):
+        why = "pytest-benchmark is not loaded, and it takes the time"
+    elif session_of(config).resolved["sae_ray"]:
+        why = "SAEs are measured on a Ray cluster: time them with -k speed and without --sae-ray"
+    for item in timed:
+        item.add_marker("speed")
+        if why is not None:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(scope="session")
+def sae_run(request: pytest.FixtureRequest) -> Generator[Run]:
+    """What measures and judges; it keeps models, activations and SAEs between items."""
+    session = session_of(request.config)
+    session.open()
+    session.show_progress()
+    yield session.run
+    session.run.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """An item of ours that is skipped although its values were accepted is MISSING: nothing passes unmeasured."""
+    report = yield
+    name, spec = property_of(item), spec_of(item)
+    if report.skipped and name is not None and spec is not None and not hasattr(report, "wasxfail"):
+        session = session_of(item.config)
+        if session.is_accepted(spec, name):
+            session.open()
+            checked = session.run.missing(spec.id, name, "its test was skipped")
+            report.outcome, report.longrepr, report.when = "failed", checked.failure, "call"
+            report.user_properties = [*report.user_properties, *checked.user_properties]
+    return report
+
+
+class RecordIntake:
+    """Takes in the records that items leave, in this process or in a worker."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect an item's record; only items of ours have one."""
+        if report.when != "call" or hasattr(self.config, "workerinput"):
+            return
+        for key, value in report.user_properties:
+            if key == RECORD:
+                session = session_of(self.config)
+                if (name := self.config.stash.get(_name_key, None)) is not None:
+                    session.adopt(name)
+                session.collect(str(value), failed=report.failed)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the report, accept if asked to, and turn "could not be judged" into exit code 11."""
+    sae_session = session.config.stash.get(SESSION, None)
+    if sae_session is None or not sae_session.collected or hasattr(session.config, "workerinput"):
+        return
+    if session.config.getoption("collectonly"):
+        return
+    failed_otherwise = session.testsfailed > sae_session.failed_items
+    session.exitstatus = sae_session.finish(int(exitstatus), failed_otherwise)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Generator[None, Any, Any]:
+    """Print the table below what other plugins print, and where one of them stops (``--benchmark-compare-fail``)."""
+    try:
+        return (yield)
+    finally:
+        sae_session = config.stash.get(SESSION, None)
+        if sae_session is not None and sae_session.collected:
+            sae_session.summarise(terminalreporter)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker which folder the run writes to; a mistake in the options stops the run here."""
+    config = node.config
+    if _concerned(config):
+        from sae_bench.frontends.pytest.scheduling import check_gpus
+
+        session = session_of(config)
+        if session.resolved["sae_ray"]:
+            raise pytest.UsageError("--sae-ray and -n both spread SAEs over processes; choose one of them")
+        try:
+            check_gpus(len(config.option.tx), session.options.device)
+        except SAEBenchError as error:
+            raise pytest.UsageError(str(error)) from None
+        node.workerinput.update(session.tell_worker())
+    else:
+        moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        node.workerinput["sae_bench_name"] = config.stash.setdefault(_name_key, f"{moment}-workers")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Only workers collect, so they say where the tests are."""
+    session = node.config.stash.get(SESSION, None)
+    if session is not None and (place := getattr(node, "workeroutput", {}).get(PLACE)) is not None:
+        session.locate(place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Items of one SAE run on one worker, so that it is loaded once; suites without SAEs are left to xdist."""
+    if not _concerned(config) or config.getoption("dist") != "load":
+        return None
+    from sae_bench.frontends.pytest.scheduling import by_sae
+
+    return by_sae(config, log, [spec.id for spec in session_of(config).specs])
+
+
+def _concerned(config: pytest.Config) -> bool:
+    """Whether this run measures SAEs, as far as a process that collects nothing can know: some are registered."""
+    if SESSION in config.stash or any(_given(config)):
+        return True
+    registration = sys.modules.get("sae_bench.registry.register")
+    if registration is not None and len(registration.SAES):
+        return True
+    from importlib.metadata import entry_points
+
+    return bool(entry_points(group="sae_bench.saes"))
+
+
+def _given(config: pytest.Config) -> list[sae_options.Option]:
+    return [option for option in sae_options.OPTIONS if config.getoption(option.dest) not in (None, [], False)]
+
+
+def _refuse_narrowed_accept(config: pytest.Config) -> None:
+    from sae_bench.frontends.pytest.selection import narrowed_by
+
+    if used := narrowed_by(config):
+        raise pytest.UsageError(
+            f"--sae-accept refuses a run narrowed by {', '.join(used)}: what was left out would be accepted unseen; "
+            f"narrow with --sae and --sae-property instead"
+        )
+    if not (config.getoption("sae_accept_reason") or "").strip():
+        raise pytest.UsageError("accepting needs a reason: add --sae-accept-reason 'why the new values are right'")

@@ -1,0 +1,358 @@
+"""One pytest session's share of the work: what was chosen, what was found, and how the session ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_bench.errors import SAEBenchError, StoreError
+from sae_bench.frontends.pytest.options import Resolved
+from sae_bench.frontends.pytest.progress import ProgressLine
+from sae_bench.frontends.pytest.scheduling import device_of, share_cores
+from sae_bench.frontends.pytest.selection import chosen_properties, chosen_saes, narrowed_by, run_options, speed_chosen
+from sae_bench.judge.verdicts import NOTHING_MEASURED_EXIT
+from sae_bench.measure.properties import load_property
+from sae_bench.registry.register import SAES
+from sae_bench.registry.spec import SAESpec
+from sae_bench.report import accept, baselines, run_folder
+from sae_bench.report.declared_limits import with_overruled
+from sae_bench.report.provenance import Provenance, author, utc
+from sae_bench.report.records import PropertyResult, SAEResult
+from sae_bench.report.report import Report, write_report
+from sae_bench.report.rerun_commands import SAME, Again
+from sae_bench.run.preflight import check_accepted_reports, check_words, rules_for
+from sae_bench.run.run import Run
+from sae_bench.show import github, terminal
+from sae_bench.show.speed_lines import speed_lines
+from sae_bench.show.write_files import accepted_side, write_files
+
+TESTS_FAILED = int(pytest.ExitCode.TESTS_FAILED)
+JUDGED = (int(pytest.ExitCode.OK), TESTS_FAILED, int(pytest.ExitCode.NO_TESTS_COLLECTED))
+"pytest's own outcomes that ours may replace; interruptions and internal errors stay."
+FOLDER, EARLIER, NAME = "sae_bench_folder", "sae_bench_earlier", "sae_bench_name"
+"What an xdist worker is told: where records go, which unfinished runs it may take from, what the run is called."
+
+
+class Session:
+    """What one run of pytest chose, measured and wrote."""
+
+    def __init__(self, config: pytest.Config, resolved: Resolved) -> None:
+        self.config = config
+        self.resolved = resolved
+        self.started = time.time()
+        self.options = run_options(config, resolved)
+        self.specs = chosen_saes(resolved)
+        self.properties = chosen_properties(resolved["sae_property"])
+        self.speed = speed_chosen(resolved["sae_property"])
+        "Whether SAEs are timed."
+        check_words(self.specs, self.options.rules, list(SAES))
+        check_accepted_reports(self.specs, self.properties, self.options)
+        self.narrowed = bool(resolved["sae"] or resolved["sae_property"] or resolved["sae_no_compare"])
+        self.collected = False
+        self.failed_items = 0
+        self.records: list[Path] = []
+        self.kept: list[run_folder.Record] = []
+        self.written: list[str] = []
+        self.troubles: list[str] = []
+        "What was not written and why; said loudly at the end, and never green."
+        self.report: Report | None = None
+        self.run = Run(self.options)
+        named = {spec.id: spec.chosen_by for spec in self.specs if spec.chosen_by is not None}
+        self.run.again = self.again = Again("", named, resolved.typed(SAME))
+        self.name = run_folder.run_name(config.rootpath)
+        self._claim: run_folder.Claim | None = None
+        self._earlier: list[run_folder.Claim] = []
+        self._opened = False
+
+    @property
+    def folder(self) -> Path | None:
+        """Where this run writes; None where nothing can be written."""
+        return self.run.folder
+
+    def open(self) -> None:
+        """Take a folder for this run, and whatever a killed one finished; called before the first measurement."""
+        if self._opened:
+            return
+        self._opened = True
+        worker = getattr(self.config, "workerinput", None)
+        if worker is not None:
+            self._follow(worker)
+            return
+        reports = self._path("sae_report_dir")
+        try:
+            # Before a folder of our own is there, which is unfinished too.
+            self._earlier = run_folder.unfinished(reports)
+            self._claim = run_folder.claim(reports, self.name)
+            self.run.folder = self._claim.path
+        except StoreError as error:
+            self.troubles.append(f"{error}; verdicts stand, results are kept in memory until this run ends")
+        if self.resolved["sae_fresh"]:
+            for dead in self._earlier:
+                run_folder.forget_run(dead.path)
+                dead.release()
+            self._earlier = []
+        self.run.earlier = run_folder.earlier_records(claim.path for claim in self._earlier)
+
+    def _follow(self, worker: dict[str, str]) -> None:
+        """What the controlling process decided; a name only, where it did not know that SAEs would be measured."""
+        share_cores(int(worker["workercount"]))
+        self.options = replace(self.options, device=device_of(worker["workerid"], self.options.device))
+        self.run.options = self.options
+        if FOLDER in worker:
+            self.run.folder = Path(worker[FOLDER]) if worker[FOLDER] else None
+            self.run.earlier = run_folder.earlier_records(map(Path, worker[EARLIER].splitlines()))
+        else:
+            self.run.folder = self._path("sae_report_dir") / worker[NAME]
+
+    def locate(self, place: str) -> None:
+        """Where pytest finds this run's tests again."""
+        self.run.again = self.again = replace(self.again, place=place)
+
+    def adopt(self, name: str) -> None:
+        """Write where the workers did, when only they knew that SAEs would be measured."""
+        if not self._opened:
+            self._opened = True
+            self.run.folder = self._path("sae_report_dir") / name
+
+    def tell_worker(self) -> dict[str, str]:
+        """For a worker's `_follow`."""
+        self.open()
+        return {FOLDER: str(self.folder or ""), EARLIER: "\n".join(str(claim.path) for claim in self._earlier)}
+
+    def _path(self, dest: str) -> Path:
+        return Path(self.config.rootpath) / str(self.resolved[dest])
+
+    def show_progress(self) -> None:
+        """Say how far a long measurement is, where somebody can see it."""
+        if not hasattr(self.config, "workerinput"):
+            self.run.progress = ProgressLine.for_pytest(self.config)
+
+    def distribute(self, pairs: Sequence[tuple[SAESpec, str]]) -> None:
+        """Let a Ray cluster measure what was collected, if ``--sae-ray`` names one; this process judges it."""
+        if not pairs or not self.resolved["sae_ray"]:
+            return
+        from sae_bench.run.ray.client import RayFront
+
+        front = RayFront(
+            self.resolved["sae_ray"],
+            wait=self.resolved["sae_ray_wait"],
+            root=Path(self.config.rootpath),
+            progress=lambda *said: self.run.progress(*said) if self.run.progress is not None else None,
+        )
+        # Whether a better fidelity was bought with a higher L0 is asked of every SAE that has an accepted one.
+        bought = [(spec, "sparsity") for spec, _ in pairs if self.is_accepted(spec, "sparsity")]
+        wanted = {(spec.id, name): (spec, name) for spec, name in (*pairs, *bought)}
+        front.submit(list(wanted.values()), self.options)
+        self.run.elsewhere = front
+
+    def vanished(self) -> list[str]:
+        """Accepted SAEs that are registered no more."""
+        if not self.options.compare or self.options.reference is not None:
+            return []
+        return list(baselines.vanished(self.options.baselines, SAES))
+
+    def unmeasured(self, collected: set[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Accepted properties of registered SAEs that no collected item measures; none for files picked by hand."""
+        if not self.options.compare or self.options.reference is not None:
+            return []
+        if any("::" in argument or argument.endswith(".py") for argument in self.config.args):
+            return []
+        accepted = [(spec.id, baselines.load_accepted(self.options.baselines, spec.judged_as)) for spec in self.specs]
+        held = [(sae, name) for sae, file in accepted if file is not None for name in file.result.properties]
+        return sorted(set(held) - collected)
+
+    def is_accepted(self, sae: SAESpec, name: str) -> bool:
+        """Whether this run compares a property with an accepted one."""
+        where = self.options.reference or self.options.baselines
+        return self.options.compare and baselines.accepted_property(where, sae.judged_as, name) is not None
+
+    def collect(self, record: str, failed: bool) -> None:
+        """Take in the record of a finished item; an empty path where it could not be written."""
+        if record:
+            self.records.append(Path(record))
+        self.failed_items += failed
+        self.collected = True
+
+    def finish(self, exitstatus: int, failed_otherwise: bool) -> int:
+        """Write the report, accept if asked to, and say with which exit code the session ends."""
+        ended = exitstatus in JUDGED
+        self.troubles += dict.fromkeys(self.run.unwritten)
+        results = self._results()
+        if results:
+            self.report = self._report(results, ended)
+            self._save(self.report)
+        code = self._code(exitstatus, failed_otherwise) if ended else exitstatus
+        if self.resolved["sae_accept"] or self.resolved["sae_accept_new"]:
+            self._accept_or_say_why(ended)
+        self.close(ended)
+        return code
+
+    def close(self, ended: bool) -> None:
+        """Leave the folders: what a finished run took is gone for others, an interrupted one may be taken up."""
+        keys = {record.key for record in self.kept}
+        for earlier in self._earlier:
+            # While it is still locked: another run must not take what this one has used.
+            if ended and not self.troubles:
+                run_folder.forget_records(earlier.path, keys)
+            earlier.release()
+        if self._claim is not None:
+            self._claim.finish() if ended or not self.records else self._claim.release()
+        self._claim, self._earlier = None, []
+
+    def _results(self) -> dict[str, dict[str, PropertyResult]]:
+        """All results by SAE, in the order of registration, and property; from records, else from memory."""
+        found: dict[tuple[str, str], PropertyResult] = dict(self.run.results)
+        for path in self.records:
+            try:
+                record = run_folder.read_record(path)
+            except StoreError as error:
+                self.troubles.append(str(error))
+                continue
+            found[record.sae, record.result.name] = record.result
+            self.kept.append(record)
+        found = {(sae, name): self._with_overruled(sae, each) for (sae, name), each in found.items()}
+        order = [*(spec.id for spec in self.specs), *sorted({sae for sae, _ in found})]
+        return {
+            sae: {name: found[owner, name] for owner, name in sorted(found) if owner == sae}
+            for sae in dict.fromkeys(order)
+            if any(owner == sae for owner, _ in found)
+        }
+
+    def _with_overruled(self, sae: str, result: PropertyResult) -> PropertyResult:
+        """A result with the declared limits that this run was given others for, so that it can be accepted."""
+        spec = next((spec for spec in self.specs if spec.id == sae), None)
+        if spec is None or not result.metrics:
+            return result
+        return with_overruled(result, rules_for(spec, load_property(result.name), self.options.rules), sae)
+
+    def _code(self, exitstatus: int, failed_otherwise: bool) -> int:
+        if self.report is None:
+            if self.troubles:
+                self.troubles.append("with -n, results stay in the workers: only the outcomes of the items are known")
+            if exitstatus == TESTS_FAILED or self.troubles:
+                return TESTS_FAILED
+            if self.run.timings:
+                return exitstatus
+            self.written.append("nothing was measured: register an SAE in conftest.py, or name one with --sae")
+            return NOTHING_MEASURED_EXIT
+        code = TESTS_FAILED if failed_otherwise else self.report.exit_code(self.options.strict)
+        return code or (TESTS_FAILED if self.troubles else 0)
+
+    def _save(self, report: Report) -> None:
+        try:
+            self._write(report)
+        except SAEBenchError as error:
+            self.troubles.append(f"the report was not written: {error}")
+
+    def _accept_or_say_why(self, ended: bool) -> None:
+        if self.report is None or not ended or self.troubles:
+            why = "the run was interrupted" if not ended else "not everything was written or measured"
+            self.written.append(f"not accepted: {why}")
+        else:
+            self._accept(self.report)
+
+    def summarise(self, reporter: Any) -> None:
+        """Print timings, the table and where everything was written."""
+        for line in speed_lines(self.run.timings):
+            reporter.write_line(line)
+        if self.report is not None and self.report.saes:
+            reporter.write_line("")
+            for line in terminal.summary(
+                self.report,
+                width=reporter._tw.fullwidth,
+                color=reporter._tw.hasmarkup,
+                report_path=str(_shown(self.folder / "report.html")) if self.folder else "not written",
+                baselines=str(self.resolved["sae_baselines"]),
+            ).splitlines():
+                reporter.write_line(line)
+            self._publish(reporter)
+        for line in self.written:
+            reporter.write_line(line)
+        for trouble in self.troubles:
+            reporter.write_line(f"ERROR: {trouble}", red=True, bold=True)
+
+    def _publish(self, reporter: Any) -> None:
+        """The job's summary and annotations, where the run is one of GitHub Actions."""
+        assert self.report is not None
+        try:
+            github.publish(
+                self.report,
+                environ=os.environ,
+                write=reporter.write_line,
+                report_path=str(_shown(self.folder / "report.html")) if self.folder else None,
+                baselines=_shown(self.options.baselines),
+                annotate=not self.config.pluginmanager.hasplugin("github-actions-annotate-failures"),
+            )
+        except (SAEBenchError, OSError) as error:
+            self.troubles.append(f"the job's summary was not written: {error}")
+
+    def _report(self, results: dict[str, dict[str, PropertyResult]], ended: bool) -> Report:
+        about = {**{record.sae: record.provenance for record in self.kept}, **self.run.provenance}
+        saes = {sae: SAEResult(found, self._tags(sae), about.get(sae, {})) for sae, found in results.items()}
+        taken = sum(record.taken_from is not None for record in self.kept)
+        said = {
+            "interrupted": not ended,
+            "narrowed_by": narrowed_by(self.config),
+            "taken_from_unfinished_runs": taken,
+        }
+        if not ended:
+            self.written.append("interrupted: the report holds what was finished; the same command takes it up")
+        if taken:
+            self.written.append(f"{taken} of {len(self.kept)} results were taken from a run that did not finish")
+        run = Provenance.collect(
+            Path(self.config.rootpath),
+            started=self.started,
+            command=["pytest", *map(str, self.config.invocation_params.args)],
+            options={
+                "tier": self.options.tier,
+                "seed": self.options.seed,
+                "batch_size": self.options.batch_size,
+                "device": self.options.device,
+                "given": self.resolved.from_user(),
+                "again": self.again.tree(),
+                **{name: value for name, value in said.items() if value},
+            },
+        )
+        return Report(run=run, saes=saes)
+
+    def _tags(self, sae: str) -> tuple[str, ...]:
+        return next((spec.tags for spec in self.specs if spec.id == sae), ())
+
+    def _write(self, report: Report) -> None:
+        if self.folder is not None:
+            write_report(report, self.folder / "report.json")
+            write_report(report, self.folder.parent / "latest.json")
+            judged_as = {spec.id: spec.judged_as for spec in self.specs}
+            accepted = accepted_side(report, self.options.reference or self.options.baselines, judged_as)
+            write_files(report, self.folder, accepted)
+        if self.resolved["sae_json"]:
+            write_report(report, Path(self.config.invocation_params.dir) / self.resolved["sae_json"])
+
+    def _accept(self, report: Report) -> None:
+        try:
+            changes = accept.accept(
+                report,
+                self.options.baselines,
+                reason=self.resolved["sae_accept_reason"],
+                who=author(Path(self.config.rootpath)),
+                when=utc(time.time()),
+                new_only=bool(self.resolved["sae_accept_new"]) and not self.resolved["sae_accept"],
+                in_ci=bool(self.resolved["sae_accept_in_ci"]),
+                reanchor=bool(self.resolved["sae_reanchor"]),
+            )
+        except SAEBenchError as error:
+            self.written.append(f"not accepted: {error}")
+        else:
+            self.written += [f"accepted under {self.resolved['sae_baselines']}/:", *accept.describe(changes)]
+
+
+def _shown(path: Path) -> Path:
+    """Relative to where the user is, if it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

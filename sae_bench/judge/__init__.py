@@ -1,0 +1,1 @@
+"""When does a number become an opinion? numpy and scipy only; no file, no terminal, no torch."""

@@ -1,0 +1,1 @@
+"""What is measured? Properties, their statistics and the labelled data that they read."""

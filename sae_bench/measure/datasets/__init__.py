@@ -1,0 +1,1 @@
+"""Labelled data that properties read: concepts, contrast questions and circuit prompts."""

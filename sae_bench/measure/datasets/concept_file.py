@@ -1,0 +1,255 @@
+"""Labelled concepts and cycles: a small file in TOML that says which tokens, or which positions, a concept is about.
+
+    [[concept]]
+    name = "weekday"
+    positive = ["monday", "tuesday"]     # words, as they stand in a text, case included, without the space in front
+    negative = ["january", "february"]   # left out: every other word of the vocabulary
+    paired = false                       # true: the first positive word goes with the first negative one, and so on
+
+    [[concept]]
+    name = "number"
+    positive = "[0-9]+"                  # a regular expression that the whole word matches
+
+    [[concept]]
+    name = "praised"
+    corpus = "9f86d081884c"              # sha256 of the corpus that the positions are of, or its first digits
+    positive = [[0, 17], [3, 40]]        # document and position, both counted from 0
+    negative = [[1, 12]]
+
+    [[cycle]]
+    name = "days"
+    classes = ["monday", "tuesday", "wednesday"]          # in order; a class of several words is a list of them
+    latents = { "mylab/v3" = [2592, 4445] }               # optional: the features that hold it, by SAE id
+
+What is wrong with a file is one sentence; `concept_tokens` finds the tokens that words are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sae_bench.errors import LoadError, near
+
+UPPER_CASE = "upper_case"
+"The concept that is there for every tokenizer; no file may take its name."
+FEWEST_CLASSES = 5
+"Classes of a cycle; below five, too few orders differ for a test."
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_DIGITS = re.compile(r"[0-9a-f]{12,64}")
+
+
+@dataclass(frozen=True)
+class Words:
+    """Tokens by their text."""
+
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Tokens whose whole text matches a regular expression."""
+
+    regex: str
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Places in the corpus."""
+
+    places: tuple[tuple[int, int], ...]
+    "(document, position), from 0."
+
+
+Labelled: TypeAlias = Words | Pattern | Positions
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What has the concept, and what it is held against."""
+
+    name: str
+    positive: Labelled
+    negative: Labelled | None
+    "Of the same kind as `positive`, or None: every other word of the vocabulary."
+    paired: bool = False
+    "Whether the n-th positive word goes with the n-th negative one."
+    corpus: str | None = None
+    "First digits of the sha256 of the corpus that positions are of; None for words."
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Classes in an order that ends where it began."""
+
+    name: str
+    classes: tuple[tuple[str, ...], ...]
+    "The words of each class, in the order of the cycle."
+    latents: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    "Features that hold the cycle, by SAE id; empty where they have to be found."
+
+
+@dataclass(frozen=True)
+class ConceptFile:
+    """Everything a file declares."""
+
+    path: str
+    concepts: tuple[Concept, ...]
+    cycles: tuple[Cycle, ...]
+    sha256: str
+    "Of the file."
+
+
+def read_concepts(path: str | os.PathLike[str]) -> ConceptFile:
+    """Read and check a file; whatever is wrong with it is a one-sentence `LoadError` that names the entry."""
+    file = Path(path).expanduser()
+    try:
+        raw = file.read_bytes()
+        found = tomllib.loads(raw.decode())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LoadError(f"concept file {file} cannot be read: {error}") from None
+    _only(f"concept file {file}", found, ("concept", "cycle"))
+    concepts = tuple(_concept(where, entry) for where, entry in _entries(file, found, "concept"))
+    cycles = tuple(_cycle(where, entry) for where, entry in _entries(file, found, "cycle"))
+    if not concepts and not cycles:
+        raise LoadError(f"concept file {file} declares nothing; write a [[concept]] or a [[cycle]]")
+    return ConceptFile(str(file), concepts, cycles, hashlib.sha256(raw).hexdigest())
+
+
+def _entries(file: Path, found: Mapping[str, Any], kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """Every entry of a kind with the words that errors name it by; names are checked here."""
+    entries = found.get(kind, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise LoadError(f"concept file {file}: write each {kind} under a heading of its own, [[{kind}]]")
+    for number, entry in enumerate(entries, 1):
+        name = entry.get("name")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise LoadError(
+                f"{kind} {number} of {file} has the name {name!r}; it must be lower case letters, digits and '_', "
+                f"a letter first"
+            )
+    counts = Counter(str(entry["name"]) for entry in entries)
+    for name, count in counts.items():
+        if count > 1:
+            raise LoadError(f"{kind} {name!r} of {file} is declared {count} times; give each a name of its own")
+    return [(f"{kind} {entry['name']!r} of {file}", entry) for entry in entries]
+
+
+def _concept(where: str, entry: Mapping[str, Any]) -> Concept:
+    _only(where, entry, ("name", "positive", "negative", "paired", "corpus"))
+    if entry["name"] == UPPER_CASE:
+        raise LoadError(f"{where}: upper case is measured without being declared; remove it or choose another name")
+    if "positive" not in entry:
+        raise LoadError(f"{where} has no 'positive': list the words, or the positions, that have it")
+    positive = _labelled(f"{where}: 'positive'", entry["positive"])
+    negative = _labelled(f"{where}: 'negative'", entry["negative"]) if "negative" in entry else None
+    paired, corpus = entry.get("paired", False), entry.get("corpus")
+    if not isinstance(paired, bool):
+        raise LoadError(f"{where}: 'paired' is {paired!r}; write true or false")
+    concept = Concept(str(entry["name"]), positive, negative, paired, corpus)
+    _check_sides(where, concept)
+    if paired:
+        _check_paired(where, concept)
+    return concept
+
+
+def _check_sides(where: str, concept: Concept) -> None:
+    positive, negative, corpus = concept.positive, concept.negative, concept.corpus
+    if isinstance(positive, Positions):
+        if not isinstance(negative, Positions):
+            raise LoadError(f"{where} gives positions; give those that do not have it as 'negative'")
+        if not isinstance(corpus, str) or not _DIGITS.fullmatch(corpus):
+            raise LoadError(
+                f"{where} gives positions and corpus = {corpus!r}; name the corpus they are of by 12 or more digits of "
+                f"its sha256, which sae_bench.engine.corpus.load_corpus(path).sha256 is"
+            )
+    elif corpus is not None or isinstance(negative, Positions):
+        raise LoadError(f"{where} is about words, so it takes neither a corpus nor positions")
+    both = sorted(set(_items(positive)) & set(_items(negative)), key=str)
+    if both:
+        raise LoadError(f"{where}: {both[0]!r} is positive and negative; remove it from one of them")
+
+
+def _check_paired(where: str, concept: Concept) -> None:
+    positive, negative = concept.positive, concept.negative
+    if not isinstance(positive, Words) or not isinstance(negative, Words):
+        raise LoadError(f"{where} is paired, which takes a list of words as 'positive' and as 'negative'")
+    if len(positive.words) != len(negative.words):
+        raise LoadError(
+            f"{where} is paired, but has {len(positive.words)} positive and {len(negative.words)} negative words; "
+            f"give each word its partner"
+        )
+
+
+def _items(side: Labelled | None) -> Sequence[Any]:
+    if isinstance(side, Words):
+        return side.words
+    return side.places if isinstance(side, Positions) else ()
+
+
+def _labelled(where: str, value: Any) -> Labelled:
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise LoadError(f"{where} is {value!r}, which is no regular expression: {error}") from None
+        return Pattern(value)
+    if isinstance(value, list) and value and all(isinstance(item, list) for item in value):
+        for item in value:
+            if len(item) != 2 or any(type(number) is not int or number < 0 for number in item):
+                raise LoadError(f"{where} holds {item!r}; a position is [document, position], both counted from 0")
+        places = tuple((int(document), int(position)) for document, position in value)
+        _distinct(where, places)
+        return Positions(places)
+    return Words(_words(where, value))
+
+
+def _words(where: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise LoadError(
+            f"{where} is {value!r}; it must be a list of words, a regular expression or a list of positions"
+        )
+    for word in value:
+        if not isinstance(word, str) or not word or word != word.strip():
+            raise LoadError(f"{where} holds {word!r}; a word is a text without spaces around it")
+    _distinct(where, value)
+    return tuple(value)
+
+
+def _cycle(where: str, entry: Mapping[str, Any]) -> Cycle:
+    _only(where, entry, ("name", "classes", "latents"))
+    classes, latents = entry.get("classes"), entry.get("latents", {})
+    if not isinstance(classes, list) or len(classes) < FEWEST_CLASSES:
+        raise LoadError(
+            f"{where}: 'classes' is {classes!r}; list the words of {FEWEST_CLASSES} classes or more, in order"
+        )
+    listed = [[each] if isinstance(each, str) else each for each in classes]
+    words = tuple(_words(f"{where}: class {number}", each) for number, each in enumerate(listed, 1))
+    _distinct(f"{where}: 'classes'", [word for each in words for word in each])
+    if not isinstance(latents, dict):
+        raise LoadError(f"{where}: 'latents' is {latents!r}; write {{ \"SAE id\" = [1, 2, 3] }}")
+    for sae, given in latents.items():
+        if not isinstance(given, list) or not given or any(type(index) is not int or index < 0 for index in given):
+            raise LoadError(f"{where}: the latents of {sae!r} are {given!r}; list feature indices, counted from 0")
+        _distinct(f"{where}: the latents of {sae!r}", given)
+    return Cycle(str(entry["name"]), words, {sae: tuple(given) for sae, given in latents.items()})
+
+
+def _only(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in entry:
+        if key not in known:
+            raise LoadError(f"{where}: unknown key {key!r}{near(key, known)}")
+
+
+def _distinct(where: str, items: Sequence[Any]) -> None:
+    repeated = [item for item, count in Counter(items).items() if count > 1]
+    if repeated:
+        raise LoadError(f"{where} holds {repeated[0]!r} more than once; list it once")

@@ -1,0 +1,251 @@
+"""How circular the means of ordered classes are: their power at frequency 1, unbiased, and its permutation test. numpy.
+
+The class means of odd and of even documents are multiplied with each other, so that noise, which the two halves do not
+share, adds nothing on average. With K[k, l] the product of class k's mean in odd and class l's in even documents,
+
+    power at frequency f    P_f = sum_kl K[k, l] cos(2 pi f (k - l) / C)
+    circular share          P_1 / (P_1 + P_2 + P_3); a third for classes in any order, 1 for a circle, .66 for seven
+                            classes on a straight line
+    roundness               smaller over larger axis of the frequency-1 part, squared; 1 for a circle, 0 for a line
+
+Rotating or reflecting the order changes nothing, so C classes have (C - 1)! / 2 orders; the test looks at all of them
+up to `EXACT` classes (360 for seven), and draws them at random beyond. Where the order means nothing every one is as
+likely to have the largest share, whatever the noise and however the vectors were chosen, as long as the order had no
+part in it.
+
+Shapes: N tokens, S clusters of documents, C classes, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+
+import numpy as np
+
+from sae_bench.measure.measurement import Estimate, Exact, Floats, Influence, Ratio, Undefined
+from sae_bench.measure.shared.factors import Ints
+from sae_bench.measure.uncertainty import leave_one_out
+
+FREQUENCIES = 3
+"The share is that of frequency 1 among these."
+EXACT = 8
+"Classes up to which all orders are looked at: 2,520 of them."
+DRAWN = 4999
+"Orders drawn where there are more."
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Which class, which cluster and which half each token belongs to."""
+
+    of_class: Ints
+    "(N,)"
+    cluster_of: Ints
+    "(N,) index into all clusters that are measured."
+    classes: int
+    clusters: int
+
+    @property
+    def odd(self) -> Ints:
+        """(N,) 1 in every second cluster."""
+        return self.cluster_of % 2
+
+    def counts(self) -> Floats:
+        """(S, C) tokens."""
+        flat = np.bincount(self.cluster_of * self.classes + self.of_class, minlength=self.clusters * self.classes)
+        return np.asarray(flat.reshape(self.clusters, self.classes), dtype=np.float64)
+
+    def thin(self) -> int | None:
+        """A class that fewer than two clusters of a half hold, so that leaving one out might empty it; None else."""
+        held = self.counts() > 0
+        fewest = np.minimum(held[::2].sum(0), held[1::2].sum(0))
+        return int(fewest.argmin()) if fewest.min() < 2 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """Products of the halves' class means, with all that leaving a cluster out changes."""
+
+    whole: Floats
+    "(C, C): K."
+    parts: Floats
+    "(S, C, C) sums over a cluster's tokens of a class, times the other half's class means."
+    counts: Floats
+    "(S, C)"
+
+    @classmethod
+    def of(cls, rows: Floats, given: Labelled) -> Products:
+        """Of vectors (N, d)."""
+        means = class_means(rows, given)  # (2, C, d)
+        counts = given.counts()
+        parts = np.zeros((given.clusters, given.classes, given.classes))
+        for half in (0, 1):
+            inside = np.flatnonzero(given.odd == half)
+            products = rows[inside] @ means[1 - half].T  # (n, C)
+            np.add.at(parts, (given.cluster_of[inside], given.of_class[inside]), products)
+        return cls(means[1] @ means[0].T, parts, counts)
+
+    def without(self, cluster: int) -> Floats:
+        """(C, C) K without one cluster."""
+        half = self.counts[cluster % 2 :: 2].sum(0)  # (C,)
+        left = half - self.counts[cluster]
+        if cluster % 2:
+            return np.asarray((half[:, None] * self.whole - self.parts[cluster]) / left[:, None])
+        return np.asarray((half[None, :] * self.whole - self.parts[cluster].T) / left[None, :])
+
+
+def class_means(rows: Floats, given: Labelled) -> Floats:
+    """(2, C, d) of vectors (N, d), in even and in odd clusters."""
+    sums = np.zeros((2, given.classes, rows.shape[1]))
+    np.add.at(sums, (given.odd, given.of_class), rows)
+    count = np.bincount(given.odd * given.classes + given.of_class, minlength=2 * given.classes)
+    return sums / count.reshape(2, given.classes, 1)
+
+
+@cache
+def _waves(classes: int) -> Floats:
+    """(frequencies from 1, C, C) cos(2 pi f (k - l) / C); the last one is half the number of classes."""
+    step = np.arange(classes)[:, None] - np.arange(classes)[None, :]
+    return np.stack([np.cos(2 * np.pi * f * step / classes) for f in range(1, classes // 2 + 1)])
+
+
+def powers(products: Floats) -> Floats:
+    """(frequencies from 1,) of K (C, C)."""
+    return np.asarray(np.einsum("kl,fkl->f", products, _waves(len(products))))
+
+
+def class_power(products: Floats) -> float:
+    """The spread of the class means, all frequencies together; in whatever order they are."""
+    return float(np.trace(products) - products.sum() / len(products))
+
+
+def circular_share(products: Floats) -> float:
+    """NaN where the first frequencies have no power together."""
+    first = powers(products)[:FREQUENCIES]
+    return float(first[0] / first.sum()) if first.sum() > 0 else np.nan
+
+
+def roundness(products: Floats) -> float:
+    """Of K (C, C); NaN where frequency 1 has no power."""
+    angle = 2 * np.pi * np.arange(len(products)) / len(products)
+    axes = np.stack([np.cos(angle), np.sin(angle)])
+    form = axes @ products @ axes.T
+    small, large = np.linalg.eigvalsh((form + form.T) / 2)
+    return float(max(small, 0.0) / large) if large > 0 else np.nan
+
+
+@cache
+def orders(classes: int, seed: int) -> Ints:
+    """(orders, C): all of them that are not rotations or reflections of each other, or a sample; the first is as given.
+
+    Exact up to `EXACT` classes.
+    """
+    if classes <= EXACT:
+        rest = permutations(range(1, classes))
+        return np.array([(0, *order) for order in rest if order[0] < order[-1]])
+    generator = np.random.default_rng(seed)
+    drawn = np.tile(np.arange(classes), (DRAWN + 1, 1))
+    return np.concatenate([drawn[:1], generator.permuted(drawn[1:], axis=1)])
+
+
+def permutation_p(products: Floats, seed: int = 0) -> float:
+    """How many orders have at least the circular share of the given one, itself among them."""
+    each = orders(len(products), seed)
+    waves = _waves(len(products))[:FREQUENCIES]
+    flat = products[each[:, :, None], each[:, None, :]].reshape(len(each), -1)
+    first = flat @ waves.reshape(len(waves), -1).T  # (orders, frequencies)
+    total = first.sum(1)
+    # An order without power has no share and is taken for the least circular: any fixed rule keeps the test exact.
+    share = np.where(total > 0, first[:, 0] / np.where(total > 0, total, 1.0), -np.inf)
+    if not np.isfinite(share[0]):
+        return 1.0
+    return float((share >= share[0] - 1e-9 * abs(share[0])).mean())
+
+
+def left_out(parts: Sequence[Products], value: Callable[..., float], reason: str) -> Estimate:
+    """A value of several K, with influences from leaving a cluster out; undefined for the reason where it is no number.
+
+    A cluster without a token of the classes changes nothing.
+    """
+    full = value(*(each.whole for each in parts))
+    others = [
+        value(*(each.without(cluster) for each in parts)) if parts[0].counts[cluster].any() else full
+        for cluster in range(len(parts[0].counts))
+    ]
+    if not np.isfinite([full, *others]).all():
+        return Undefined(reason)
+    return Influence(full, leave_one_out(others, full))
+
+
+def of_site(ours: Floats, site: Floats) -> float:
+    """Circular power of one K over that of the site, wherever it points; NaN where the site has none."""
+    power = powers(site)[0]
+    return float(powers(ours)[0] / power) if power > 0 else np.nan
+
+
+def kept(ours: Floats, rest: Floats, site: Floats) -> float:
+    """What of the site's circle lies in a part of x: 1 for all, 0 for a circle of any size that points elsewhere.
+
+    ``ours`` and ``rest`` are K of the part and of x without it: their products with each other are half of what the
+    site's K has beyond both.
+    """
+    return of_site((site + ours - rest) / 2, site)
+
+
+def class_kept(ours: Floats, rest: Floats, site: Floats) -> float:
+    """The same of the class means' whole spread."""
+    power = class_power(site)
+    return class_power((site + ours - rest) / 2) / power if power > 0 else np.nan
+
+
+def kept_by_several(*each: Floats) -> float:
+    """Mean of `kept` over parts of x: K of each part and of x without it by turns, the site's last."""
+    return float(np.mean([kept(ours, rest, each[-1]) for ours, rest in zip(each[:-1:2], each[1::2], strict=True)]))
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean over cycles of what has a value; the first one's reason where none has."""
+    held = [each for each in estimates if not isinstance(each, Undefined)]
+    if not held:
+        return estimates[0]
+    value = float(np.mean([each.value for each in held]))
+    influence = [each.influence for each in held if isinstance(each, Ratio | Influence)]
+    return Influence(value, np.mean(influence, axis=0)) if influence else Exact(value)
+
+
+@dataclass(frozen=True)
+class Left:
+    """One step of backward elimination: what is left when a feature goes."""
+
+    gone: int
+    "Index of the feature."
+    kept: float
+    "What of the site's circle the others hold."
+    products: Floats
+    "(C, C) K of what they write."
+
+
+def eliminate(means: Floats, directions: Floats, site: Floats) -> list[Left]:
+    """Features out of a cluster one by one, first the one that holds the least of the site's circle.
+
+    What features hold of the circle adds up, so each one's part decides when it goes.
+
+    Args:
+        means: (2, C, m) class means of the codes, in even and in odd documents.
+        directions: (m, d) what each writes.
+        site: (2, C, d) class means at the site.
+    """
+    gram, along = directions @ directions.T, directions @ np.swapaxes(site, 1, 2)  # (m, m), (2, m, C)
+    # (m, C, C): the products of what each feature writes with the site, the halves crossed both ways.
+    crossed = (np.einsum("km,ml->mkl", means[1], along[0]) + np.einsum("km,ml->mkl", means[0], along[1])) / 2
+    whole = site[1] @ site[0].T
+    parts = [of_site(each, whole) for each in crossed]
+    inside, steps = sorted(range(len(parts)), key=lambda index: parts[index]), []
+    while inside:
+        gone, *inside = inside
+        products = means[1][:, inside] @ gram[np.ix_(inside, inside)] @ means[0][:, inside].T
+        steps.append(Left(gone, float(sum(parts[index] for index in inside)), products))
+    return steps

@@ -1,0 +1,183 @@
+"""Does a circuit still work through the reconstruction, in every kind of prompt, and on which features does it rest?
+
+The indirect-object task: "when Mary and John went to the store , John gave the drink to" has a right answer, Mary, and
+a wrong one, John; prompts name the receiver first (ABBA) or second (BABA). With m a prompt's logit difference, right
+minus wrong, in nats,
+
+    kept                   sum m(reconstruction) / sum m(clean); over mean ablation, m(mean) is taken off both
+    lost                   y = m(clean) - m(reconstruction) of a prompt: its mean, its spread over prompts
+    worst_level_sign       share of prompts with m(reconstruction) > 0 in the worst order or template
+    variance_explained_F   omega squared of factor F in y: what the order or the template explains of the spread
+    latent_effect          y = m(clean) - m(x less what the feature writes), the feature that matters most, mean
+
+The SAE's reconstruction, or what is left of x without a feature, stands at all positions but the first. Features are
+chosen on half of the clusters (a template with a pair of names), everything is measured on the other half; only the
+declared factors are looked at, p by permutation with Holm's correction. `_isotropic` and `_random` stand beside as
+floors: noise of the error's length, a random direction of the length of what the feature writes.
+
+Tan, An interpretability illusion from population statistics in causal analysis (2024): a mean over all prompts called
+a feature important that works in BABA prompts only. So the spread stands beside every mean, and the table of features
+names those that matter for one order only. A `kept` below 1, or a low worst level, says that the SAE loses what the
+circuit reads; `kept` above 1 exaggerates it. A feature with a low `latent_worst_level_sign` explains some prompts, not
+the task.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sae_bench.measure.datasets.circuit_file import FACTORS, CircuitSet, read_circuit
+from sae_bench.measure.measurement import Estimate, Floats, Measurement, Metric, Undefined
+from sae_bench.measure.properties import TRANSCODER, Property
+from sae_bench.measure.properties.circuits.conditions import CHOOSING, LATENTS, TRIED, Circuit, circuit_arms
+from sae_bench.measure.properties.circuits.series import circuit_series
+from sae_bench.measure.properties.circuits.stats import Design, Features, compare_features
+from sae_bench.measure.uncertainty import standard_error
+
+if TYPE_CHECKING:
+    from sae_bench.engine.bench import Bench
+
+NO_PROMPTS = "no prompts of a circuit are registered: register_sae(..., circuit='prompts.jsonl')"
+SOLVED = 3.0
+"Standard errors by which the clean model must prefer the right answer."
+NOT_KEPT = ("kept", "kept_over_ablation", "kept_isotropic")
+
+
+def _target(name: str, meaning: str) -> Metric:
+    """A share whose best value is 1: beyond it the reconstruction exaggerates."""
+    return Metric(name, "share", "target", meaning, target=1.0, noise_free=True)
+
+
+METRICS = (
+    Metric(
+        "logit_difference_clean", "nats", "reported", "mean logit difference of the model as it is", noise_free=True
+    ),
+    Metric("logit_difference_sae", "nats", "reported", "the same through the reconstruction", noise_free=True),
+    Metric("logit_difference_mean_ablation", "nats", "reported", "the same at the site's mean", noise_free=True),
+    Metric("logit_difference_sae_sd", "nats", "reported", "its spread over prompts", noise_free=True),
+    _target("kept", "logit difference through the reconstruction over the clean one"),
+    _target("kept_over_ablation", "the same, both over mean ablation"),
+    Metric("kept_isotropic", "share", "reported", "the same with noise of the error's norm in place of the error"),
+    Metric("lost", "nats", "reported", "clean logit difference minus that through the reconstruction", noise_free=True),
+    Metric("lost_sd", "nats", "reported", "standard deviation of what is lost over prompts", noise_free=True),
+    *(
+        Metric(f"variance_explained_{factor}", "share", "reported", f"omega squared of {factor} in what is lost")
+        for factor in FACTORS
+    ),
+    Metric("sign_consistency", "share", "higher", "prompts whose right answer is still preferred", noise_free=True),
+    Metric("worst_level_sign", "share", "higher", "the same in the worst order or template", noise_free=True),
+    Metric("worst_level_share", "ratio", "higher", "least mean of an order or template over the mean", noise_free=True),
+    Metric("latent_effect", "nats", "reported", "what leaving out the feature that matters most costs, mean"),
+    Metric("latent_effect_random", "nats", "reported", "the same of a random direction of the same length"),
+    Metric("latent_effect_sd", "nats", "reported", "its spread over prompts"),
+    *(
+        Metric(f"latent_variance_explained_{factor}", "share", "reported", f"omega squared of {factor} in its effect")
+        for factor in FACTORS
+    ),
+    Metric("latent_sign_consistency", "share", "reported", "prompts where it has its sign of the choosing half"),
+    Metric("latent_worst_level_sign", "share", "reported", "the same in the worst order or template"),
+    Metric("latent_worst_level_share", "ratio", "reported", "least mean effect of an order or template over the mean"),
+)
+
+
+def measure(bench: Bench) -> Measurement:
+    """Logit differences of the scored half in every arm, and what leaving out single features does to them."""
+    if bench.beside.circuit is None:
+        return Measurement({metric.name: Undefined(NO_PROMPTS) for metric in METRICS})
+    if bench.source is not bench.site_data:
+        return Measurement({metric.name: Undefined(TRANSCODER) for metric in METRICS})
+    asked = read_circuit(bench.beside.circuit)
+    found = circuit_arms(bench, asked)
+    design = Design(found.cluster_of, found.factors)
+    features = compare_features(design, found.effects, bench.settings.seed)
+    return Measurement(
+        {**_of_the_sae(design, found), **_of_the_first_feature(design, found)},
+        found.clusters,
+        series=circuit_series(found, design, features, bench.settings.seed),
+        settings=_settings(bench, asked),
+        notes=_notes(asked, found, features),
+    )
+
+
+def _of_the_sae(design: Design, found: Circuit) -> dict[str, Estimate]:
+    clean, ours, ablated = (found.arms[name] for name in ("clean", "sae", "mean_ablation"))
+    lost = clean - ours
+    estimates: dict[str, Estimate] = {
+        "logit_difference_clean": design.mean(clean),
+        "logit_difference_sae": design.mean(ours),
+        "logit_difference_mean_ablation": design.mean(ablated),
+        "logit_difference_sae_sd": design.spread(ours),
+        "kept": design.share(ours, clean),
+        "kept_over_ablation": design.share(ours - ablated, clean - ablated),
+        "kept_isotropic": design.share(found.arms["isotropic"], clean),
+        "lost": design.mean(lost),
+        "lost_sd": design.spread(lost),
+        **{f"variance_explained_{factor}": design.explained(lost, factor) for factor in FACTORS},
+        "sign_consistency": design.mean((ours > 0).astype(np.float64)),
+        "worst_level_sign": design.worst_sign(ours),
+        "worst_level_share": design.worst_share(ours),
+    }
+    return estimates | _unsolved(design, clean)
+
+
+def _unsolved(design: Design, clean: Floats) -> dict[str, Estimate]:
+    """Shares of a difference that the model itself hardly has mean nothing."""
+    mean = design.mean(clean)
+    error = standard_error(mean)
+    if error is None or mean.value > SOLVED * error:
+        return {}
+    why = f"the model itself does not prefer the right answer (mean logit difference {mean.value:.3g} nats)"
+    return dict.fromkeys(NOT_KEPT, Undefined(why))
+
+
+def _of_the_first_feature(design: Design, found: Circuit) -> dict[str, Estimate]:
+    if not found.features:
+        names = [metric.name for metric in METRICS if metric.name.startswith("latent_")]
+        return dict.fromkeys(names, Undefined(found.missing))
+    effect, turned = found.effects[0], found.signs[0] * found.effects[0]
+    return {
+        "latent_effect": design.mean(effect),
+        "latent_effect_random": design.mean(found.random[0]),
+        "latent_effect_sd": design.spread(effect),
+        **{f"latent_variance_explained_{factor}": design.explained(effect, factor) for factor in FACTORS},
+        "latent_sign_consistency": design.mean((turned > 0).astype(np.float64)),
+        "latent_worst_level_sign": design.worst_sign(turned),
+        "latent_worst_level_share": design.worst_share(turned),
+    }
+
+
+def _settings(bench: Bench, asked: CircuitSet) -> dict[str, object]:
+    return {
+        "choosing": CHOOSING,
+        "dataset": asked.sha256,
+        "include_bos": bench.include_bos,
+        "latents": LATENTS,
+        "seed": bench.settings.seed,
+        "tried": TRIED,
+    }
+
+
+def _notes(asked: CircuitSet, found: Circuit, features: Features) -> tuple[str, ...]:
+    notes = [
+        f"{len(asked.prompts)} prompts in {len(asked.clusters)} clusters, {len(found.prompts)} of them in "
+        f"{len(found.clusters)} clusters scored"
+    ]
+    for feature, only in zip(found.features, features.only, strict=True):
+        if only >= 0:
+            notes.append(f"feature {feature} matters for {found.names['order'][only]} prompts only")
+    if found.features:
+        notes.append(f"feature {found.features[0]} matters most of those that were tried")
+    return tuple(notes)
+
+
+PROPERTY = Property(
+    name="circuits",
+    question="Does a circuit still work through the reconstruction, and in every kind of prompt?",
+    headline="kept",
+    metrics=METRICS,
+    limits=("worst_level_sign:0.1",),
+    measure=measure,
+    marker="concepts",
+)

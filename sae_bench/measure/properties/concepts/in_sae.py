@@ -1,0 +1,148 @@
+"""The concepts in what one SAE makes of the site: its reconstruction, its error, its codes and its decoder.
+
+Shapes: N places of a concept, d site width, n features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sae_bench.measure.measurement import Floats
+from sae_bench.measure.properties.concepts.ccs import Searched, search
+from sae_bench.measure.properties.concepts.occurrences import Found
+from sae_bench.measure.properties.concepts.probes import Scored, best_column, cross, probe
+from sae_bench.measure.properties.concepts.spaces import SPARSE, AtSite, at_site, differences, halves_of, rows_of
+
+if TYPE_CHECKING:
+    from sae_bench.engine.bench import Bench
+
+
+@dataclass(frozen=True, eq=False)
+class InSAE:
+    """The same concept in what one SAE makes of it."""
+
+    kept: Scored
+    "AUROC of the site's own direction, read on the reconstruction."
+    best_feature: Scored
+    feature: int
+    "Best feature of the first half."
+    cosine: Scored | None
+    "Largest |cosine| of the direction with a decoder row; None where the SAE shows no decoder."
+    floor_cosine: float
+    "The same for directions of labels dealt anew, their mean."
+    random_cosine: float
+    "The same for as many random decoder rows."
+    probes: Mapping[tuple[str, int], Scored]
+    searched: Mapping[str, Searched]
+
+
+def in_sae(bench: Bench, found: Found) -> tuple[InSAE, ...]:
+    """Every concept in the SAE's reconstruction, error and codes."""
+    sites = at_site(bench, found)
+    place = {where: row for row, where in enumerate(sorted({w for site in sites for w in site.placed.place}))}
+    reconstruction, codes = _seen(bench, place)
+    decoder = _decoder(bench)
+    results = []
+    for number, site in enumerate(sites):
+        rows = np.array([place[where] for where in site.placed.place])
+        results.append(_in_sae(bench, found, site, reconstruction[rows], codes[rows], decoder))
+        bench.advance("concepts", number + 1, len(sites))
+    return tuple(results)
+
+
+def _in_sae(
+    bench: Bench, found: Found, site: AtSite, reconstruction: Floats, codes: Any, decoder: Floats | None
+) -> InSAE:
+    placed, clusters, seed = site.placed, len(found.clusters), bench.settings.seed
+    again, active, error = (
+        halves_of(placed, rows, found.clusters)
+        for rows in (reconstruction, codes, reconstruction - rows_of(bench.site_data.x, placed))
+    )
+    best = [best_column(half) for half in active]
+    probes = {
+        (space, k): cross([probe(half, k) for half in halves], halves, clusters)
+        for space, halves in (("reconstruction", again), ("codes", active))
+        for k in SPARSE
+    }
+    searched = {}
+    if site.pairs is not None:
+        for space, halves in (("reconstruction", again), ("error", error)):
+            searched[space] = search(differences(halves, site.pairs), clusters, seed)
+    assert best[0].chosen is not None
+    return InSAE(
+        kept=cross(site.readers, again, clusters),
+        best_feature=cross(best, active, clusters),
+        feature=int(best[0].chosen[0]),
+        cosine=None if decoder is None else _cosine(site, decoder, clusters),
+        floor_cosine=np.nan if decoder is None else float(_largest(site.null_directions, decoder).mean()),
+        random_cosine=np.nan if decoder is None else random_cosine(*decoder.shape),
+        probes=probes,
+        searched=searched,
+    )
+
+
+def _seen(bench: Bench, place: Mapping[tuple[int, int], int]) -> tuple[Floats, Any]:
+    """Reconstructions (M, d) and codes (M, n, scipy sparse) at the places, in their order."""
+    import torch
+    from scipy.sparse import csr_array, vstack
+
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    for (document, position), row in place.items():
+        wanted.setdefault(document, []).append((position, row))
+    reconstruction = np.empty((len(place), bench.site_data.x.shape[-1]))
+    parts, order = [], []
+    for batch in bench.batches_of(sorted(wanted)):
+        codes, xhat = bench.codes(batch), bench.reconstruct(batch)
+        at = [(line, *where) for line, document in enumerate(batch.documents) for where in wanted[document]]
+        lines, positions, rows = torch.tensor(at).T
+        reconstruction[rows.numpy()] = xhat[lines, positions].double().cpu().numpy()
+        parts.append(csr_array(codes[lines, positions].cpu().numpy()))
+        order += rows.tolist()
+    return reconstruction, vstack(parts, format="csr")[np.argsort(order)]
+
+
+def _decoder(bench: Bench) -> Floats | None:
+    """(n, d) decoder rows of length 1 (0 for those that write nothing); None where there is no single decoder."""
+    rows = getattr(bench.sae, "W_dec", None)
+    if rows is None:
+        return None
+    written = rows.detach().float().cpu().numpy()
+    found: Floats = written / np.maximum(np.linalg.norm(written, axis=1, keepdims=True), 1e-12)
+    return found
+
+
+def _largest(directions: Floats, decoder: Floats) -> Floats:
+    """(directions,) largest |cosine| of each (d, directions) with a decoder row."""
+    unit = directions / np.maximum(np.linalg.norm(directions, axis=0), 1e-300)
+    found: Floats = np.abs(decoder @ unit.astype(decoder.dtype)).max(0)
+    return found
+
+
+def random_cosine(n: int, d: int) -> float:
+    """Expected largest |cosine| of a direction with n random ones in d dimensions.
+
+    A squared cosine is Beta(1/2, (d - 1)/2), and the largest of n is below c^2 with the n-th power of its probability.
+    """
+    from scipy.stats import beta
+
+    share = (np.arange(2000) + 0.5) / 2000
+    return float(np.sqrt(beta.ppf(share ** (1 / n), 0.5, (d - 1) / 2)).mean())
+
+
+def _cosine(site: AtSite, decoder: Floats, clusters: int) -> Scored:
+    """Largest |cosine| of the direction of the first half with a decoder row.
+
+    Without a cluster the row is held, which is exact to first order: the row is the best one there is.
+    """
+    reader = site.readers[0]
+    assert reader.without is not None
+    unit = reader.weights / np.linalg.norm(reader.weights)
+    cosines = np.abs(decoder @ unit.astype(decoder.dtype))
+    best = decoder[int(cosines.argmax())].astype(np.float64)
+    without = np.full(clusters, float(cosines.max()))
+    without[reader.clusters] = np.abs(best @ reader.without) / np.linalg.norm(reader.without, axis=0)
+    return Scored(float(cosines.max()), without)

@@ -1,0 +1,175 @@
+"""The concepts at the site and in the token embedding: what does not depend on the SAE, computed once a site.
+
+Shapes: N places of a concept, d site width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sae_bench.measure.measurement import Floats
+from sae_bench.measure.properties.concepts.ccs import FEWEST_PAIRS, Searched, paired_half, pairs_of, salience, search
+from sae_bench.measure.properties.concepts.occurrences import Found, Ints, Placed
+from sae_bench.measure.properties.concepts.probes import (
+    Half,
+    Reader,
+    Scored,
+    best_column,
+    cross,
+    d_prime,
+    mean_difference,
+    permuted,
+    probe,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_bench.engine.bench import Bench
+
+SPARSE = (1, 2, 5, 16)
+"Columns of a k-sparse probe."
+DIRECTIONS = 1000
+"Random directions, of which the best on one half is read on the other."
+PERMUTATIONS = {"smoke": 50}
+MOST_PERMUTATIONS = 200
+WORDS = 2000
+"Words of a class in either half whose embeddings are read, at most."
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """One concept in the token embedding."""
+
+    value: float
+    "Split-half AUROC over words"
+    null: Floats
+    "(permutations,) the same with labels dealt anew"
+
+
+@dataclass(frozen=True, eq=False)
+class AtSite:
+    """One concept in what the SAE reads, whatever the SAE."""
+
+    placed: Placed
+    "The places that are scored."
+    embedded: Embedded | None
+    "None for positions, for a class of a single word, and where the model shows no embedding."
+    readers: tuple[Reader, Reader]
+    "Mean-difference directions of either half."
+    found: Scored
+    separation: float
+    "d' of held-out places along the direction"
+    null: Floats
+    "(permutations,) the same AUROC with labels dealt anew"
+    null_directions: Floats
+    "(d, permutations)"
+    random: Scored
+    "The best of many random directions."
+    probes: Mapping[int, Scored]
+    pairs: tuple[Ints, Ints] | None
+    "Pairs of the contrast-consistent search; None where there are too few."
+    searched: Searched | None
+    salience: tuple[Scored, Scored] | None
+
+
+def at_site(bench: Bench, found: Found) -> tuple[AtSite, ...]:
+    """Every concept at the site, once for all SAEs that look at it with the same documents and seed."""
+    times = PERMUTATIONS.get(bench.settings.tier.name, MOST_PERMUTATIONS)
+    return bench.site_data.shared(
+        (found.key, "site", times), lambda: tuple(_at_site(bench, found, placed, times) for placed in found.concepts)
+    )
+
+
+def halves_of(placed: Placed, rows: Any, clusters: Sequence[int]) -> tuple[Half, Half]:
+    """Both halves of a concept; ``rows`` (N, d) are its places in some space, dense or sparse."""
+    number = {cluster: row for row, cluster in enumerate(clusters)}
+    index = np.array([number[cluster] for cluster in placed.cluster.tolist()])
+    made = []
+    for half in (0, 1):
+        mine = np.flatnonzero(placed.half == half)
+        present, of = np.unique(index[mine], return_inverse=True)
+        made.append(Half(rows[mine], placed.positive[mine], present, np.arange(len(mine)), of))
+    return made[0], made[1]
+
+
+def _at_site(bench: Bench, found: Found, placed: Placed, times: int) -> AtSite:
+    clusters, seed = len(found.clusters), bench.settings.seed
+    fitted = halves_of(placed, rows_of(bench.site_data.x, placed), found.clusters)
+    readers = mean_difference(fitted[0]), mean_difference(fitted[1])
+    placed, fitted_unit = placed.only_scored, [placed.unit[placed.half == number] for number in (0, 1)]
+    halves = halves_of(placed, rows_of(bench.site_data.x, placed), found.clusters)
+    unit = [placed.unit[placed.half == number] for number in (0, 1)]
+    null, directions = permuted(fitted, halves, list(zip(fitted_unit, unit, strict=True)), times, seed)
+    pairs = pairs_of(placed, 0), pairs_of(placed, 1)
+    searchable = min(len(each) for each in pairs) >= FEWEST_PAIRS
+    apart = differences(halves, pairs) if searchable else None
+    return AtSite(
+        placed=placed,
+        embedded=in_embedding(bench, placed, times),
+        readers=readers,
+        found=cross(readers, halves, clusters),
+        separation=float(
+            np.mean([d_prime(_along(reader, half))[0] for reader, half in zip(readers, halves[::-1], strict=True)])
+        ),
+        null=null,
+        null_directions=directions,
+        random=_best_random(halves, clusters, seed),
+        probes={k: cross([probe(half, k) for half in halves], halves, clusters) for k in SPARSE},
+        pairs=pairs if searchable else None,
+        searched=search(apart, clusters, seed) if apart else None,
+        salience=salience(apart, clusters) if apart else None,
+    )
+
+
+def in_embedding(bench: Bench, placed: Placed, times: int) -> Embedded | None:
+    """The mean-difference direction of half the words, read on the other half of them."""
+    embedding = bench.model.embedding
+    if placed.tokens is None or embedding is None:
+        return None
+    generator = np.random.default_rng(bench.settings.seed)
+    none, halves, words = np.zeros(0, dtype=np.int64), [], []
+    for half in (0, 1):
+        sides = [_some(np.array(side)[placed.token_half[list(side)] == half], generator)
+                 for side in (placed.tokens.positive, placed.tokens.negative)]  # fmt: skip
+        if min(len(side) for side in sides) == 0:
+            return None
+        words.append(np.concatenate(sides))
+        positive = np.arange(len(words[-1])) < len(sides[0])
+        halves.append(Half(embedding[words[-1]].double().cpu().numpy(), positive, none, none, none))
+    readers = [mean_difference(half) for half in halves]
+    null, _ = permuted(halves, halves, [(each, each) for each in words], times, bench.settings.seed)
+    return Embedded(cross(readers, halves, 0).value, null)
+
+
+def _some(words: Ints, generator: np.random.Generator) -> Ints:
+    """At most `WORDS` of them."""
+    return words if len(words) <= WORDS else np.sort(generator.choice(words, WORDS, replace=False))
+
+
+def _best_random(halves: Sequence[Half], clusters: int, seed: int) -> Scored:
+    """The random direction that does best on one half, read on the other."""
+    width = halves[0].x.shape[1]
+    directions = np.random.default_rng(seed).normal(size=(width, DIRECTIONS))
+    seen = [replace(half, x=half.x @ directions) for half in halves]
+    return cross([best_column(half) for half in seen], seen, clusters)
+
+
+def _along(reader: Reader, half: Half) -> Half:
+    scores = half.columns(reader.chosen) @ reader.weights
+    return replace(half, x=scores[:, None])
+
+
+def differences(halves: Sequence[Half], pairs: Sequence[Ints]) -> list[Half]:
+    """Return one half of differences per half of pairs."""
+    return [paired_half(half, each) for half, each in zip(halves, pairs, strict=True)]
+
+
+def rows_of(table: Tensor, placed: Placed) -> Floats:
+    """Return the (N, d) float64 rows of a table (docs, pos, d)."""
+    found: Floats = table[placed.document, placed.position].double().numpy()
+    return found

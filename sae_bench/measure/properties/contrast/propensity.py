@@ -1,0 +1,169 @@
+"""Propensity: how much more likely a question's positive answer is than its negative one, under steering.
+
+Steering is added from the prompt's last token on, so also at an answer's tokens but its last, whose prediction is all
+that is left (Tan et al. 2024, arXiv 2407.12404). Answers of one token need one run for both and for all directions.
+
+Shapes: m shifts, D directions, K multipliers, d site width, N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from sae_bench.engine.bench import Bench
+from sae_bench.errors import MeasurementError
+from sae_bench.measure.datasets.contrast_file import ContrastSet, Pair
+from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.measure.shared.prompts import ROWS, Prompt, captured_prompts, first_token, token_ids, tokenizer_for
+from sae_bench.measure.shared.steering_responses import unit_strength
+
+Floats = NDArray[np.float64]
+_Ids: TypeAlias = tuple[list[int], list[int], list[int]]
+"Of a prompt, its positive and its negative answer."
+
+MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+"Of the unit strength; 0 adds nothing to a slope, because these are symmetric, but it is the unsteered propensity."
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A pair as the model reads it."""
+
+    pair: Pair
+    prompt: Prompt
+    answers: tuple[Tensor, Tensor]
+    "int64 token ids of the positive and the negative answer."
+    answered: tuple[Prompt, Prompt]
+    "The prompt with either answer behind it, to the answer's last token."
+
+    @property
+    def difference(self) -> Tensor:
+        """(d,) site's activation at the positive answer's last token minus that at the negative's."""
+        return self.answered[0].last - self.answered[1].last
+
+
+def samples(bench: Bench, contrast: ContrastSet, pairs: Sequence[Pair]) -> list[Sample]:
+    """Some pairs of a dataset, tokenised and captured; the same ones for all SAEs of a site.
+
+    A pair of the dataset that the model cannot read is a `MeasurementError` with its line, whether it is wanted or not.
+    """
+
+    def compute() -> list[Sample]:
+        ids = bench.site_data.shared(("contrast tokens", contrast.sha256), lambda: _tokenised(bench, contrast))
+        texts = [
+            (f"{contrast.path}, line {pair.line}", ids[pair.line][0] + answer)
+            for pair in pairs
+            for answer in ids[pair.line][1:]
+        ]
+        captured = captured_prompts(bench, texts, "contrast: questions")
+        return [_sample(pair, ids[pair.line], *captured[2 * at : 2 * at + 2]) for at, pair in enumerate(pairs)]
+
+    key = ("contrast", contrast.sha256, tuple(pair.line for pair in pairs))
+    return bench.site_data.shared(key, compute)
+
+
+def _sample(pair: Pair, ids: _Ids, positive: Prompt, negative: Prompt) -> Sample:
+    last = len(ids[0])
+    prompt = Prompt(positive.name, positive.tokens[:last], positive.block_input[:last], positive.x[:last])
+    return Sample(pair, prompt, (torch.tensor(ids[1]), torch.tensor(ids[2])), (positive, negative))
+
+
+def _tokenised(bench: Bench, contrast: ContrastSet) -> dict[int, _Ids]:
+    """By line, the token ids of the prompt and of both answers."""
+    tokenizer = tokenizer_for(bench, "contrast steering")
+    start = first_token(bench)
+    found = {}
+    for pair in contrast.pairs:
+        where = f"{contrast.path}, line {pair.line}"
+        prompt = start + token_ids(tokenizer, pair.prompt, where)
+        positive, negative = (token_ids(tokenizer, text, where) for text in (pair.positive, pair.negative))
+        longest = len(prompt) + max(len(positive), len(negative))
+        if longest > bench.model.context:
+            raise MeasurementError(
+                f"{where}: prompt and answer are {longest} tokens, and the model's context is {bench.model.context}; "
+                f"shorten or remove the pair"
+            )
+        if positive == negative:
+            raise MeasurementError(f"{where}: both answers have the same tokens, {positive}")
+        found[pair.line] = prompt, positive, negative
+    return found
+
+
+def propensities(
+    bench: Bench,
+    runner: LastPosition,
+    questions: Sequence[Sample],
+    directions: Tensor,
+    label: str,
+    multipliers: Sequence[float] = MULTIPLIERS,
+) -> Floats:
+    """(D, N, K) propensity under every multiplier of the unit strength of unit directions (D, d).
+
+    A multiplier of 0 is run once for all directions.
+    """
+    moving = [multiplier for multiplier in multipliers if multiplier != 0]
+    steps = torch.tensor(moving, device=directions.device)
+    shifts = (unit_strength(bench) * steps[None, :, None] * directions[:, None, :]).flatten(0, 1)
+    still = torch.zeros_like(shifts[:1] if len(moving) < len(multipliers) else shifts[:0])
+    found = np.zeros((len(directions), len(questions), len(multipliers)))
+    moves = np.array([multiplier != 0 for multiplier in multipliers])
+    if not len(directions):
+        return found
+    for done, (at, values) in enumerate(_propensities(runner, questions, torch.cat([still, shifts])), 1):
+        found[:, at, ~moves] = values[: len(still)]
+        found[:, at, moves] = values[len(still) :].reshape(len(directions), len(moving))
+        bench.advance(label, done, len(questions))
+    return found
+
+
+def slopes(propensity: Floats, multipliers: Sequence[float] = MULTIPLIERS) -> Floats:
+    """(...) least-squares slope of propensities (..., K) on multipliers that sum to 0.
+
+    In nats per unit strength, which is feature steering's.
+    """
+    steps = np.array(multipliers)
+    return np.asarray(propensity @ (steps / np.square(steps).sum()))
+
+
+def _propensities(runner: LastPosition, questions: Sequence[Sample], shifts: Tensor) -> Iterator[tuple[int, Floats]]:
+    """Of every question its index and (m,) log-probabilities of the positive answer minus those of the negative one."""
+    short = [at for at, sample in enumerate(questions) if all(len(answer) == 1 for answer in sample.answers)]
+    for rank, found in runner.shifted([questions[at].prompt for at in short], shifts):
+        positive, negative = (int(answer) for answer in questions[short[rank]].answers)
+        yield short[rank], (found[:, positive] - found[:, negative]).double().cpu().numpy()
+    for at in sorted(set(range(len(questions))) - set(short)):
+        start = len(questions[at].prompt.tokens) - 1
+        first, second = (_answer_log_prob(runner, answered, start, shifts) for answered in questions[at].answered)
+        yield at, first - second
+
+
+def _answer_log_prob(runner: LastPosition, answered: Prompt, start: int, shifts: Tensor) -> Floats:
+    """(m,) log-probability of the tokens behind ``start``, steered at every position that predicts one of them."""
+    tokens, answer = answered.tokens[:-1], answered.tokens[start + 1 :]
+    select = (torch.arange(len(tokens)) >= start)[None]
+    parts = []
+    for part in torch.split(shifts, ROWS):
+        rows = len(part)
+        x = answered.x[:-1].expand(rows, -1, -1).clone()
+        x[:, start:] += part[:, None]
+        logits = runner.model.resume(
+            tokens.expand(rows, -1),
+            answered.block_input[:-1].expand(rows, -1, -1),
+            runner.site,
+            x,
+            select=select.expand(rows, -1),
+        )
+        log_probs = functional.log_softmax(logits, dim=-1).view(rows, len(answer), -1)
+        each = log_probs.gather(-1, answer.expand(rows, -1)[..., None])
+        if not bool(torch.isfinite(each).all()):
+            raise MeasurementError(f"the model's output is NaN or infinite when it is steered on {answered.name}")
+        parts.append(each.sum((1, 2)))
+    return torch.cat(parts).double().cpu().numpy()

@@ -1,0 +1,108 @@
+"""Distributions of KL for reports: by arm, by position, by document and by token type. Binned, never raw."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_bench.measure.measurement import Floats, Series
+from sae_bench.measure.shared import token_text
+from sae_bench.measure.shared.token_kl import type_sums
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from sae_bench.engine.bench import Bench
+
+SHOWN = ("sae", "isotropic", "covariance", "real_difference", "norm_corrected", "sae_norm")
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+SMALLEST, LARGEST = 1e-6, 1e2
+POSITIONS = 32
+"Groups of neighbouring positions at most: single positions scatter more than they differ."
+
+
+def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
+    """Series of one measurement; ``tables`` holds ``kl/<arm>`` as (documents, pos)."""
+    keep = bench.keep.cpu().numpy()
+    arms = {arm: tables[f"kl/{arm}"].cpu().numpy() for arm in SHOWN}
+    kept = {arm: table[keep] for arm, table in arms.items()}
+    edges = np.geomspace(SMALLEST, LARGEST, 65)
+    counts = {arm: np.histogram(values.clip(SMALLEST, LARGEST), edges)[0].tolist() for arm, values in kept.items()}
+    return {
+        "kl_tokens": Series(
+            "histogram", {"edges": edges.tolist(), **counts}, "KL of a token, by arm", "nats", log_x=True
+        ),
+        "kl_quantiles": Series(
+            "quantiles",
+            {"q": list(QUANTILES), **{arm: np.quantile(values, QUANTILES).tolist() for arm, values in kept.items()}},
+            "Quantiles of a token's KL",
+            "share of tokens",
+        ),
+        "kl_position": _positions(arms, keep),
+        "kl_documents": Series(
+            "table",
+            {"document": list(range(bench.documents)), "kl_sae": _document_means(arms["sae"], keep).tolist()},
+            "Mean KL of each document",
+            "document",
+        ),
+        "kl_types": _types(bench, tables),
+        "kl_text": _texts(bench, arms["sae"], keep),
+    }
+
+
+def _texts(bench: Bench, kl: Floats, keep: NDArray[np.bool_]) -> Series:
+    """Every document token by token, with the KL of each."""
+    word = cache(bench.token_text)
+    tokens = bench.corpus.tokens.numpy()
+    return token_text.pack(
+        (document, [word(int(token)) for token in tokens[document, row]], kl[document, row].tolist())
+        for document, row in enumerate(keep)
+    )
+
+
+def _positions(arms: Mapping[str, Floats], keep: NDArray[np.bool_]) -> Series:
+    """Mean KL over neighbouring positions; the SAE's with its standard error over documents."""
+    kept = np.flatnonzero(keep.any(0))
+    groups = [group for group in np.array_split(kept, POSITIONS) if len(group)]
+    count = np.stack([keep[:, group].sum(1) for group in groups], 1)  # (documents, groups)
+    columns: dict[str, list[float]] = {"x": [float(group.mean()) for group in groups]}
+    for arm, table in arms.items():
+        total = np.stack([(table * keep)[:, group].sum(1) for group in groups], 1)  # (documents, groups)
+        mean = total.sum(0) / count.sum(0)
+        columns[arm] = mean.tolist()
+        if arm == "sae":
+            scale = len(keep) / max(len(keep) - 1, 1)
+            error = np.sqrt(scale * ((total - count * mean) ** 2).sum(0)) / count.sum(0)
+            columns["sae_se"] = error.tolist()
+    return Series("curve", columns, "Mean KL by position", "position in the document")
+
+
+def _document_means(table: Floats, keep: NDArray[np.bool_]) -> Floats:
+    return np.asarray((table * keep).sum(1) / np.maximum(keep.sum(1), 1), dtype=np.float64)
+
+
+def _types(bench: Bench, tables: Mapping[str, Tensor]) -> Series:
+    """The funnel: frequency, mean gap and its standard error for every listed token type."""
+    sums, counts, ids = type_sums(bench, tables["kl/sae"] - tables["kl/isotropic"])
+    n = counts.sum(0)
+    mean = sums.sum(0) / n if len(ids) else n
+    residual = sums - counts * mean
+    clusters = max(len(bench.clusters), 2)
+    error = np.sqrt((residual**2).sum(0) * clusters / (clusters - 1)) / np.maximum(n, 1)
+    return Series(
+        "table",
+        {
+            "token": [bench.token_text(int(token)) for token in ids],
+            "n": n.astype(int).tolist(),
+            "gap": mean.tolist(),
+            "se": error.tolist(),
+        },
+        "KL above isotropic noise, by token type",
+        "occurrences",
+        log_x=True,
+    )

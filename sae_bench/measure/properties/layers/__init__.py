@@ -1,0 +1,121 @@
+"""Is a feature finished where the SAE finds it, and does it live on in the layers behind?
+
+    persistence              mean over features of the largest decoder cosine with a feature of a later layer's SAE
+    persistent_share         features with such a cosine of 0.7 or more
+    persistence_correlation  mean Pearson correlation, over tokens, of a feature and its nearest there
+    direct_cosine            mean cos(D, T) over features and documents: D what a feature's own vector does to the
+                             logits with the final norm's scale frozen, T what taking the feature out does
+    direct_share             sum D.T / sum ‖T‖²
+    lens_kl                  mean KL(P || softmax(logits(x))), P the model's own next-token distribution, nats
+    tuned_lens_kl            the same after an affine map fitted for the site on other documents
+
+D and T are centred over the vocabulary (`_layers_effects`). ``_sae`` reads the reconstruction in place of x, and
+``_change`` is the difference. ``_floor``: as many random directions; for the correlation, another feature's nearest.
+``_random``: random directions of the features' norms. ``_second``: the second next layer registered.
+
+A persistence at its floor says that the next layer's SAE cuts the space anew; a direct share near 0 that a feature is
+half-baked, an input to later layers and not yet a prediction; both rise with depth. A reconstruction whose lens KL
+rises more than the model's own KL has lost what the stream already says about the next token. Sources: tuned lens,
+Belrose et al. (arXiv 2303.08112); features across layers, Balcells et al. (arXiv 2410.08869); MMCS, Sharkey (2022).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sae_bench.measure.measurement import Estimate, Measurement, Metric, Series, Undefined
+from sae_bench.measure.properties import Property
+from sae_bench.measure.properties.layers.effects import ARMS, effect_estimates
+from sae_bench.measure.properties.layers.persistence import NAMES as PERSISTENCE
+from sae_bench.measure.properties.layers.persistence import persistence
+from sae_bench.measure.properties.layers.tuned_lens import NAMES as LENSES
+from sae_bench.measure.properties.layers.tuned_lens import lens_estimates
+
+if TYPE_CHECKING:
+    from sae_bench.engine.bench import Bench
+
+RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+ADDED = (*RESIDUAL, "hook_attn_out", "hook_mlp_out")
+"Sites whose vectors are the residual stream, or are added to it."
+LAYERS = {"": "the next layer", "_second": "the second next layer"}
+_MEANINGS = {
+    "persistence": ("cosine", "mean largest cosine of a feature with the SAE's of {}"),
+    "persistence_floor": ("cosine", "the same of random directions, for {}"),
+    "persistent_share": ("share", "features with a cosine of 0.7 or more in {}"),
+    "persistent_share_floor": ("share", "random directions that reach 0.7, for {}"),
+    "persistence_correlation": ("", "mean correlation of a feature's activation with its nearest's in {}"),
+    "persistence_correlation_floor": ("", "the same with another feature's nearest, for {}"),
+}
+_LENS_MEANINGS = {
+    "lens_kl": "KL from the model's output to the logit lens of x",
+    "tuned_lens_kl": "the same of a lens tuned for the site, on other documents",
+}
+METRICS = (
+    *(
+        Metric(f"direct_cosine{arm}", "cosine", "reported", f"direct against total effect on the logits, {of}")
+        for arm, of in ARMS.items()
+    ),
+    *(
+        Metric(f"direct_share{arm}", "share", "reported", f"part of the total effect that is direct, {of}")
+        for arm, of in ARMS.items()
+    ),
+    *(
+        Metric(name + suffix, unit, "reported", meaning.format(which), noise_free=True)
+        for suffix, which in LAYERS.items()
+        for name, (unit, meaning) in _MEANINGS.items()
+    ),
+    *(
+        Metric(name + suffix, "nats", "reported", meaning + of)
+        for name, meaning in _LENS_MEANINGS.items()
+        for suffix, of in {"": "", "_sae": ", of the reconstruction", "_change": ": reconstruction less x"}.items()
+    ),
+)
+
+
+def measure(bench: Bench) -> Measurement:
+    """Persistence into every next layer registered, effects of a few features, and lenses at every kept token."""
+    kind = bench.site.kind
+    estimates: dict[str, Estimate] = {}
+    series: dict[str, Series] = {}
+    notes: list[str] = []
+    for (suffix, which), companion in zip(LAYERS.items(), (*bench.beside.next_layers, None, None), strict=False):
+        if companion is None:
+            none = Undefined(f"no SAE of {which} is registered: next_layers=[...]")
+            estimates |= {name + suffix: none for name in PERSISTENCE}
+            continue
+        found = persistence(bench, companion)
+        estimates |= {name + suffix: estimate for name, estimate in found.estimates.items()}
+        series |= {} if found.series is None else {f"persistence{suffix}": found.series}
+        notes.append(found.note)
+    if kind in ADDED:
+        effects, drawn, told = effect_estimates(bench)
+        estimates, series, notes = {**estimates, **effects}, {**series, **drawn}, [*notes, *told]
+    else:
+        none = Undefined(f"{bench.site} is not written to the residual stream, so its features have no direct effect")
+        estimates |= {name + arm: none for name in ("direct_cosine", "direct_share") for arm in ARMS}
+    if kind in RESIDUAL:
+        estimates |= lens_estimates(bench)
+    else:
+        none = Undefined(f"{bench.site} is not the residual stream, so nothing can be read through a lens")
+        estimates |= dict.fromkeys(LENSES, none)
+    return Measurement(
+        estimates,
+        bench.clusters,
+        series,
+        settings={
+            "include_bos": bench.include_bos,
+            "next_layers": [[each.sha256, str(each.site)] for each in bench.beside.next_layers[: len(LAYERS)]],
+        },
+        notes=tuple(notes),
+    )
+
+
+PROPERTY = Property(
+    name="layers",
+    question="Is a feature finished at its layer, and do later layers keep it?",
+    headline="direct_share",
+    metrics=METRICS,
+    limits=(),
+    measure=measure,
+    marker="geometry",
+)

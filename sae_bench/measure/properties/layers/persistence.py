@@ -1,0 +1,124 @@
+"""Are a dictionary's features found again in the SAE of a later layer: by what they write, and by when they fire?
+
+Shapes: n alive features here, m alive features there, k of ours whose activations are correlated, S clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sae_bench.measure.measurement import Estimate, Exact, Influence, Series, Undefined
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_bench.engine.batch import Companion
+    from sae_bench.engine.bench import Bench
+    from sae_bench.measure.geometry import Matching
+    from sae_bench.measure.measurement import Floats
+
+FEATURES = 256
+"Features whose activations are correlated with their matches', at most; drawn by a fixed seed."
+NAMES = (
+    "persistence",
+    "persistence_floor",
+    "persistent_share",
+    "persistent_share_floor",
+    "persistence_correlation",
+    "persistence_correlation_floor",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Persistence:
+    """What one SAE of a later layer shows."""
+
+    estimates: dict[str, Estimate]
+    "By `NAMES`."
+    series: Series | None
+    note: str
+
+
+def persistence(bench: Bench, companion: Companion) -> Persistence:
+    """Largest decoder cosines and correlations of the alive features with those of ``companion``."""
+    from sae_bench.measure.geometry import SAME, compare, isotropic_floor
+    from sae_bench.measure.shared.sae_requirements import alive_rows, check_explains, shows_decoder
+
+    for sae, what in ((bench.sae, "the SAE"), (companion.sae, f"SAE {companion.name!r}")):
+        if not shows_decoder(sae):
+            none = Undefined(f"{what} shows no decoder, so its features have no direction to be found again")
+            return Persistence(dict.fromkeys(NAMES, none), None, none.reason)
+    other = bench.of(companion)
+    check_explains(other, companion)
+    ours, theirs = alive_rows(bench), alive_rows(other, companion)
+    found = compare(bench.sae.W_dec[ours], companion.sae.W_dec[theirs].to(bench.sae.W_dec.device))
+    # A direction's best of m others is its nearest neighbour in a dictionary of m + 1.
+    floor = isotropic_floor(len(theirs) + 1, int(bench.sae.W_dec.shape[1])).nth[1].astype(np.float64)
+    best = found.best_of_a.double()
+    estimates: dict[str, Estimate] = {
+        "persistence": Exact(float(best.mean())),
+        "persistence_floor": Exact(float(floor.mean())),
+        "persistent_share": Exact(float((best >= SAME).double().mean())),
+        "persistent_share_floor": Exact(float((floor >= SAME).mean())),
+        **_correlations(bench, other, ours, theirs[found.match_of_a.cpu()]),
+    }
+    note = f"{companion.name} ({companion.site}): {len(theirs)} alive features against {len(ours)} of this SAE"
+    return Persistence(estimates, _series(found, floor, companion), note)
+
+
+def _correlations(bench: Bench, other: Bench, ours: Tensor, matches: Tensor) -> dict[str, Estimate]:
+    """Of each feature's activation with its match's, and with the match of another feature."""
+    import torch
+
+    drawn = torch.randperm(len(ours), generator=torch.Generator().manual_seed(0))[:FEATURES]
+    mine, its = ours[drawn], matches[drawn]
+    counts = torch.zeros(len(bench.clusters), dtype=torch.float64)
+    sums = torch.zeros(6, len(bench.clusters), len(drawn), dtype=torch.float64)
+    for batch in bench.batches():
+        a = bench.codes(batch)[batch.keep][:, mine].double().cpu()  # (tokens, k)
+        b = other.codes(other.batch(batch.documents))[batch.keep][:, its].double().cpu()
+        document = torch.tensor(batch.documents)[batch.keep.cpu().nonzero()[:, 0]]
+        cluster = torch.from_numpy(bench.cluster_of)[document]
+        counts.index_add_(0, cluster, torch.ones(len(cluster), dtype=torch.float64))
+        for row, values in enumerate((a, b, a * a, b * b, a * b, a * b.roll(1, dims=1))):
+            sums[row].index_add_(0, cluster, values)
+    n, (a, b, aa, bb, ab, crossed) = counts.numpy(), sums.numpy()
+    return {
+        "persistence_correlation": mean_correlation(n, a, b, aa, bb, ab),
+        "persistence_correlation_floor": mean_correlation(n, a, np.roll(b, 1, 1), aa, np.roll(bb, 1, 1), crossed),
+    }
+
+
+def mean_correlation(n: Floats, a: Floats, b: Floats, aa: Floats, bb: Floats, ab: Floats) -> Estimate:
+    """Mean over k pairs of Pearson's correlation, from sums per cluster: ``n`` (S,) tokens, all else (S, k).
+
+    The influence of a cluster on r is the sum over its tokens of ``z_a z_b - r (z_a² + z_b²) / 2``, over N. Pairs
+    without variance are left out.
+    """
+    total = n.sum()
+    mean_a, mean_b = a.sum(0) / total, b.sum(0) / total
+    var_a, var_b = aa.sum(0) / total - mean_a**2, bb.sum(0) / total - mean_b**2
+    moves = (var_a > 1e-12 * aa.sum(0) / total) & (var_b > 1e-12 * bb.sum(0) / total)
+    if not moves.any():
+        return Undefined("no pair of features fires on the tokens measured")
+    a, b, aa, bb, ab, mean_a, mean_b = (each[..., moves] for each in (a, b, aa, bb, ab, mean_a, mean_b))
+    var_a, var_b = var_a[moves], var_b[moves]
+    rows = n[:, None]
+    both = (ab - mean_a * b - mean_b * a + rows * mean_a * mean_b) / np.sqrt(var_a * var_b)
+    square_a = (aa - 2 * mean_a * a + rows * mean_a**2) / var_a
+    square_b = (bb - 2 * mean_b * b + rows * mean_b**2) / var_b
+    r = both.sum(0) / total
+    influence = (both - r * (square_a + square_b) / 2) / total  # (S, k)
+    return Influence(float(r.mean()), influence.mean(1))
+
+
+def _series(found: Matching, floor: Floats, companion: Companion) -> Series:
+    from sae_bench.measure.geometry import EDGES
+
+    drawn = {"features": found.best_of_a.cpu().numpy(), "random": floor}
+    counts = {name: np.histogram(values.clip(-1, 1), EDGES)[0].tolist() for name, values in drawn.items()}
+    title = f"Largest cosine with a feature of {companion.name}"
+    return Series("histogram", {"edges": EDGES.tolist(), **counts}, title, "cosine")

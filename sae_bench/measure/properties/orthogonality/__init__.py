@@ -1,0 +1,237 @@
+"""Does the dictionary waste itself on near-copies, and who are the neighbours?
+
+    nn<k>                    mean over features of the k-th largest cosine with another decoder direction
+    floor_isotropic_nn<k>    the same of as many random directions, three seeds; excess_nn<k> is the difference
+    floor_covariance_nn<k>   the same of directions drawn from the site's covariance, mean removed
+    duplicates               share of features with nn1 > 0.9
+    modal_nn_share           share of features whose nearest neighbour is the most frequent one; ties share the vote
+    composed_share           features that two or three others compose, each set once, as a share of features
+    frame_potential_excess   sum of squared cosines * d / n^2 - 1; 0 for a tight frame
+    c_dec                    mean absolute cosine over pairs (Chanin 2025)
+
+Features live where the data lives, so a trained dictionary is less orthogonal than isotropic directions, and a random
+one is the most orthogonal of all: no metric here is good by being low, a change is what is judged. Dead features are
+near their random start and flatter every number: each metric speaks of the features that fire on the corpus, and its
+``_all`` twin of all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sae_bench.errors import MeasurementError
+from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Series, Undefined
+from sae_bench.measure.properties import Property
+from sae_bench.measure.properties.orthogonality.series import alive_mask, distributions, tables
+from sae_bench.measure.shared.live_features import dictionary, encoder_rows
+
+if TYPE_CHECKING:
+    from sae_bench.engine.bench import Bench
+    from sae_bench.measure.geometry import Neighbours, RandomFloor
+
+DUPLICATE = 0.9
+"Largest cosine above which a feature counts as a near-copy."
+FLOORS = {"isotropic": "evenly spread random directions", "covariance": "directions from the site's covariance"}
+_RANKS = (1, 10, 100)
+
+_OF_FEATURES = (
+    *(
+        Metric(f"nn{k}", "cosine", "lower", f"mean cosine of a feature with its nearest direction no. {k}")
+        for k in _RANKS
+    ),
+    *(
+        Metric(f"floor_{floor}_nn{k}", "cosine", "reported", f"nn{k} of {meaning}")
+        for floor, meaning in FLOORS.items()
+        for k in _RANKS
+    ),
+    *(Metric(f"excess_nn{k}", "cosine", "reported", f"nn{k} beyond the isotropic floor") for k in _RANKS),
+    *(Metric(f"excess_covariance_nn{k}", "cosine", "reported", f"nn{k} beyond the covariance floor") for k in _RANKS),
+    Metric("coherence", "cosine", "reported", "largest absolute cosine of two features"),
+    Metric("welch_bound", "cosine", "reported", "least coherence that so many directions can have"),
+    Metric("frame_potential_excess", "ratio", "reported", "squared cosines beyond those of a tight frame, relative"),
+    Metric("c_dec", "cosine", "reported", "mean absolute cosine over pairs of features"),
+    Metric("duplicates", "share", "lower", "features with another one at a cosine above 0.9"),
+    Metric("modal_nn_share", "share", "lower", "features whose nearest neighbour is the most frequent one"),
+    Metric("hub_max_indegree", "features", "reported", "features whose nearest neighbour is the most frequent one"),
+    Metric("hub_gini", "", "reported", "Gini coefficient of how often each feature is a nearest neighbour"),
+    Metric("peaks", "peaks", "reported", "modes of the histogram of largest cosines"),
+    Metric("peak_concentration", "share", "reported", "most of a mode's features that share one nearest neighbour"),
+    Metric("composed_share", "share", "reported", "features that two or three others compose, each set once"),
+    *(
+        Metric(f"floor_{floor}_composed_share", "share", "reported", f"composed_share of {meaning}")
+        for floor, meaning in FLOORS.items()
+    ),
+    Metric("encoder_decoder_cosine", "cosine", "reported", "mean cosine of a feature's encoder and decoder directions"),
+)
+
+_SMOOTH = ("nn1", "nn10", "nn100", "coherence", "frame_potential_excess", "c_dec", "encoder_decoder_cosine")
+"Metrics that rounding moves by no more than itself; counts and shares jump where two cosines are nearly equal."
+
+METRICS = (
+    *(replace(each, noise_free=True) for each in _OF_FEATURES),
+    *(
+        replace(
+            each,
+            name=f"{each.name}_all",
+            better="reported",
+            meaning=f"{each.meaning}, dead features included",
+            noise_free=True,
+            of_weights=each.name in _SMOOTH,
+        )
+        for each in _OF_FEATURES
+    ),
+)
+
+
+def measure(bench: Bench) -> Measurement:
+    """Neighbours of alive features and of all, beside random directions of the same number."""
+    from sae_bench.sae import weights_sha256
+
+    found = dictionary(bench)
+    estimates, series = _facts(bench, found.alive)
+    every = estimates if found.every is found.alive else _facts(bench, found.every)[0]
+    series["alive"] = alive_mask(found.alive, int(bench.sae.d_sae))
+    return Measurement(
+        {**estimates, **{f"{name}_all": estimate for name, estimate in every.items()}},
+        bench.clusters,
+        series,
+        notes=found.notes,
+        weights=weights_sha256(bench.sae),
+    )
+
+
+def _facts(bench: Bench, neighbours: Neighbours) -> tuple[dict[str, Estimate], dict[str, Series]]:
+    """Everything about one set of features, by metric name."""
+    if neighbours.n < 2:
+        alone = Undefined("a single feature has no neighbours")
+        facts: dict[str, Estimate] = {each.name: alone for each in _OF_FEATURES}
+        return facts | {"encoder_decoder_cosine": _encoder_decoder(bench, neighbours)}, {}
+    floors = _floors(bench, neighbours)
+    composed, sets = _composed(bench, neighbours, floors)
+    who, received = _neighbourhood(neighbours)
+    from sae_bench.measure.geometry import peaks
+
+    modes = peaks(neighbours)
+    estimates = {
+        **_nearest(neighbours, floors),
+        **_pairs(neighbours),
+        **who,
+        **composed,
+        "peaks": Exact(float(len(modes))),
+        "peak_concentration": Exact(max((mode.concentration for mode in modes), default=0.0))
+        if modes
+        else Undefined(f"the largest cosines of {neighbours.n} features have no mode that stands out from noise"),
+        "encoder_decoder_cosine": _encoder_decoder(bench, neighbours),
+    }
+    known = {name: floor for name, floor in floors.items() if not isinstance(floor, Undefined)}
+    return estimates, distributions(neighbours, known) | tables(received, neighbours, modes, sets)
+
+
+def _floors(bench: Bench, neighbours: Neighbours) -> dict[str, RandomFloor | Undefined]:
+    from sae_bench.measure.geometry import covariance_floor, isotropic_floor
+
+    n, d = neighbours.n, neighbours.d
+    floors: dict[str, RandomFloor | Undefined] = {"isotropic": isotropic_floor(n, d)}
+    width = len(bench.site_data.mean)
+    if width != d:
+        floors["covariance"] = Undefined(f"features write {d} numbers, the site that was captured has {width}")
+        return floors
+    try:
+        root = bench.pool().root
+        floors["covariance"] = bench.site_data.shared(("covariance floor", n), lambda: covariance_floor(n, root))
+    except MeasurementError as error:
+        floors["covariance"] = Undefined(str(error))
+    return floors
+
+
+def _nearest(neighbours: Neighbours, floors: dict[str, RandomFloor | Undefined]) -> dict[str, Estimate]:
+    estimates: dict[str, Estimate] = {}
+    for rank in _RANKS:
+        nearest = neighbours.nth(rank)
+        names = [
+            f"nn{rank}",
+            f"excess_nn{rank}",
+            f"excess_covariance_nn{rank}",
+            *(f"floor_{f}_nn{rank}" for f in floors),
+        ]
+        if nearest is None:
+            few = Undefined(f"{neighbours.n} features: a nearest direction no. {rank} takes at least {rank + 1}")
+            estimates |= dict.fromkeys(names, few)
+            continue
+        mean = float(nearest.double().mean())
+        estimates[f"nn{rank}"] = Exact(mean)
+        for name, floor in floors.items():
+            excess = f"excess_nn{rank}" if name == "isotropic" else f"excess_{name}_nn{rank}"
+            level = floor if isinstance(floor, Undefined) else floor.mean(rank)
+            if level is None or isinstance(level, Undefined):
+                estimates[f"floor_{name}_nn{rank}"] = estimates[excess] = level or Undefined("no such floor")
+            else:
+                estimates[f"floor_{name}_nn{rank}"], estimates[excess] = Exact(level), Exact(mean - level)
+    return estimates
+
+
+def _pairs(neighbours: Neighbours) -> dict[str, Estimate]:
+    from sae_bench.measure.geometry import frame_potential_excess, welch_bound
+
+    nearest = neighbours.nth(1)
+    assert nearest is not None
+    return {
+        "coherence": Exact(neighbours.coherence),
+        "welch_bound": Exact(welch_bound(neighbours.n, neighbours.d)),
+        "frame_potential_excess": Exact(frame_potential_excess(neighbours)),
+        "c_dec": Exact(neighbours.absolute_mean),
+        "duplicates": Exact(float((nearest > DUPLICATE).double().mean())),
+    }
+
+
+def _neighbourhood(neighbours: Neighbours) -> tuple[dict[str, Estimate], np.ndarray]:
+    """How often features are nearest neighbours, and (n,) that number for each."""
+    from sae_bench.measure.geometry import gini, votes
+
+    received = votes(neighbours)
+    return {
+        "modal_nn_share": Exact(float(received.max() / neighbours.n)),
+        "hub_max_indegree": Exact(float(received.max())),
+        "hub_gini": Exact(gini(received)),
+    }, received
+
+
+def _composed(
+    bench: Bench, neighbours: Neighbours, floors: dict[str, RandomFloor | Undefined]
+) -> tuple[dict[str, Estimate], np.ndarray]:
+    from sae_bench.measure.geometry import composed
+
+    found = composed(bench.sae.W_dec, neighbours.features, neighbours.cosine, neighbours.index)
+    estimates: dict[str, Estimate] = {"composed_share": Exact(found.share)}
+    for name, floor in floors.items():
+        share = floor if isinstance(floor, Undefined) else Exact(floor.composed_share)
+        estimates[f"floor_{name}_composed_share"] = share
+    return estimates, found.sets.numpy()
+
+
+def _encoder_decoder(bench: Bench, neighbours: Neighbours) -> Estimate:
+    from sae_bench.measure.geometry import cosines
+
+    sae = bench.sae
+    encoder = encoder_rows(sae)
+    if encoder is None:
+        return Undefined("the SAE shows no single encoder matrix W_enc")
+    if encoder.shape != sae.W_dec.shape or getattr(sae, "site_in", None) != getattr(sae, "site_out", None):
+        return Undefined("encoder and decoder stand at different sites, so their directions cannot be compared")
+    both = cosines(encoder, sae.W_dec, neighbours.features, neighbours.features)
+    return Exact(float(both.mean()))
+
+
+PROPERTY = Property(
+    name="orthogonality",
+    question="Are decoder directions near-copies of each other, and of whom?",
+    headline="nn1",
+    metrics=METRICS,
+    limits=("nn1:0.02", "nn10:0.02", "nn100:0.02", "duplicates:max:0.02", "modal_nn_share:max:0.05"),
+    measure=measure,
+    marker="geometry",
+    needs_model=False,
+)

@@ -1,0 +1,139 @@
+"""Does a second SAE of the same site, of another seed, find the same features?
+
+    mmcs            mean over this SAE's features of the largest cosine with one of the partner's (Sharkey 2022)
+    mmcs_reverse    the other way round
+    matched_share   largest one-to-one matching of features with decoder cosine >= 0.7, over the smaller dictionary
+    matched_encoder_share    the same where encoder directions reach 0.7 as well (Paulo and Belrose 2025)
+
+Two random dictionaries do not have an MMCS of 0 but that of nearest neighbours: the floors are those of as many random
+directions. Features that fire on the corpus only, on both sides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sae_bench.errors import MeasurementError
+from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Series, Undefined
+from sae_bench.measure.properties import Property
+from sae_bench.measure.shared.live_features import check_alive, encoder_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_bench.engine.bench import Bench
+    from sae_bench.measure.geometry import Matching
+
+METRICS = (
+    Metric("mmcs", "cosine", "higher", "mean largest cosine of a feature with the second SAE's", noise_free=True),
+    Metric("mmcs_reverse", "cosine", "higher", "the same seen from the second SAE", noise_free=True),
+    Metric("floor_mmcs", "cosine", "reported", "mmcs of random directions", noise_free=True),
+    Metric("floor_mmcs_reverse", "cosine", "reported", "mmcs_reverse of random directions", noise_free=True),
+    Metric("matched_share", "share", "higher", "features matched one to one at a cosine of 0.7", noise_free=True),
+    Metric("matched_encoder_share", "share", "higher", "matched with encoders at 0.7 as well", noise_free=True),
+    Metric("floor_matched_share", "share", "reported", "random directions that reach 0.7 at all", noise_free=True),
+)
+
+
+def measure(bench: Bench) -> Measurement:
+    """Largest cosines both ways and one-to-one matches of the alive features of two SAEs."""
+    partner = bench.beside.partner
+    if partner is None:
+        none = Undefined("no second SAE registered: partner=...")
+        return Measurement({metric.name: none for metric in METRICS}, bench.clusters)
+    if int(partner.W_dec.shape[1]) != int(bench.sae.W_dec.shape[1]) or int(partner.d_in) != int(bench.sae.d_in):
+        raise MeasurementError(
+            f"the second SAE reads {int(partner.d_in)} and writes {int(partner.W_dec.shape[1])} numbers, this one "
+            f"{int(bench.sae.d_in)} and {int(bench.sae.W_dec.shape[1])}; register a partner of the same site"
+        )
+    ours = _usable(bench, bench.sae, bench.firing.alive, "this SAE")
+    theirs = _usable(bench, partner, _alive(bench, partner), "the second SAE")
+    from sae_bench.measure.geometry import compare
+
+    found = compare(bench.sae.W_dec[ours], partner.W_dec[theirs].to(bench.sae.W_dec.device))
+    return Measurement(
+        {**_mmcs(found, int(bench.sae.W_dec.shape[1])), **_matched(bench, partner, ours, theirs, found)},
+        bench.clusters,
+        {"best_cosine": _series(found, int(bench.sae.W_dec.shape[1]))},
+        notes=(f"{len(ours)} features against {len(theirs)} of the second SAE, all of them alive",),
+    )
+
+
+def _alive(bench: Bench, sae: Any) -> Tensor:
+    """bool (n,), features that fire on a kept token of the whole corpus."""
+    import torch
+
+    alive = torch.zeros(int(sae.d_sae), dtype=torch.bool)
+    for x, keep in zip(bench.source.x, bench.site_data.keep, strict=True):
+        with torch.no_grad():
+            alive |= (sae.encode(x[keep].to(bench.settings.device)) != 0).any(0).cpu()
+    return alive
+
+
+def _usable(bench: Bench, sae: Any, alive: Tensor, what: str) -> Tensor:
+    """int64 (n,), features that fire and write."""
+    from sae_bench.measure.geometry import finite_norms
+
+    usable = alive & (finite_norms(sae.W_dec).cpu() > 0)
+    check_alive(sae, usable, bench.firing.tokens, what)
+    return usable.nonzero().flatten()
+
+
+def _mmcs(found: Matching, d: int) -> dict[str, Estimate]:
+    from sae_bench.measure.geometry import SAME, isotropic_floor
+
+    estimates: dict[str, Estimate] = {
+        "mmcs": Exact(float(found.best_of_a.double().mean())),
+        "mmcs_reverse": Exact(float(found.best_of_b.double().mean())),
+    }
+    for name, others in (("floor_mmcs", len(found.best_of_b)), ("floor_mmcs_reverse", len(found.best_of_a))):
+        # A direction's best of m others is its nearest neighbour in a dictionary of m + 1.
+        floor = isotropic_floor(others + 1, d)
+        estimates[name] = Exact(float(floor.nth[1].mean(dtype=np.float64)))
+        if name == "floor_mmcs":
+            estimates["floor_matched_share"] = Exact(float((floor.nth[1] >= SAME).mean()))
+    return estimates
+
+
+def _matched(bench: Bench, partner: Any, ours: Tensor, theirs: Tensor, found: Matching) -> dict[str, Estimate]:
+    from sae_bench.measure.geometry import MOST_PAIRS, SAME, cosines, largest_matching
+
+    if found.pairs is None:
+        many = Undefined(f"more than {MOST_PAIRS} pairs of features are close: there is nothing to tell apart")
+        return {"matched_share": many, "matched_encoder_share": many}
+    rows, columns = (each.cpu() for each in found.pairs)
+    n, m = len(ours), len(theirs)
+    estimates: dict[str, Estimate] = {"matched_share": Exact(largest_matching(rows, columns, n, m) / min(n, m))}
+    ours_in, theirs_in = encoder_rows(bench.sae), encoder_rows(partner)
+    if ours_in is None or theirs_in is None:
+        estimates["matched_encoder_share"] = Undefined("one of the two SAEs shows no single encoder matrix W_enc")
+        return estimates
+    agree = cosines(ours_in, theirs_in.to(ours_in.device), ours[rows], theirs[columns]).cpu() >= SAME
+    estimates["matched_encoder_share"] = Exact(largest_matching(rows[agree], columns[agree], n, m) / min(n, m))
+    return estimates
+
+
+def _series(found: Matching, d: int) -> Series:
+    from sae_bench.measure.geometry import EDGES, isotropic_floor
+
+    drawn = {
+        "this SAE": found.best_of_a.cpu().numpy(),
+        "the second": found.best_of_b.cpu().numpy(),
+        "isotropic": isotropic_floor(len(found.best_of_b) + 1, d).nth[1],
+    }
+    counts = {name: np.histogram(values.clip(-1, 1), EDGES)[0].tolist() for name, values in drawn.items()}
+    return Series("histogram", {"edges": EDGES.tolist(), **counts}, "Largest cosine with the other SAE", "cosine")
+
+
+PROPERTY = Property(
+    name="stability",
+    question="Does a second SAE of another seed find the same features?",
+    headline="mmcs",
+    metrics=METRICS,
+    limits=(),
+    measure=measure,
+    marker="geometry",
+    needs_model=False,
+)

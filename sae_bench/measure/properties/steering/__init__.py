@@ -1,0 +1,167 @@
+"""Does adding a feature do the same thing every time? The distribution over prompts, beside floors of the same norm.
+
+A feature's targets T are the ten tokens whose mean clean log-probability rises most where it fires, on one half of the
+corpus. On the other half, k * lambda of a unit direction is added to the site's activation at the last position of a
+prompt of at most 64 tokens, lambda a tenth of the mean norm, k from -2 to 2, and
+
+    effect     mean logit of T minus the mean logit of the vocabulary, at that position
+    slope      least squares of the effect on k, one for every feature and prompt
+    anti_share share of slopes that do not rise
+    steers     a feature whose mean slope is larger than those of 64 random directions and 128 other features of the
+               SAE on the same T: p is the share of them, on all features' targets and in units of their root mean
+               square on each, that reach as far; the larger of both p, Benjamini-Hochberg at 10% over the features
+
+Targets read off the direction itself would make every direction steer. Other features are the fair opponents: decoder
+rows move logits up to 1.4 times as much as random directions on the demo, whatever they are meant to raise, so against
+random directions alone a permuted decoder steers as well. Random directions count together with their opposites, so
+their anti_share is 1/2 and their mean slope 0 up to ties; what they show is the size of everything else. Every number
+is clustered both ways, by feature and by prompt. A transcoder is steered where it writes: its codes are looked at in
+clean runs alone, and what it reads stands before what it writes. Formulas: definitions of Tan et al. 2024 (arXiv
+2407.12404) for slopes and anti_share, Arad et al. 2025 (arXiv 2505.20063) for output and input score.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sae_bench.measure.measurement import Estimate, Measurement, Metric, Undefined
+from sae_bench.measure.properties import Property
+from sae_bench.measure.properties.steering.conditions import ARMS, OTHERS, RANDOM, Steered, steer
+from sae_bench.measure.properties.steering.series import steering_series
+from sae_bench.measure.properties.steering.significance import FALSE_DISCOVERIES, steer_share
+from sae_bench.measure.shared.two_way_clusters import Arm, mean
+
+if TYPE_CHECKING:
+    from sae_bench.engine.bench import Bench
+
+OF_AN_ARM = {
+    "anti_share": ("share", "slopes that do not rise"),
+    "slope_mean": ("nats", "mean slope per unit of strength"),
+    "slope_sd": ("nats", "standard deviation of slopes over prompts, within a direction"),
+    "linearity": ("share", "R^2 of the straight lines"),
+    "split_half": ("", "correlation over directions of mean slopes on even and odd prompts"),
+    "specificity": ("nats", "KL from clean per nat of effect"),
+    "coherence_cost": ("nats", "rise of the next token's loss per nat of effect, k > 0"),
+}
+
+
+def metric_of(name: str, arm: str) -> str:
+    """The feature's own metrics have bare names."""
+    return name if arm == "feature" else f"{name}_{arm}"
+
+
+METRICS = (
+    Metric("anti_share_gap", "share", "lower", "slopes that do not rise, feature minus random direction"),
+    Metric(
+        "steer_share",
+        "share",
+        "higher",
+        "features that raise their targets more than random directions and other features do",
+        version=2,
+    ),
+    *(
+        Metric(metric_of(name, arm), unit, "reported", f"{meaning}, arm {arm}")
+        for name, (unit, meaning) in OF_AN_ARM.items()
+        for arm in ARMS
+    ),
+    Metric("saturation", "share", "reported", "slope lost beyond |k| = 1, the linear range"),
+    Metric("output_score", "", "reported", "Arad et al.: the direction's lens tokens when it is raised tenfold"),
+    Metric("input_score", "share", "reported", "strongest contexts whose token is among the direction's lens tokens"),
+)
+
+NO_LENS = "directions of this site have no logit lens"
+
+
+def measure(bench: Bench) -> Measurement:
+    """Slopes of every arm, what they cost, and which features steer."""
+    found = steer(bench)
+    feature, floor = found.arms["feature"], found.arms["random_direction"]
+    size = len(found.features)
+    gap = feature.backwards - floor.backwards.reshape(2, size, -1).mean(0)
+    estimates: dict[str, Estimate] = {
+        "anti_share_gap": mean(gap, feature.grid),
+        "steer_share": steer_share(found, bench.settings.seed),
+        "saturation": feature.saturation(),
+        **_scores(found),
+    }
+    for name, arm in found.arms.items():
+        estimates |= {metric_of(metric, name): each for metric, each in _of_an_arm(arm).items()}
+    return Measurement(
+        estimates,
+        found.clusters,
+        series=steering_series(bench, found),
+        settings=_settings(bench),
+        notes=_notes(bench, found),
+    )
+
+
+def _of_an_arm(arm: Arm) -> dict[str, Estimate]:
+    return {
+        "anti_share": mean(arm.backwards, arm.grid),
+        "slope_mean": mean(arm.slopes, arm.grid),
+        "slope_sd": arm.spread(),
+        "linearity": arm.linearity(),
+        "split_half": arm.split_half(),
+        "specificity": arm.per_effect(arm.kl, lambda k: k != 0),
+        "coherence_cost": arm.per_effect(arm.ce, lambda k: k > 0),
+    }
+
+
+def _scores(found: Steered) -> dict[str, Estimate]:
+    if found.output_scores is None or found.input_scores is None:
+        return {name: Undefined(NO_LENS) for name in ("output_score", "input_score")}
+    grid = found.arms["feature"].grid
+    contexts = np.repeat(found.input_scores[:, None], len(found.cluster_of), axis=1)
+    return {
+        "output_score": mean(found.output_scores, grid),
+        "input_score": mean(contexts, grid),
+    }
+
+
+def _settings(bench: Bench) -> dict[str, object]:
+    from sae_bench.measure.shared import feature_choice, steering_responses, target_tokens
+
+    return {
+        "density": list(feature_choice.DENSITY),
+        "false_discoveries": FALSE_DISCOVERIES,
+        "include_bos": bench.include_bos,
+        "linear_range": 1,
+        "other_features": OTHERS,
+        "position": "last",
+        "prompt_tokens": steering_responses.PROMPT_TOKENS,
+        "random_directions": RANDOM,
+        "seed": bench.settings.seed,
+        "selection_documents": feature_choice.SELECTION_DOCUMENTS,
+        "strength_share": steering_responses.STRENGTH_SHARE,
+        "strengths": list(steering_responses.STRENGTHS),
+        "targets": target_tokens.TARGETS,
+    }
+
+
+def _notes(bench: Bench, found: Steered) -> tuple[str, ...]:
+    wanted = bench.settings.tier.features
+    notes = [
+        f"{len(found.features)} of {found.candidates} features that pass the rule, {len(found.cluster_of)} prompts"
+    ]
+    if len(found.features) < wanted:
+        notes.append(f"only {len(found.features)} features pass the rule, fewer than the tier's {wanted}")
+    if not found.packed:
+        notes.append("this model's attention does not let one prompt serve many directions, so whole prompts were run")
+    return tuple(notes)
+
+
+PROPERTY = Property(
+    name="steering",
+    question="Does adding a feature raise what the feature means, in every prompt and more than noise does?",
+    headline="anti_share_gap",
+    metrics=METRICS,
+    # A decoder without meaning has no feature that steers in nine draws of ten, and one to three of 32 in the tenth. A
+    # share of 0 has no error, so a bound of 0 would let it pass.
+    limits=("anti_share_gap:max:0", "steer_share:min:0.1", "steer_share:0.1"),
+    measure=measure,
+    marker="steering",
+    # 2: each feature's own index decides its place in the draw, so that one more or less leaves the others chosen.
+    version=2,
+)

@@ -1,0 +1,204 @@
+"""The arms of feature steering: which directions, on which target sets, over which prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_bench.errors import MeasurementError
+from sae_bench.measure.measurement import Floats
+from sae_bench.measure.shared.two_way_clusters import Arm, Grid, Ints
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_bench.engine.bench import Bench
+    from sae_bench.measure.shared.feature_choice import Choice
+    from sae_bench.measure.shared.last_position import LastPosition
+    from sae_bench.measure.shared.steering_responses import Responses
+    from sae_bench.measure.shared.target_tokens import Targets
+
+ARMS = (
+    "feature",
+    "random_direction",
+    "other_feature",
+    "permuted_decoder",
+    "covariance_direction",
+    "mean_difference",
+)
+SYMMETRIC = ("random_direction", "covariance_direction")
+"Drawn from distributions in which a direction is as likely as its opposite."
+RANDOM = 64
+"Random directions that a feature is tested against, in every tier."
+OTHERS = 128
+"Other features that a feature is tested against, in every tier."
+
+
+@dataclass(frozen=True, eq=False)
+class Steered:
+    """All that steering found on one SAE."""
+
+    features: tuple[int, ...]
+    density: Floats
+    "(F,) on the selection half."
+    targets: tuple[tuple[int, ...], ...]
+    arms: Mapping[str, Arm]
+    random: Floats
+    "(64, P, F) slopes of random directions on every target set."
+    others: Floats
+    "(R, P, F) slopes of live features' directions on every target set; R is 128, or all of a smaller SAE's."
+    counted: NDArray[np.bool_]
+    "(R, F), False where one of `others` is the feature itself."
+    output_scores: Floats | None
+    "(F, P); None where the site has no logit lens."
+    input_scores: Floats | None
+    "(F,); None where the site has no logit lens."
+    clusters: tuple[int, ...]
+    "Ids of the prompts' clusters."
+    cluster_of: Ints
+    "(P,) index into `clusters`."
+    candidates: int
+    "Features that passed the rule."
+    packed: bool
+    "Whether the prompt was run once for all directions."
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What the selection half decides."""
+
+    selection: tuple[int, ...]
+    "Its documents that are looked at."
+    choice: Choice
+    features: tuple[int, ...]
+    targets: Targets
+
+
+def steer(bench: Bench) -> Steered:
+    """Choose features, targets and prompts, and run every arm."""
+    from sae_bench.measure.properties.steering.scores import input_scores, lens_tokens, output_scores
+    from sae_bench.measure.shared.directions import other_features
+    from sae_bench.measure.shared.feature_choice import SELECTION_DOCUMENTS, halves
+    from sae_bench.measure.shared.last_position import LastPosition
+
+    selection, others = halves(bench.corpus.cluster)
+    documents = prompt_documents(bench, others)
+    chosen = _choose(bench, selection[:SELECTION_DOCUMENTS])
+    features, size, seed = chosen.features, len(chosen.features), bench.settings.seed
+    compared = other_features(chosen.choice.alive, features, max(OTHERS, size), seed)
+    runner = LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
+    directions, rows = _directions(bench, chosen, compared)
+    found = _respond(bench, runner, documents, chosen.targets, directions, rows)
+    clusters, cluster_of = prompt_clusters(bench, documents)
+    grid = Grid(cluster_of, np.arange(size))
+    own = directions[rows["feature"]]
+    lens = lens_tokens(bench, own)
+    slopes = found.slopes.astype(np.float64)  # (64 + R, P, F)
+    return Steered(
+        features=features,
+        density=chosen.choice.density[list(features)].numpy(),
+        targets=chosen.targets.tokens,
+        arms={name: _arm(found, index * size, size, grid, name in SYMMETRIC) for index, name in enumerate(ARMS)},
+        random=slopes[:RANDOM],
+        others=slopes[RANDOM:],
+        counted=np.array(compared[:OTHERS])[:, None] != np.array(features)[None, :],
+        output_scores=None if lens is None else output_scores(bench, runner, documents, own, lens),
+        input_scores=None if lens is None else input_scores(bench, chosen.selection, features, lens),
+        clusters=clusters,
+        cluster_of=cluster_of,
+        candidates=len(chosen.choice.order),
+        packed=runner.packed,
+    )
+
+
+def _choose(bench: Bench, selection: tuple[int, ...]) -> _Chosen:
+    from sae_bench.measure.shared.feature_choice import choose_features, firing_counts
+    from sae_bench.measure.shared.target_tokens import find_targets
+
+    count, tokens = firing_counts(bench, selection)
+    choice = choose_features(count, tokens, bench.decoder_norms, bench.settings.seed)
+    features = choice.order[: bench.settings.tier.features]
+    return _Chosen(selection, choice, features, find_targets(bench, selection, features))
+
+
+def _directions(bench: Bench, chosen: _Chosen, compared: Sequence[int]) -> tuple[Tensor, dict[str, slice]]:
+    """(D, d) unit vectors of all arms, and which rows are whose; ``compared`` begins with the permuted decoder's."""
+    import torch
+
+    from sae_bench.measure.shared.directions import covariance_directions, random_directions
+    from sae_bench.measure.shared.target_tokens import mean_differences
+    from sae_bench.sae import unit_directions
+
+    size, width, seed = len(chosen.features), bench.site_data.x.shape[-1], bench.settings.seed
+    decoder = unit_directions(bench.sae)
+    parts = {
+        "feature": decoder[list(chosen.features)],
+        "permuted_decoder": decoder[list(compared)],
+        "random_direction": random_directions(max(RANDOM, size), width, seed),
+        "covariance_direction": covariance_directions(size, bench.pool().root, seed),
+        "mean_difference": mean_differences(bench, chosen.selection, chosen.targets),
+    }
+    rows, start = {}, 0
+    for name, part in parts.items():
+        rows[name] = slice(start, start + len(part))
+        start += len(part)
+    return torch.cat([part.to(decoder) for part in parts.values()]), rows
+
+
+def _respond(
+    bench: Bench,
+    runner: LastPosition,
+    documents: Sequence[int],
+    targets: Targets,
+    directions: Tensor,
+    rows: Mapping[str, slice],
+) -> Responses:
+    """Responses of every arm's pairs, in the order of `ARMS`; slopes of random directions, then of other features."""
+    from sae_bench.measure.shared.steering_responses import respond
+
+    size = targets.weights.shape[1]
+    # The direction of feature i - 1, which is run already, is the other one for the targets of feature i.
+    first = {name: [where.start + rank for rank in range(size)] for name, where in rows.items()}
+    first["other_feature"] = [(rank - 1) % size for rank in range(size)]
+    pairs = [(first[name][rank], rank) for name in ARMS for rank in range(size)]
+    random, others = rows["random_direction"], rows["permuted_decoder"]
+    compared = [*range(random.start, random.start + RANDOM), *range(others.start, others.stop)[:OTHERS]]
+    found = respond(bench, runner, documents, directions, pairs, compared, targets)
+    if not np.ptp(found.effect[:size], axis=-1).any():
+        raise MeasurementError(
+            f"adding a feature's direction at {bench.site} changes nothing at the model's output, so there is nothing "
+            f"to measure; check that the site is on the way to the output"
+        )
+    return found
+
+
+def prompt_documents(bench: Bench, others: Sequence[int]) -> tuple[int, ...]:
+    """Documents of the steered half, those measured only, whose prompts are steered; a prefix for a smaller tier."""
+    from sae_bench.measure.shared.steering_responses import last_kept
+
+    usable = [doc for doc in others if doc < bench.documents and last_kept(bench, doc) is not None]
+    if len(usable) < 2:
+        raise MeasurementError(
+            f"steering needs prompts from two clusters that do not choose the features, and the {bench.documents} "
+            f"documents measured have {len(usable)}; measure more documents"
+        )
+    return tuple(usable[: bench.settings.tier.prompts])
+
+
+def prompt_clusters(bench: Bench, documents: Sequence[int]) -> tuple[tuple[int, ...], Ints]:
+    """Cluster ids of the prompts, and (P,) each prompt's index into them."""
+    ids = [bench.corpus.cluster[document] for document in documents]
+    clusters = tuple(dict.fromkeys(ids))
+    return clusters, np.array([clusters.index(each) for each in ids])
+
+
+def _arm(found: Responses, start: int, size: int, grid: Grid, symmetric: bool) -> Arm:
+    from sae_bench.measure.shared.steering_responses import STRENGTHS
+
+    rows = slice(start, start + size)
+    arm = Arm(found.effect[rows], found.kl[rows], found.ce[rows], grid, STRENGTHS)
+    return arm.both_ways() if symmetric else arm

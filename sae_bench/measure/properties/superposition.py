@@ -1,0 +1,184 @@
+"""What it costs that more features than dimensions share one space.
+
+    rms_cosine           root mean square cosine of two features; 1/sqrt(d) for random directions
+    interference_excess  variance that active features read of each other's writing, over what random directions give:
+                         sum_i sum_{j != i} f_j^2 (d_i . d_j)^2  /  sum_i sum_{j != i} f_j^2 / d, i and j active
+    active_capacity      d / interference_excess: equally strong active features at which crosstalk is as strong as one
+    scale_equivariance   1 - |enc(a x) / a - enc(x)|^2 / |enc(x)|^2 over a in `SCALES`; 1 when codes scale with x
+
+Codes have decoder norms folded in, on the active sets that occur in the corpus. That l of n features can be active
+while l < d / (8 ln n) (Linsefors) is a worst case over all sets; for typical ones l < d (Drori): both are reported.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Ratio, Series, Undefined
+from sae_bench.measure.properties import Property
+from sae_bench.measure.shared.live_features import dictionary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_bench.engine.batch import Batch
+    from sae_bench.engine.bench import Bench
+    from sae_bench.measure.geometry import Neighbours
+    from sae_bench.measure.measurement import Floats
+    from sae_bench.sae.sparse_codes import SparseCodes
+
+SCALES = (0.5, 0.75, 1.25, 1.5, 2.0)
+"Factors that activations are multiplied with."
+_WORK = 1e12
+"Multiplications beyond which crosstalk is read on one of two, three ... positions only."
+
+METRICS = (
+    Metric("rms_cosine", "cosine", "reported", "root mean square cosine of two features", noise_free=True),
+    Metric("rms_cosine_floor", "cosine", "reported", "the same of random directions, 1/sqrt(d)", noise_free=True),
+    Metric("coherence", "cosine", "reported", "largest absolute cosine of two features", noise_free=True),
+    Metric("welch_bound", "cosine", "reported", "least coherence so many directions can have", noise_free=True),
+    Metric(
+        "interference_excess", "ratio", "lower", "crosstalk of active features over random directions'", noise_free=True
+    ),
+    Metric(
+        "active_capacity", "features", "reported", "active features whose crosstalk equals one of them", noise_free=True
+    ),
+    Metric("worst_case_capacity", "features", "reported", "d / (8 ln n), for any set of features", noise_free=True),
+    Metric(
+        "scale_equivariance", "share", "higher", "how far codes of a scaled x are scaled codes of x", noise_free=True
+    ),
+)
+
+
+def measure(bench: Bench) -> Measurement:
+    """Cosines of alive features, crosstalk on the measured tokens, codes of scaled activations."""
+    found = dictionary(bench)
+    stride = _stride(bench, found.alive.d)
+    directions = _unit_rows(bench)
+    tables = bench.collect(lambda batch: _tokens(bench, batch, directions, stride), "superposition")
+    sums = {name: bench.per_cluster(table) for name, table in tables.items()}
+    notes = found.notes
+    if stride > 1:
+        notes = (*notes, f"crosstalk is read on one of {stride} positions: so many features are active at once")
+    return Measurement(
+        {**_weights(found.alive), **_crosstalk(sums, found.alive.d), "scale_equivariance": _equivariance(sums, SCALES)},
+        bench.clusters,
+        {"scale_equivariance": _curve(sums), "interference_excess": _histogram(tables)},
+        notes=notes,
+    )
+
+
+def _weights(neighbours: Neighbours) -> dict[str, Estimate]:
+    from sae_bench.measure.geometry import rms_cosine, welch_bound
+
+    n, d = neighbours.n, neighbours.d
+    alone = Undefined("a single feature shares its space with no other")
+    return {
+        "rms_cosine": Exact(rms_cosine(neighbours)) if n > 1 else alone,
+        "rms_cosine_floor": Exact(1 / math.sqrt(d)),
+        "coherence": Exact(neighbours.coherence) if n > 1 else alone,
+        "welch_bound": Exact(welch_bound(n, d)) if n > 1 else alone,
+        "worst_case_capacity": Exact(d / (8 * math.log(n))) if n > 1 else alone,
+    }
+
+
+def _crosstalk(sums: dict[str, Floats], d: int) -> dict[str, Estimate]:
+    read, random = sums["read"], sums["random"]
+    if random.sum() == 0:
+        alone = Undefined("no token of the documents measured has two active features")
+        return {"interference_excess": alone, "active_capacity": alone}
+    none = Undefined("active features are orthogonal: however many there are, they do not disturb each other")
+    return {
+        "interference_excess": Ratio(read, random),
+        "active_capacity": Ratio(d * random, read) if read.sum() > 0 else none,
+    }
+
+
+def _equivariance(sums: dict[str, Floats], scales: tuple[float, ...]) -> Estimate:
+    power = sums["power"]
+    if power.sum() == 0:
+        return Undefined("no feature fires on the documents measured")
+    lost = sum(sums[f"lost_{scale}"] for scale in scales) / len(scales)
+    return Ratio(power - lost, power)
+
+
+def _curve(sums: dict[str, Floats]) -> Series:
+    values = [getattr(_equivariance(sums, (scale,)), "value", math.nan) for scale in SCALES]
+    kept = [(scale, value) for scale, value in zip(SCALES, values, strict=True) if math.isfinite(value)]
+    columns = {"x": [scale for scale, _ in kept], "equivariance": [value for _, value in kept]}
+    return Series("curve", columns, "Codes of a times x against a times codes of x", "a")
+
+
+def _histogram(tables: dict[str, Tensor]) -> Series:
+    """Crosstalk of every token that was asked for it; what lies beyond an end is counted there."""
+    random = tables["random"].numpy()
+    excess = tables["read"].numpy()[random > 0] / random[random > 0]
+    edges = np.geomspace(1e-2, 1e3, 61)
+    counts = np.histogram(excess.clip(edges[0], edges[-1]), edges)[0]
+    columns = {"edges": edges.tolist(), "tokens": counts.tolist()}
+    return Series("histogram", columns, "Crosstalk of a token over random directions'", "ratio", log_x=True)
+
+
+TABLES = ("read", "random", "power", *(f"lost_{scale}" for scale in SCALES))
+
+
+def _tokens(bench: Bench, batch: Batch, directions: Tensor, stride: int) -> dict[str, Tensor]:
+    """(docs, pos) tables of one batch."""
+    import torch
+
+    from sae_bench.measure.geometry import crosstalk, power
+    from sae_bench.sae.sparse_codes import SparseCodes
+
+    parts = [codes.times(bench.decoder_norms) for codes in bench.sparse(batch)]
+    codes = SparseCodes.join(parts)  # of the kept positions, in their order
+    # Shifted from document to document, so that no position of the text is favoured.
+    document = torch.tensor(batch.documents, device=batch.keep.device)[:, None]
+    position = torch.arange(batch.keep.shape[1], device=batch.keep.device)
+    asked = batch.keep & ((document + position) % stride == 0)
+    tables = {name: torch.zeros(batch.keep.shape, dtype=torch.float64, device=batch.x.device) for name in TABLES}
+    tables["read"][asked], tables["random"][asked] = crosstalk(codes, directions, asked[batch.keep].nonzero().flatten())
+    tables["power"][batch.keep] = power(codes)
+    for scale in SCALES:
+        # A document at a time: a feature near its threshold must not fire in one batch only.
+        for row, keep, x, code in zip(tables[f"lost_{scale}"], batch.keep, batch.source, parts, strict=True):
+            row[keep] = _lost(bench, x[keep], code, scale)
+    return tables
+
+
+def _lost(bench: Bench, x: Tensor, codes: SparseCodes, scale: float) -> Tensor:
+    """float64 (tokens,) squared distance of the codes of ``scale`` times x, over ``scale``, from ``codes`` of x."""
+    import torch
+
+    from sae_bench.sae import encoded
+
+    with torch.no_grad():
+        apart = encoded(bench.sae, x * scale).times(bench.decoder_norms / scale).dense()  # (tokens, n)
+    apart[codes.token, codes.feature] -= codes.value
+    return apart.square_().sum(-1, dtype=torch.float64)
+
+
+def _unit_rows(bench: Bench) -> Tensor:
+    """float32 (n, d), 0 for rows that write nothing."""
+    from sae_bench.sae import unit_directions
+
+    return unit_directions(bench.sae).detach()
+
+
+def _stride(bench: Bench, d: int) -> int:
+    l0 = float(bench.firing.count.sum()) / bench.firing.tokens
+    return max(1, math.ceil(2 * float(bench.keep.sum()) * l0**2 * d / _WORK))
+
+
+PROPERTY = Property(
+    name="superposition",
+    question="How much do active features disturb each other, and do codes scale with the activation?",
+    headline="interference_excess",
+    metrics=METRICS,
+    limits=(),
+    measure=measure,
+    marker="geometry",
+    needs_model=False,
+)

@@ -1,0 +1,182 @@
+"""On which tokens does the model lose more than noise would cost, once chance is taken out?
+
+For every token type seen at least 50 times: the mean KL gap g (SAE minus isotropic noise of the error's norm), its
+standard error over documents, and its distance from the mean gap of all tokens.
+
+    gap                    mean of g over all kept tokens
+    types                  token types that are read
+    between_types_share    1 - mean of squared errors / mean of (g - gap)², the share of the spread that is not noise
+    between_types_sd       spread of the types' true gaps: sqrt(mean of (g - gap)² - mean of squared errors), 0 at least
+    largest_gap            largest gap after shrinking each towards `gap` by its error (empirical Bayes)
+    frequency_correlation  Spearman over types of frequency and mean gap
+
+Rare tokens top every list of raw means, because their means are noise: the variance of a mean falls with 1/n (Gurnee
+2024, in the discussion of his post). Hence the minimum, the shrinkage, and the list of types whose gap differs from the
+mean after Benjamini and Hochberg. Nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Series, Undefined
+from sae_bench.measure.properties import Property
+from sae_bench.measure.shared.token_kl import MINIMUM, frequency_correlation, token_gap, type_sums
+
+if TYPE_CHECKING:
+    from sae_bench.engine.bench import Bench
+    from sae_bench.measure.measurement import Floats
+
+FALSE_DISCOVERIES = 0.05
+LISTED = 50
+FEWEST_DOCUMENTS = 5
+"Documents that a type must occur in: a standard error over fewer is none."
+
+METRICS = (
+    Metric("gap", "nats", "reported", "mean KL of a token beyond isotropic noise of the error's norm"),
+    Metric("types", "types", "reported", f"token types seen {MINIMUM} times or more"),
+    Metric("between_types_share", "share", "reported", "share of the spread of the types' gaps that is not noise"),
+    Metric("between_types_sd", "nats", "reported", "spread of the types' gaps beyond their errors"),
+    Metric("largest_gap", "nats", "reported", "largest gap of a type, shrunk towards the mean by its error"),
+    Metric("frequency_correlation", "", "reported", "Spearman over types of frequency and mean gap"),
+)
+
+
+@dataclass(frozen=True)
+class Types:
+    """What is known of each token type; all (types,)."""
+
+    token: NDArray[np.int64]
+    count: Floats
+    gap: Floats
+    error: Floats
+    "Standard error of the difference between its gap and the mean."
+    carriers: Floats
+    "How many clusters carry that error: (sum of squared influences)² over the sum of their fourth powers."
+    mean: float
+
+    @property
+    def spread(self) -> float:
+        """Mean squared distance of the gaps from the mean, noise included."""
+        return float(np.mean((self.gap - self.mean) ** 2))
+
+    @property
+    def between(self) -> float:
+        """Variance of the true gaps, at least 0."""
+        return max(self.spread - float(np.mean(self.error**2)), 0.0)
+
+    @property
+    def shrunk(self) -> Floats:
+        """The gaps, each moved towards the mean by the share of its distance that is noise."""
+        weight = self.between / np.maximum(self.between + self.error**2, np.finfo(float).tiny)
+        found: Floats = self.mean + weight * (self.gap - self.mean)
+        return found
+
+    def q(self) -> Floats:
+        """Benjamini-Hochberg adjusted p of the difference from the mean, two-sided.
+
+        By t with the clusters that carry the error less one as degrees of freedom: KL is skewed, and with all clusters
+        the far tail that a list of types is picked from holds more than twice what it should.
+        """
+        from scipy.stats import t
+        from statsmodels.stats.multitest import multipletests
+
+        p = 2 * t.sf(np.abs(self.gap - self.mean) / np.maximum(self.error, 1e-300), np.maximum(self.carriers - 1, 1))
+        found: Floats = np.asarray(multipletests(p, method="fdr_bh")[1], dtype=np.float64)
+        return found
+
+
+def measure(bench: Bench) -> Measurement:
+    """Gaps by token type."""
+    gap = token_gap(bench)
+    total, count = bench.per_cluster(gap), bench.per_cluster(bench.keep)
+    sums, counts, ids = type_sums(bench, gap)
+    enough = (counts > 0).sum(0) >= FEWEST_DOCUMENTS
+    estimates: dict[str, Estimate] = {
+        "gap": Ratio(total, count),
+        "types": Exact(float(enough.sum())),
+        "frequency_correlation": frequency_correlation(bench, gap),
+    }
+    if enough.sum() < 2:
+        few = Undefined(f"fewer than two token types occur {MINIMUM} times in {FEWEST_DOCUMENTS} documents")
+        spread = dict.fromkeys(("between_types_share", "between_types_sd", "largest_gap"), few)
+        return Measurement({**estimates, **spread}, bench.clusters)
+    sums, counts, ids = sums[:, enough], counts[:, enough], ids[enough]
+    found = compare(total, count, sums, counts, ids)
+    estimates |= _with_errors(total, count, sums, counts)
+    q = found.q()
+    differ = int((q < FALSE_DISCOVERIES).sum())
+    note = f"the gap of {differ} of {len(ids)} token types differs from the mean (false discoveries at 5%)"
+    return Measurement(estimates, bench.clusters, {"token_types": _table(bench, found, q)}, notes=(note,))
+
+
+def compare(total: Floats, count: Floats, sums: Floats, counts: Floats, token: NDArray[np.int64]) -> Types:
+    """Types against the mean of all tokens.
+
+    Args:
+        total: (clusters,) sum of the gap.
+        count: (clusters,) tokens.
+        sums: (clusters, types) sum of the gap over a type's tokens.
+        counts: (clusters, types) those tokens.
+        token: (types,) ids.
+    """
+    clusters, n = len(total), counts.sum(0)
+    mean, gap = float(total.sum() / count.sum()), sums.sum(0) / n
+    # What each cluster adds to the difference of the two means.
+    influence = (sums - gap * counts) / n - ((total - mean * count) / count.sum())[:, None]
+    square = (influence**2).sum(0)
+    carriers = square**2 / np.maximum((influence**4).sum(0), np.finfo(float).tiny)
+    return Types(token, n, gap, np.sqrt(clusters / (clusters - 1) * square), carriers, mean)
+
+
+def _with_errors(total: Floats, count: Floats, sums: Floats, counts: Floats) -> dict[str, Estimate]:
+    """What is fitted over all types, with influences by leaving one cluster out."""
+    from sae_bench.measure.uncertainty import leave_one_out
+
+    def fitted(kept: NDArray[np.bool_]) -> tuple[float, float, float]:
+        seen = counts[kept].sum(0) > 0
+        found = compare(total[kept], count[kept], sums[kept][:, seen], counts[kept][:, seen], np.flatnonzero(seen))
+        share = 1 - float(np.mean(found.error**2)) / found.spread if found.spread > 0 else 0.0
+        return share, float(np.sqrt(found.between)), float(found.shrunk.max())
+
+    everyone = np.arange(len(total))
+    full, without = fitted(everyone >= 0), [fitted(everyone != cluster) for cluster in everyone]
+    names = ("between_types_share", "between_types_sd", "largest_gap")
+    return {
+        name: Influence(value, leave_one_out([each[row] for each in without], value))
+        for row, (name, value) in enumerate(zip(names, full, strict=True))
+    }
+
+
+def _table(bench: Bench, found: Types, q: Floats) -> Series:
+    """The types that differ most from the mean, by their distance in standard errors."""
+    distance = (found.gap - found.mean) / np.maximum(found.error, 1e-300)
+    first = np.argsort(-np.abs(distance), kind="stable")[:LISTED]
+    return Series(
+        "table",
+        {
+            "token": [bench.token_text(int(found.token[row])) for row in first],
+            "seen": found.count[first].tolist(),
+            "gap": found.gap[first].tolist(),
+            "shrunk": found.shrunk[first].tolist(),
+            "se": found.error[first].tolist(),
+            "q": q[first].tolist(),
+        },
+        "Token types whose KL gap differs most from the mean",
+        "nats",
+    )
+
+
+PROPERTY = Property(
+    name="tokens",
+    question="On which tokens does the model lose more than noise would cost, once chance is taken out?",
+    headline="between_types_share",
+    metrics=METRICS,
+    limits=(),
+    measure=measure,
+    marker="fidelity",
+)

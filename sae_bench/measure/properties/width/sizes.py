@@ -1,0 +1,124 @@
+"""What every SAE of one family loses on the documents measured, and how that is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sae_bench.measure.measurement import Ratio, Series
+from sae_bench.measure.uncertainty import standard_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_bench.engine.batch import Batch
+    from sae_bench.engine.bench import Bench
+    from sae_bench.measure.measurement import Floats
+
+QUANTITIES = ("kl", "explained_variance", "ce_recovered")
+
+
+@dataclass(frozen=True, eq=False)
+class Size:
+    """One SAE of the family on the documents measured."""
+
+    name: str
+    features: int
+    l0: Ratio
+    kl: Ratio
+    explained_variance: Ratio
+    ce_recovered: Ratio
+
+    def of(self, quantity: str) -> Ratio:
+        """One of `QUANTITIES`."""
+        found: Ratio = getattr(self, quantity)
+        return found
+
+
+def family_sizes(bench: Bench) -> list[Size]:
+    """This SAE and its family, in order of registration; what an SAE shows is shared with the rest of the family."""
+    from sae_bench.measure.shared.sae_requirements import check_explains
+
+    sums = bench.site_data.shared(("width: loss", bench.documents), lambda: _loss(bench))
+    found = [_size(bench, "this SAE", _sums(bench), sums)]
+    for companion in bench.beside.family:
+        other = bench.of(companion)
+        check_explains(other, companion)
+        key = ("width", companion.name, companion.sha256, bench.documents)
+        tables = bench.site_data.shared(key, lambda other=other: _sums(other))  # type: ignore[misc]
+        found.append(_size(other, companion.name, tables, sums))
+    return found
+
+
+def _size(bench: Bench, name: str, sums: dict[str, Floats], loss: dict[str, Floats]) -> Size:
+    count = bench.per_cluster(bench.keep)
+    return Size(
+        name,
+        int(bench.sae.d_sae),
+        l0=Ratio(sums["l0"], count),
+        kl=Ratio(sums["kl"], count),
+        explained_variance=Ratio(sums["variance"] - sums["error"], sums["variance"]),
+        ce_recovered=Ratio(loss["ablated"] - sums["ce"], loss["ablated"] - loss["clean"]),
+    )
+
+
+def _sums(bench: Bench) -> dict[str, Floats]:
+    """(clusters,) sums over kept tokens of one SAE."""
+    mean = bench.site_data.mean.to(bench.settings.device)
+
+    def tokens(batch: Batch) -> dict[str, Tensor]:
+        xhat = bench.reconstruct(batch)
+        outcome = bench.outcome(batch, xhat)
+        return {
+            "l0": bench.active(batch),
+            "error": (xhat.double() - batch.x).square().sum(-1),
+            "variance": (batch.x.double() - mean).square().sum(-1),
+            "kl": outcome.kl,
+            "ce": outcome.ce,
+        }
+
+    return {name: bench.per_cluster(table) for name, table in bench.collect(tokens, "width").items()}
+
+
+def _loss(bench: Bench) -> dict[str, Floats]:
+    """(clusters,) summed next-token losses of the clean model and with the site at its mean."""
+    mean = bench.site_data.mean
+
+    def tokens(batch: Batch) -> dict[str, Tensor]:
+        ablated = mean.to(batch.x).expand_as(batch.x)
+        return {"clean": bench.outcome(batch, None).ce, "ablated": bench.outcome(batch, ablated).ce}
+
+    return {name: bench.per_cluster(table) for name, table in bench.collect(tokens, "width").items()}
+
+
+def table(sizes: Sequence[Size], matched: Sequence[Size]) -> Series:
+    """The whole family, one row an SAE."""
+    columns: dict[str, list[Any]] = {
+        "SAE": [size.name for size in sizes],
+        "features": [size.features for size in sizes],
+        "l0": [size.l0.value for size in sizes],
+        **{name: [_finite(size.of(name).value) for size in sizes] for name in QUANTITIES},
+        "compared": ["yes" if size in matched else "no, of another L0" for size in sizes],
+    }
+    return Series("table", columns, "The family, by registration")
+
+
+def curve(matched: Sequence[Size]) -> Series:
+    """KL of those at matched L0, with its standard errors."""
+    ordered = sorted(matched, key=lambda size: size.features)
+    errors = [standard_error(size.kl) or 0.0 for size in ordered]
+    values = [size.kl.value for size in ordered]
+    columns: dict[str, list[Any]] = {
+        "x": [size.features for size in ordered],
+        "KL": values,
+        "one standard error less": [value - error for value, error in zip(values, errors, strict=True)],
+        "one standard error more": [value + error for value, error in zip(values, errors, strict=True)],
+    }
+    return Series("curve", columns, "KL by size of the dictionary, at matched L0", "features", log_x=True)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,127 @@
+"""Standard errors, intervals and detectable changes from influences. `judge.paired_change` pairs two measurements.
+
+The unit is the cluster: a document, or the chunks of one text. With S clusters and influences d_s that sum to 0,
+
+    SE^2 = S / (S - 1) * sum_s d_s^2,    interval = value -+ t(S - 1) * SE,
+
+which is the linearised (sandwich) error for a ratio of sums and the jackknife error for everything else. What is
+clustered two ways has V_a + V_b - V_ab (Cameron, Gelbach and Miller 2011).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sae_bench.errors import MeasurementError
+from sae_bench.measure.measurement import Estimate, Exact, Floats, Influence, Ratio, Summary, Undefined
+
+NUMERIC_FLOOR = 1e-5
+"Relative difference below which two numbers are the same number: twice the rounding of six significant digits."
+
+Sides: TypeAlias = Literal["both", "lower", "upper"]
+
+
+@cache
+def t_quantile(alpha_one_sided: float, dof: int) -> float:
+    """The value that Student's t with ``dof`` degrees of freedom exceeds with probability ``alpha_one_sided``."""
+    # A tenth of a second, which listing and showing reports need not spend.
+    from scipy.special import stdtrit
+
+    return float(-stdtrit(dof, alpha_one_sided))
+
+
+def degrees_of_freedom(estimate: Estimate) -> int:
+    """Clusters minus one; the smaller of the two clusterings where there are two; 0 where there are no clusters."""
+    if isinstance(estimate, Ratio):
+        return max(len(estimate.numerator) - 1, 0)
+    if isinstance(estimate, Influence):
+        sizes = [len(estimate.influence)] + ([len(estimate.second)] if estimate.second is not None else [])
+        return max(min(sizes) - 1, 0)
+    return max(estimate.clusters - 1, 0) if isinstance(estimate, Summary) else 0
+
+
+def _variance(influence: Floats) -> float:
+    size = len(influence)
+    return size / (size - 1) * math.fsum(influence * influence)
+
+
+def standard_error(estimate: Estimate) -> float | None:
+    """Standard error of the value, clustered; None without at least two clusters (never 0 for lack of data)."""
+    if isinstance(estimate, Exact | Undefined) or degrees_of_freedom(estimate) < 1:
+        return None
+    if isinstance(estimate, Summary):
+        return estimate.se
+    variance = _variance(estimate.influence)
+    if isinstance(estimate, Influence) and estimate.second is not None:
+        other = _variance(estimate.second)
+        # The difference can fall below either part, even below 0, when the overlap dominates.
+        variance = max(variance + other - estimate.overlap, variance, other)
+    return math.sqrt(variance)
+
+
+def interval(estimate: Estimate, alpha: float, sides: Sides = "both") -> tuple[float, float] | None:
+    """The interval that misses the truth with probability ``alpha``, all of it on one side or split between two.
+
+    An `Exact` value is its own interval; None where there is no standard error. The open side of a one-sided
+    interval is infinite: ``"upper"`` bounds the value from above.
+    """
+    if isinstance(estimate, Exact):
+        return estimate.value, estimate.value
+    error = standard_error(estimate)
+    if error is None:
+        return None
+    reach = t_quantile(alpha / 2 if sides == "both" else alpha, degrees_of_freedom(estimate)) * error
+    low = -math.inf if sides == "upper" else estimate.value - reach
+    high = math.inf if sides == "lower" else estimate.value + reach
+    return low, high
+
+
+def leave_one_out(values: Callable[[int], float] | ArrayLike, full: float, clusters: int | None = None) -> Floats:
+    """(clusters,) influences from the values with one cluster left out, in the units of `Ratio.influence`.
+
+    Args:
+        values: the value without cluster s, for every s; or a function of s, with ``clusters`` the number of them.
+        full: the value over all clusters, checked to be finite like the others.
+        clusters: only for a function.
+
+    Centred at the mean of the leave-one-out values, so that `standard_error` of it is the jackknife's,
+    ``SE^2 = (S - 1) / S * sum_s (v_s - mean v)^2``. A value that is not finite is a `MeasurementError`.
+    """
+    if callable(values):
+        if clusters is None:
+            raise TypeError("leave_one_out of a function needs the number of clusters")
+        values = [values(cluster) for cluster in range(clusters)]
+    without = np.asarray(values, dtype=np.float64)
+    if not (math.isfinite(full) and np.isfinite(without).all()):
+        raise MeasurementError(f"a leave-one-out value is not finite (value over all clusters: {full:.6g})")
+    size = len(without)
+    return np.asarray((size - 1) / size * (without.mean() - without)) if size else without
+
+
+def detectable_change(se: float, alpha: float, dof: int, power: float = 0.95) -> float:
+    """The smallest true change that a one-sided test at ``alpha`` finds with probability ``power``.
+
+    ``(t(alpha) + t(1 - power)) * SE``; measured from the border of the limit, when there is one.
+    """
+    return (t_quantile(alpha, dof) + t_quantile(1 - power, dof)) * se
+
+
+def documents_needed(gap: float, se: float, alpha: float, clusters: int, most: int = 10_000_000) -> int | None:
+    """About how many clusters would decide, if the estimate stayed where it is: errors shrink as 1 / sqrt(clusters).
+
+    Args:
+        gap: distance of the estimate from the border of the limit.
+        se: its standard error over ``clusters`` clusters.
+        alpha: one-sided error rate of the test.
+        most: beyond this many, or with the estimate on the border itself, no number is named: None.
+    """
+    if clusters < 2 or gap == 0:
+        return None
+    needed = clusters * (t_quantile(alpha, clusters - 1) * se / gap) ** 2
+    return max(math.ceil(needed), clusters + 1) if needed <= most else None

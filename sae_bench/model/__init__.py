@@ -1,0 +1,1 @@
+"""How is a language model run from a site on?"""

@@ -1,0 +1,1 @@
+"""What is registered? SAEs, sites, and extensions of other packages."""

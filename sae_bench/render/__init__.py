@@ -1,1 +1,0 @@
-"""Report in, text out: terminal, Markdown, GitHub, HTML. Nothing is measured or judged here; no torch is imported."""

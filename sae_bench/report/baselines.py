@@ -1,0 +1,186 @@
+"""Accepted reports: one file an SAE, ``baselines/<sae id>.json``, of the same schema as a run's report.
+
+They are written by `accepting.accept` with a reason, read here to compare, and reviewed in pull requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from sae_bench.errors import StoreError
+from sae_bench.judge.verdicts import AcceptedProperty, PropertyVerdict, Verdict
+from sae_bench.report.convert import accepted_from
+from sae_bench.report.json import dumps, plain, rounded
+from sae_bench.report.records import SAEResult
+from sae_bench.report.report import Report, load_report, write_text
+
+
+@dataclass(frozen=True)
+class AcceptedFile:
+    """One accepted report."""
+
+    path: Path
+    sae: str
+    report: Report
+
+    @property
+    def result(self) -> SAEResult:
+        """What was accepted of the SAE."""
+        return self.report.saes[self.sae]
+
+
+def accepted_path(folder: Path, sae: str) -> Path:
+    """Where the accepted report of ``sae`` is."""
+    return folder / f"{sae}.json"
+
+
+def load_accepted(folder: Path, sae: str) -> AcceptedFile | None:
+    """The accepted report of ``sae``; None without one, a `StoreError` for a file that is broken or another SAE's."""
+    path = accepted_path(folder, sae)
+    if not path.is_file():
+        return None
+    report = _load(path)
+    if set(report.saes) != {sae}:
+        held = ", ".join(sorted(report.saes)) or "no SAE"
+        raise StoreError(f"{path} holds {held} instead of {sae}; restore it from git, or accept {sae} again")
+    return AcceptedFile(path, sae, report)
+
+
+def _load(path: Path) -> Report:
+    found = path.stat()
+    return _load_once(path, (found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=64)
+def _load_once(path: Path, state: tuple[int, int, int]) -> Report:
+    return load_report(path)
+
+
+def accepted_property(where: Path, sae: str, name: str) -> AcceptedProperty | None:
+    """What to compare one property of one SAE with; None when nothing was accepted.
+
+    Args:
+        where: the folder of accepted reports, or the file of any report.
+        sae: whose values.
+        name: of the property.
+    """
+    if where.suffix == ".json" and not where.is_dir():
+        if not where.is_file():
+            raise StoreError(f"there is no report at {where} to compare with; name a report.json of an earlier run")
+        found = _load(where).saes.get(sae)
+        if found is None or name not in found.properties:
+            return None
+        held = accepted_from(found.properties[name])
+        # Drift is a matter of accepted values; a report shows the anchor of the day it was made.
+        return replace(held, metrics={metric: replace(each, anchor=None) for metric, each in held.metrics.items()})
+    file = load_accepted(where, sae)
+    if file is None or name not in file.result.properties:
+        return None
+    return accepted_from(file.result.properties[name])
+
+
+def accepted_ids(folder: Path) -> tuple[str, ...]:
+    """Ids of all SAEs with an accepted report under ``folder``, sorted."""
+    if not folder.is_dir():
+        return ()
+    paths = (path.relative_to(folder) for path in folder.rglob("*.json") if not path.name.startswith("."))
+    return tuple(sorted(path.with_suffix("").as_posix() for path in paths))
+
+
+def vanished(folder: Path, registered: Iterable[str]) -> tuple[str, ...]:
+    """Ids that have an accepted report and are registered no more."""
+    return tuple(sorted(set(accepted_ids(folder)) - set(registered)))
+
+
+def vanished_verdict(sae: str, folder: Path) -> PropertyVerdict:
+    """MISSING, for an SAE that has an accepted report and is registered no more."""
+    path = accepted_path(folder, sae)
+    lines = (
+        f"{sae} has an accepted report ({path}) but is not registered: nothing of it was measured",
+        "  if removed: pytest-sae-bench prune",
+        f'  if lost:    register it again, register_sae("{sae}", ...), in conftest.py',
+    )
+    return PropertyVerdict("accepted", sae, Verdict.MISSING, False, "", (), lines, 0.98)
+
+
+def accepted_text(report: Report) -> str:
+    """The text of an accepted file: canonical JSON, metrics at six significant digits, contexts as they are."""
+    tree = plain(report)
+    for sae in tree["saes"].values():
+        for result in sae["properties"].values():
+            result["metrics"] = rounded(result["metrics"])
+    return dumps(tree) + "\n"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """An accepted entry that nothing registered or declared stands behind any more."""
+
+    sae: str
+    property: str | None = None
+    "None: the whole file."
+    metric: str | None = None
+    "None: the whole property."
+
+    def __str__(self) -> str:
+        what = ".".join(part for part in (self.property, self.metric) if part)
+        return f"{what} of {self.sae}" if what else f"{self.sae} (the whole file)"
+
+
+def prune(
+    folder: Path,
+    registered: Iterable[str],
+    declared: Mapping[str, Collection[str]] | None = None,
+    *,
+    write: bool = False,
+) -> tuple[Pruned, ...]:
+    """List accepted entries without an SAE, a property or a metric behind them; remove them when ``write`` is true.
+
+    Args:
+        folder: of accepted reports.
+        registered: ids of all registered SAEs.
+        declared: metric names by property name; None leaves properties and metrics alone.
+        write: False lists only.
+    """
+    gone = vanished(folder, registered)
+    entries = [Pruned(sae) for sae in gone]
+    for sae in sorted(set(accepted_ids(folder)) - set(gone)) if declared is not None else ():
+        file = load_accepted(folder, sae)
+        if file is not None and declared is not None:
+            stale = _stale(file, declared)
+            entries += stale
+            if write and stale:
+                _rewrite_without(file, stale)
+    if write:
+        for sae in gone:
+            accepted_path(folder, sae).unlink(missing_ok=True)
+    return tuple(entries)
+
+
+def _stale(file: AcceptedFile, declared: Mapping[str, Collection[str]]) -> list[Pruned]:
+    entries = []
+    for name, result in file.result.properties.items():
+        if name not in declared:
+            entries.append(Pruned(file.sae, name))
+        else:
+            entries += [Pruned(file.sae, name, metric) for metric in result.metrics if metric not in declared[name]]
+    return entries
+
+
+def _rewrite_without(file: AcceptedFile, stale: Collection[Pruned]) -> None:
+    gone = {(entry.property, entry.metric) for entry in stale}
+    kept = {
+        name: replace(
+            result, metrics={metric: each for metric, each in result.metrics.items() if (name, metric) not in gone}
+        )
+        for name, result in file.result.properties.items()
+        if (name, None) not in gone
+    }
+    if kept:
+        report = replace(file.report, saes={file.sae: replace(file.result, properties=kept)})
+        write_text(file.path, accepted_text(report))
+    else:
+        file.path.unlink()

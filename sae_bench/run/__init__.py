@@ -1,0 +1,1 @@
+"""How do registrations become a report? Load, measure, judge, write."""

@@ -1,0 +1,90 @@
+"""What a measurement's numbers follow from: contents, settings and versions, never a name or a path.
+
+Two runs whose contents agree would measure the same to the last bit, so one may take up what the other finished before
+it was killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_bench.registry.spec import LABELLED
+from sae_bench.report.provenance import hardware
+
+if TYPE_CHECKING:
+    from sae_bench.engine.bench import Bench
+    from sae_bench.measure.properties import Property
+    from sae_bench.registry.spec import SAESpec
+    from sae_bench.run.load import Loader
+
+_PACKAGES = ("torch", "transformer-lens", "transformers", "numpy", "scipy", "scikit-learn")
+
+
+def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, Any]:
+    """Everything behind one property of one SAE, as JSON values."""
+    from sae_bench.sae import weights_sha256
+
+    bench = loader.bench(spec)
+    beside = bench.beside
+    return {
+        "property": [declared.name, declared.version, {metric.name: metric.version for metric in declared.metrics}],
+        "context": loader.context(spec),
+        "weights": loader.weights(spec),
+        "behaviour": _behaviour(bench),
+        "beside": [[each.sha256, str(each.site)] for each in (*beside.next_layers, *beside.family)],
+        "partner": None if beside.partner is None else weights_sha256(beside.partner),
+        "labelled": {name: _files_sha256(getattr(beside, name)) for name in LABELLED},
+        "settings": asdict(loader.settings),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "hardware": hardware(),
+        "sources": [sources_sha256(), _own_source(declared)],
+    }
+
+
+@cache
+def sources_sha256(package: Path = Path(__file__).parents[1]) -> str:
+    """Hash of this package's code, demo and rendering aside: a formula in the making must not be taken up either."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        if path.relative_to(package).parts[0] not in ("demo", "show"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _own_source(declared: Property) -> str | None:
+    """Hash of the file of a property that is not in this package; None where its code is in no file."""
+    try:
+        path = inspect.getsourcefile(declared.measure)
+    except TypeError:
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else None
+
+
+def _behaviour(bench: Bench) -> str | None:
+    """What an object of a user's makes of the first documents: its tensors need not be all that decides."""
+    if bench.sae.info.format != "object":
+        return None
+    reconstruction = bench.reconstruct(bench.batch(tuple(range(min(2, bench.documents)))))
+    return hashlib.sha256(reconstruction.float().cpu().numpy().tobytes()).hexdigest()
+
+
+def _files_sha256(path: str | None) -> dict[str, str] | None:
+    """Hashes of a labelled dataset and of its variants beside it."""
+    if path is None:
+        return None
+    given = Path(path)
+    beside = sorted(given.parent.glob(f"{given.stem}*{given.suffix}"))
+    return {file.name.removeprefix(given.stem): hashlib.sha256(file.read_bytes()).hexdigest() for file in beside}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

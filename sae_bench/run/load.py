@@ -1,0 +1,223 @@
+"""From a registration to a `Bench`: read the SAE, complete what it leaves open, check that everything fits together.
+
+Whatever is wrong with one SAE is one sentence in a `LoadError`; the others are not touched by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_bench.engine.batch import Beside
+from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
+from sae_bench.engine.devices import check_device
+from sae_bench.engine.settings import Settings
+from sae_bench.errors import LoadError, SAEBenchError
+from sae_bench.model.language_model import Model
+from sae_bench.model.load import load_model
+from sae_bench.registry.site import INPUTS, Site, parse_site
+from sae_bench.registry.spec import CONTROL, LABELLED, SAESpec
+from sae_bench.run.load_checks import explained_variance, looked_at
+from sae_bench.run.related_saes import Home, companions, ends
+from sae_bench.sae import SAE, check_contract, check_fit, weights_sha256
+from sae_bench.sae.controls import make_control
+from sae_bench.sae.controls.quality import AT_THE_OUTPUT
+from sae_bench.sae.formats import as_sae, read_sae
+
+_CONTROL_TOKENS = 16_384
+"Of the site that a control is made from: a principal component needs no more."
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an SAE is measured on, complete: registration first, then what its own config says."""
+
+    model: str
+    model_kwargs: Mapping[str, Any]
+    site: Site
+    "Where it writes, and what it is held against."
+    source: Site
+    "Where it reads; the same unless it is a transcoder."
+    corpus: str
+
+
+class Loader:
+    """Loads SAEs with their models and corpora; models and corpora are shared, SAEs are kept until closed."""
+
+    def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
+        check_device(settings.device)
+        self.settings = settings
+        self.progress = progress
+        self._models: dict[tuple[Any, ...], Model] = {}
+        self._corpora: dict[str, Corpus] = {}
+        self._benches: dict[str, Bench] = {}
+        self._errors: dict[str, SAEBenchError] = {}
+        self._checks: dict[str, dict[str, str]] = {}
+
+    def bench(self, spec: SAESpec) -> Bench:
+        """The bench of ``spec``, loaded once; a failure is remembered and raised again."""
+        if spec.id in self._errors:
+            raise self._errors[spec.id]
+        if spec.id not in self._benches:
+            try:
+                self._benches[spec.id] = self._load(spec)
+            except SAEBenchError as error:
+                self._errors[spec.id] = error
+                raise
+        return self._benches[spec.id]
+
+    def forget(self, spec: SAESpec) -> None:
+        """Let go of an SAE's codes and weights; models and captured activations stay."""
+        self._benches.pop(spec.id, None)
+
+    def context(self, spec: SAESpec) -> dict[str, Any]:
+        """What decides whether two results of ``spec`` speak of the same thing; settings of a property come on top."""
+        bench = self.bench(spec)
+        return {
+            "corpus": bench.corpus.sha256,
+            "model": bench.model.identity,
+            "model_dtype": bench.model.dtype,
+            "sae_dtype": spec.dtype or "float32",
+            "site": str(bench.site_data.site),
+            "include_bos": spec.include_bos,
+            **({} if bench.source is bench.site_data else {"source": str(bench.source.site)}),
+        }
+
+    def provenance(self, spec: SAESpec) -> dict[str, str]:
+        """What kind of SAE it is, as its own config says, and what was looked at: explains, never decides."""
+        bench = self.bench(spec)
+        info = bench.sae.info
+        said = {"architecture": info.architecture, "format": info.format, "neuronpedia_id": info.neuronpedia}
+        if spec.id not in self._checks:
+            self._checks[spec.id] = {} if spec.control is not None else looked_at(bench, spec)
+        checks = {f"load_check.{name}": text for name, text in self._checks[spec.id].items()}
+        return {name: value for name, value in said.items() if value} | checks
+
+    def weights(self, spec: SAESpec) -> str:
+        """Hash of the SAE's weights."""
+        return weights_sha256(self.bench(spec).sae)
+
+    def _load(self, spec: SAESpec) -> Bench:
+        sae = self._read(spec)
+        place = complete(spec, sae)
+        model = self._model(place)
+        corpus = self._corpus(place.corpus)
+        check_vocabulary(corpus, model.d_vocab)
+        check_tokenizer(corpus, model.tokenizer_sha256)
+        check_context(corpus, model.context)
+        site, source = model.canonical(place.site), model.canonical(place.source)
+        if site.kind in INPUTS:
+            raise LoadError(
+                f"SAE {spec.id!r} would write to {site}, which can only be read; give output_site=... or "
+                f"--sae-output-site"
+            )
+        check_fit(sae, model.width(site), str(site), (model.width(source), str(source)))
+        check_contract(sae)
+        data = site_data(model, site, corpus, self.settings, spec.include_bos)
+        read = data if source == site else site_data(model, source, corpus, self.settings, spec.include_bos)
+        if spec.control is not None:
+            x, y = (each.rows[each.kept[:_CONTROL_TOKENS]].to(self.settings.device) for each in (read, data))
+            generator = torch.Generator().manual_seed(self.settings.seed)
+            sae = make_control(spec.control, sae, x, x if read is data else y, generator)
+            read = data if spec.control in AT_THE_OUTPUT else read
+        home = Home(spec, sae, model, place.model, place.model_kwargs, site, source)
+        bench = Bench(
+            sae,
+            model,
+            corpus,
+            data,
+            self.settings,
+            include_bos=spec.include_bos,
+            progress=self.progress,
+            beside=Beside(
+                partner=self._partner(spec, sae),
+                next_layers=companions("next_layers", home, self._read),
+                family=companions("family", home, self._read),
+                **{name: getattr(spec, name) for name in LABELLED},
+            ),
+            id=spec.id,
+            source=read,
+        )
+        if CONTROL not in spec.tags:
+            _check_explains(bench, spec, sae)
+        return bench
+
+    def _read(self, spec: SAESpec) -> SAE:
+        dtype = spec.dtype or "float32"
+        if spec.path is not None:
+            return read_sae(spec.path, device=self.settings.device, dtype=dtype)
+        assert spec.load is not None
+        try:
+            found = spec.load()
+        except SAEBenchError:
+            raise
+        except Exception as error:
+            raise LoadError(
+                f"load=... of SAE {spec.id!r} ({spec.origin}) raised {type(error).__name__}: {error}"
+            ) from error
+        return as_sae(found).to(self.settings.device, getattr(torch, dtype))
+
+    def _partner(self, spec: SAESpec, sae: SAE) -> SAE | None:
+        if spec.partner is None:
+            return None
+        partner = read_sae(spec.partner, device=self.settings.device, dtype=spec.dtype or "float32")
+        if partner.d_out != sae.d_out:
+            raise LoadError(
+                f"partner {spec.partner!r} of SAE {spec.id!r} writes vectors of width {partner.d_out}, not "
+                f"{sae.d_out}: a partner is an SAE of the same site from another seed"
+            )
+        return partner
+
+    def _model(self, place: Place) -> Model:
+        key = (place.model, tuple(sorted(place.model_kwargs.items())))
+        if key not in self._models:
+            self._models[key] = load_model(
+                place.model, kwargs=place.model_kwargs, device=self.settings.device, dtype=self.settings.dtype
+            )
+        return self._models[key]
+
+    def _corpus(self, path: str) -> Corpus:
+        if path not in self._corpora:
+            self._corpora[path] = load_corpus(path)
+        return self._corpora[path]
+
+
+def complete(spec: SAESpec, sae: SAE) -> Place:
+    """Model, site and corpus of an SAE; what nobody says is one error that lists all of it."""
+    model = spec.model or sae.info.model
+    site, output = ends(spec, sae)
+    missing = [name for name, value in (("model", model), ("site", site), ("corpus", spec.corpus)) if not value]
+    if missing:
+        remedy = [f"register_sae(..., {name}=...) or --sae-{name}" for name in missing]
+        if "corpus" in missing:
+            remedy.append(
+                f"pytest-sae-bench corpus build --text FILE --model {model or 'MODEL'} --out FILE makes a corpus"
+            )
+        raise LoadError(
+            f"SAE {spec.id!r} ({spec.origin}) does not say its {' and '.join(missing)}, nor does its config: "
+            f"give {'; '.join(remedy)}"
+        )
+    assert model is not None
+    assert site is not None
+    assert spec.corpus is not None
+    kwargs = spec.model_kwargs or sae.info.model_kwargs
+    folder = Path(spec.path).parent / model if spec.path and not spec.model else None
+    model = str(folder) if folder is not None and folder.is_dir() else model
+    return Place(model, kwargs, parse_site(output or site), parse_site(site), spec.corpus)
+
+
+def _check_explains(bench: Bench, spec: SAESpec, sae: SAE) -> None:
+    """Explained variance below 0 on the first documents: the activations are not those the SAE was trained on."""
+    explained = explained_variance(bench, next(iter(bench.batches())))
+    if explained < 0:
+        processing = dict(bench.model.identity.get("processing", {})) or "none"
+        raise LoadError(
+            f"SAE {spec.id!r} explains {explained:.2f} of the variance at {bench.site} of {bench.model.name}: it was "
+            f"trained on other activations; check model, site and weight processing (now {processing}, the SAE's "
+            f"config says {dict(sae.info.model_kwargs) or 'none'}), or tag it 'control' if it is wrong on purpose"
+        )

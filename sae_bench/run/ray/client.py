@@ -1,0 +1,247 @@
+"""The side of pytest: groups SAEs into Ray tasks, waits for their answers, and says when a task finds no place."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from sae_bench.errors import MeasurementError, UsageError
+from sae_bench.measure.properties import EXTENSIONS
+from sae_bench.registry.register import SAES
+from sae_bench.registry.spec import SAESpec
+from sae_bench.report import run_folder
+from sae_bench.run.fingerprint import sources_sha256
+from sae_bench.run.options import RunOptions
+from sae_bench.run.ray import pinned_files
+from sae_bench.run.ray.worker import Answer, Job, measure
+
+RETRIES = 3
+"How often Ray runs a task again whose process or machine died."
+REACHED_WITHIN = 10.0
+"Seconds in which the cluster's address must answer."
+BESIDE = 1 << 30
+"Memory of a task for the interpreter and its libraries."
+Pair = tuple[SAESpec, str]
+
+
+@dataclass
+class Part:
+    """One task of the cluster."""
+
+    job: Job
+    needs: dict[str, float]
+    "As Ray's options: ``num_cpus``, ``num_gpus``, ``memory`` in bytes."
+    answers: Any = None
+    "Ray's generator; None when the task has ended."
+    placed: bool = False
+
+
+class RayFront:
+    """Measures on a Ray cluster what the process of pytest judges."""
+
+    def __init__(self, address: str, wait: float, root: Path, progress: Callable[[str, int, int], None]) -> None:
+        self.address, self.wait, self.root, self.progress = address, wait, root, progress
+        self.ray, self._connected_here = _connect(address)
+        self._parts: list[Part] = []
+        self._found: dict[tuple[str, str], Answer] = {}
+        self._asked = 0
+        self._moved = time.monotonic()
+
+    def submit(self, pairs: Sequence[Pair], options: RunOptions) -> None:
+        """Start measuring; `record` gives what was found."""
+        work: dict[str, tuple[SAESpec, list[str]]] = {}
+        for spec, name in pairs:
+            work.setdefault(spec.id, (spec, []))[1].append(name)
+        self._asked = len(pairs)
+        specs = [spec for spec, _ in work.values()]
+        beside = {name for spec in specs for name in (*spec.next_layers, *spec.family) if name in SAES}
+        others = tuple(SAES[name] for name in sorted(beside))
+        self._by_value([spec.load for spec in (*specs, *others)])
+        registered = {name: EXTENSIONS.load(name) for name in EXTENSIONS.registered}
+        self._by_value([each.measure for each in registered.values()])
+        pinned = self._pinned([*specs, *others])
+        gpus = int(options.device.startswith("cuda"))
+        parts = divided(specs, self._places(gpus))
+        cpus = max(1, int(self._total("CPU")) // max(len(parts), self._places(0)))
+        for part in parts:
+            job = Job(
+                name=uuid.uuid4().hex,
+                work=tuple((spec, tuple(work[spec.id][1])) for spec in part),
+                others=others,
+                options=options,
+                files=pinned,
+                properties=registered,
+                sources=sources_sha256(),
+            )
+            self._start(Part(job, {"num_cpus": cpus, "num_gpus": gpus, "memory": memory(part, options)}))
+
+    def record(self, sae: str, name: str) -> run_folder.Record:
+        """What was found; waits for it. An error of the task, or of its placing, is a `MeasurementError`."""
+        while (sae, name) not in self._found:
+            self._step()
+            self.progress(f"Ray tasks at {self.address}", min(len(self._found), self._asked - 1), self._asked)
+        answer = self._found[sae, name]
+        if answer.record is None:
+            error = MeasurementError(answer.error)
+            for note in answer.notes:
+                error.add_note(note)
+            raise error
+        with tempfile.TemporaryDirectory(prefix="sae-bench-") as folder:
+            path = Path(folder) / "record.json"
+            path.write_bytes(answer.record)
+            return run_folder.read_record(path)
+
+    def close(self) -> None:
+        """Give up what is still to be measured, and the connection if it is ours."""
+        for part in self._open():
+            self.ray.cancel(part.answers, force=True)
+        self._parts.clear()
+        if self._connected_here:
+            self.ray.shutdown()
+
+    def _start(self, part: Part) -> None:
+        task = self.ray.remote(measure).options(
+            num_returns="streaming", max_retries=RETRIES, name=f"sae_bench {part.job.work[0][0].id}", **part.needs
+        )
+        part.answers = task.remote(part.job, self.ray.get)
+        self._parts.append(part)
+
+    def _open(self) -> list[Part]:
+        return [part for part in self._parts if part.answers is not None]
+
+    def _step(self) -> None:
+        """Take in the next answer, whosever it is, or find that nothing can come."""
+        parts = self._open()
+        ready = self.ray.wait([part.answers for part in parts], num_returns=1, timeout=0.5)[0] if parts else []
+        for part in parts:
+            if any(part.answers is each for each in ready):
+                self._take(part)
+        if ready or any(part.placed for part in self._open()):
+            self._moved = time.monotonic()
+        elif time.monotonic() - self._moved > self.wait:
+            for part in self._open():
+                self.ray.cancel(part.answers, force=True)
+                where = f"no place on the Ray cluster at {self.address} within {self.wait:g} s"
+                self._end(part, f"{where}: {self._why(part)}")
+
+    def _take(self, part: Part) -> None:
+        try:
+            answer: Answer = self.ray.get(next(part.answers))
+        except StopIteration:
+            self._end(part, "its Ray task ended without an answer")
+        except self.ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines()
+            self._end(part, f"its Ray task failed with {type(error).__name__}: {lines[-1] if lines else 'no message'}")
+        else:
+            part.placed = True
+            if answer.property:
+                self._found[answer.sae, answer.property] = answer
+
+    def _end(self, part: Part, why: str) -> None:
+        """No more answers of ``part``; what it still owes is an error."""
+        part.answers = None
+        for spec, names in part.job.work:
+            for name in names:
+                self._found.setdefault((spec.id, name), Answer(spec.id, name, error=why))
+
+    def _why(self, part: Part) -> str:
+        needs = part.needs
+        gpu = f"{needs['num_gpus']:g} GPU, " if needs["num_gpus"] else ""
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        has = "; ".join(
+            f"{node.get('GPU', 0):g} GPU, {node.get('CPU', 0):g} CPU, {node.get('memory', 0) / 1e9:.1f} GB"
+            for node in nodes
+        )
+        return f"a task needs {gpu}{needs['num_cpus']:g} CPU and {needs['memory'] / 1e9:.1f} GB, nodes have {has}"
+
+    def _pinned(self, specs: Sequence[SAESpec]) -> dict[tuple[str, str], pinned_files.Pinned]:
+        """Files that registrations name, each read once; a cluster that is this machine alone has them."""
+        ours = self.ray.util.get_node_ip_address()
+        alone = all(node["NodeManagerAddress"] == ours for node in self.ray.nodes() if node["Alive"])
+        paths = {
+            (field, path) for spec in specs for field in pinned_files.FIELDS for path in pinned_files.named(spec, field)
+        }
+        paths = {(field, path) for field, path in paths if path not in SAES}
+        found = {
+            (field, path): pinned_files.pinned(path, field, None if alone else self.ray.put) for field, path in paths
+        }
+        return {key: held for key, held in found.items() if held is not None}
+
+    def _places(self, gpus: int) -> int:
+        """How many tasks can run at once: one on each GPU, else one on each machine, with its cores."""
+        if gpus:
+            return max(1, int(self._total("GPU")))
+        return max(
+            1, len([node for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1])
+        )
+
+    def _total(self, resource: str) -> float:
+        found: float = self.ray.cluster_resources().get(resource, 0)
+        return found
+
+    def _by_value(self, functions: Sequence[Any]) -> None:
+        """Functions of this repository's own files travel with their code: workers cannot import a conftest.py."""
+        for function in functions:
+            module = sys.modules.get(getattr(inspect.unwrap(function), "__module__", "")) if function else None
+            file = getattr(module, "__file__", None)
+            ours = file is not None and Path(file).is_relative_to(self.root)
+            if module is not None and ours and module.__name__.partition(".")[0] != "sae_bench":
+                self.ray.cloudpickle.register_pickle_by_value(module)
+
+
+def divided(specs: Sequence[SAESpec], places: int) -> list[list[SAESpec]]:
+    """SAEs of one model and site together, in as many parts as there are places, so that none stands empty."""
+    groups: dict[tuple[Any, ...], list[SAESpec]] = defaultdict(list)
+    for spec in specs:
+        # What an SAE's own config says is not known before it is read; those of one folder belong together.
+        beside = None if spec.model and spec.site else str(Path(spec.path or "").parent)
+        groups[spec.model, spec.site, spec.output_site, spec.corpus, spec.include_bos, beside].append(spec)
+    parts = []
+    for group in groups.values():
+        share = max(1, min(len(group), places // len(groups)))
+        ends = [index * len(group) // share for index in range(share + 1)]
+        parts += [group[start:stop] for start, stop in pairwise(ends)]
+    return parts
+
+
+def memory(part: Sequence[SAESpec], options: RunOptions) -> int:
+    """Bytes that a task may need: model, the widest SAE with its partner and copies, activations, the interpreter."""
+    widest = max(3 * pinned_files.size(spec, "path") + pinned_files.size(spec, "partner") for spec in part)
+    model = max(pinned_files.size(spec, "model") for spec in part)
+    return 2 * model + widest + options.settings().memory_bytes + BESIDE
+
+
+def _connect(address: str) -> tuple[Any, bool]:
+    """Ray, connected, and whether that was done here."""
+    try:
+        import ray
+        import ray.cloudpickle
+        import ray.exceptions
+    except ImportError:
+        raise UsageError("--sae-ray needs Ray, which is not installed: pip install 'pytest-sae-bench[ray]'") from None
+    if ray.is_initialized():
+        return ray, False
+    try:
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdigit() and "/" not in host:
+            # Ray itself tries for minutes.
+            socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        said = str(error).strip().splitlines()
+        raise UsageError(
+            f"--sae-ray {address}: no Ray cluster answers there ({said[0] if said else type(error).__name__}); "
+            f"start one with 'ray start --head', or give the address of one"
+        ) from None
+    return ray, True

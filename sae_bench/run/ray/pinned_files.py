@@ -1,0 +1,135 @@
+"""Files of the process that asks, known by their content: a worker has them already, or gets and keeps a copy."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sae_bench.errors import LoadError
+from sae_bench.registry.spec import COMPANIONS, LABELLED, SAESpec
+
+SAES = ("path", *COMPANIONS)
+DATA = ("corpus", *LABELLED)
+FIELDS = (*SAES, "model", *DATA)
+"Fields of a registration that may name files; some of them several."
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A path of a registration, with what lies there."""
+
+    path: str
+    sha256: str
+    "Of the names and contents of `files`."
+    folder: str
+    "What their names start from."
+    files: Mapping[str, Any]
+    "By name: whatever `fetch` turns into bytes; empty where every worker has them."
+
+    @property
+    def name(self) -> str:
+        """`path` as it is named below `folder`."""
+        return os.path.relpath(self.path, self.folder)
+
+
+def pinned(path: str, field: str, put: Callable[[bytes], Any] | None) -> Pinned | None:
+    """What lies at ``path``, each file handed to ``put``; None where nothing does (a name on the hub, a module)."""
+    path = os.path.abspath(path)
+    folder, files = _listed(path, field)
+    if not files:
+        return None
+    given = {name: put(file.read_bytes()) for name, file in files.items()} if put is not None else {}
+    return Pinned(path, _sha256(files), str(folder), given)
+
+
+def here(held: Pinned, field: str, fetch: Callable[[Any], bytes]) -> str:
+    """A path of this machine with the content of ``held``: the same one, or a copy's."""
+    if _same(held, field):
+        return held.path
+    if not held.files:
+        raise LoadError(f"{held.path} changed while it was measured; run again")
+    return _copy(held, fetch)
+
+
+def named(spec: SAESpec, field: str) -> tuple[str, ...]:
+    """What a field of a registration says, none, one or several."""
+    said: str | tuple[str, ...] | None = getattr(spec, field)
+    return said if isinstance(said, tuple) else (said,) if said else ()
+
+
+def localised(spec: SAESpec, paths: Mapping[tuple[str, str], str]) -> SAESpec:
+    """``spec`` with paths of this machine; ``paths`` is by field and path of the registration."""
+    changed: dict[str, Any] = {}
+    for field in FIELDS:
+        here = tuple(paths.get((field, path), path) for path in named(spec, field))
+        if here:
+            changed[field] = here if isinstance(getattr(spec, field), tuple) else here[0]
+    return replace(spec, **changed)
+
+
+def size(spec: SAESpec, field: str) -> int:
+    """Bytes of the files that a field names; 0 where it names none."""
+    return sum(file.stat().st_size for path in named(spec, field) for file in _listed(path, field)[1].values())
+
+
+def _copy(held: Pinned, fetch: Callable[[Any], bytes]) -> str:
+    target = copies() / held.sha256
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(dir=target.parent))
+        for name, reference in held.files.items():
+            file = making / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(fetch(reference))
+        try:
+            making.rename(target)
+        except OSError:
+            # Another worker of this machine was quicker.
+            shutil.rmtree(making)
+    return str(target / held.name)
+
+
+@cache
+def copies() -> Path:
+    """Where copies are kept, each under the hash of its content."""
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("pytest-sae-bench")) / "content"
+
+
+def _same(held: Pinned, field: str) -> bool:
+    _, files = _listed(held.path, field)
+    return bool(files) and _sha256(files) == held.sha256
+
+
+def _listed(path: str, field: str) -> tuple[Path, dict[str, Path]]:
+    """The folder that holds what a path means, and its files by name, sorted."""
+    given = Path(path)
+    if given.is_dir():
+        # With its own name, which is also an SAE's when nothing else names it.
+        return given.parent, _named(given.parent, (file for file in given.rglob("*") if file.is_file()))
+    if not given.is_file():
+        return given.parent, {}
+    # A config lies beside an SAE's weights; variants lie beside a dataset: NAME_shifted.jsonl.
+    beside = "*" if field in SAES else f"{glob.escape(given.stem)}*{given.suffix}"
+    return given.parent, _named(given.parent, (file for file in given.parent.glob(beside) if file.is_file()))
+
+
+def _named(folder: Path, files: Any) -> dict[str, Path]:
+    return {str(file.relative_to(folder)): file for file in sorted(files)}
+
+
+def _sha256(files: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, file in files.items():
+        with file.open("rb") as opened:
+            digest.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""What a Ray task does: measure some SAEs of one model and site, one answer for each property as soon as it is found.
+
+Records stay on the worker's machine until the task has ended, so that a task whose process died takes up what it had
+finished when Ray runs it again there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sae_bench.errors import LoadError, SAEBenchError
+from sae_bench.measure.properties import EXTENSIONS, Property, register_property
+from sae_bench.registry.register import SAES
+from sae_bench.registry.spec import SAESpec
+from sae_bench.report import run_folder
+from sae_bench.run.fingerprint import sources_sha256
+from sae_bench.run.options import RunOptions
+from sae_bench.run.ray.pinned_files import Pinned, here, localised
+from sae_bench.run.run import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task."""
+
+    name: str
+    "Unique: where it keeps its records."
+    work: tuple[tuple[SAESpec, tuple[str, ...]], ...]
+    "SAEs and the properties to measure of each, in this order."
+    others: tuple[SAESpec, ...]
+    "Registered SAEs that those of `work` name: of other layers, of other widths."
+    options: RunOptions
+    files: Mapping[tuple[str, str], Pinned]
+    "By field and path of a registration."
+    properties: Mapping[str, Property]
+    "Those that a ``conftest.py`` registered."
+    sources: str
+    "Hash of the package that asks."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One property of one SAE, or, without a property, that the task has found its place."""
+
+    sae: str = ""
+    property: str = ""
+    record: bytes | None = None
+    "A record's file."
+    error: str = ""
+    notes: tuple[str, ...] = ()
+    host: str = ""
+
+
+def measure(job: Job, fetch: Callable[[Any], bytes]) -> Iterator[Answer]:
+    """Every answer of a task; ``fetch`` gets the bytes of a file."""
+    yield Answer(host=socket.gethostname())
+    try:
+        paths = _prepared(job, fetch)
+    except SAEBenchError as error:
+        yield from (Answer(spec.id, name, error=str(error)) for spec, names in job.work for name in names)
+        return
+    folder = Path(tempfile.gettempdir()) / "sae-bench-ray" / job.name
+    run = Run(_unjudged(job.options), folder, earlier=run_folder.earlier_records([folder]))
+    for spec, names in job.work:
+        unjudged = replace(localised(spec, paths), known_failures={}, limits=())
+        for name in names:
+            yield _answer(run, unjudged, name)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepared(job: Job, fetch: Callable[[Any], bytes]) -> dict[tuple[str, str], str]:
+    """Where the job's files lie on this machine; the properties of its ``conftest.py`` are known from here on."""
+    if job.sources != sources_sha256():
+        raise LoadError(
+            f"the Ray worker on {socket.gethostname()} has another version of pytest-sae-bench; install the same one"
+        )
+    # This process may have served another run, whose registrations had the same names.
+    EXTENSIONS.registered.clear()
+    SAES.clear()
+    for declared in job.properties.values():
+        register_property(declared)
+    paths = {(field, path): here(held, field, fetch) for (field, path), held in job.files.items()}
+    for spec in job.others:
+        SAES.add(spec.id, partial(localised, spec, paths), origin=spec.origin)
+    return paths
+
+
+def _answer(run: Run, spec: SAESpec, name: str) -> Answer:
+    checked = run.check(spec, name)
+    if (spec.id, name) in run.errors:
+        return Answer(spec.id, name, error=run.errors[spec.id, name], notes=checked.result.notes)
+    path = dict(checked.user_properties)[run_folder.RECORD]
+    if not path:
+        return Answer(spec.id, name, error=run.unwritten[-1])
+    return Answer(spec.id, name, record=Path(path).read_bytes())
+
+
+def _unjudged(options: RunOptions) -> RunOptions:
+    """How to measure, without anything to judge by; a GPU that Ray lends is the only one its task sees."""
+    device = "cuda" if options.device.startswith("cuda") else options.device
+    return replace(options, device=device, compare=False, reference=None, rules=(), strict=False)

@@ -1,0 +1,130 @@
+"""SAEs that are read beside a registered one: of later layers (`layers`), or of the same site in other sizes (`width`).
+
+Each is the id of a registered SAE, or a path. One that does not belong there is refused in one sentence, because every
+number it took part in would be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from sae_bench.engine.batch import Companion
+from sae_bench.errors import LoadError
+from sae_bench.model.language_model import Model
+from sae_bench.registry.register import SAES
+from sae_bench.registry.site import Site, parse_site
+from sae_bench.registry.spec import SAESpec, id_from_target
+from sae_bench.sae import SAE, check_contract, weights_sha256
+
+Field: TypeAlias = Literal["next_layers", "family"]
+
+STREAM = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_post": 2}
+"Order of the residual stream's sites within a block; what leaves a block is what enters the next one."
+
+
+@dataclass(frozen=True, eq=False)
+class Home:
+    """The measured SAE and where it is."""
+
+    spec: SAESpec
+    sae: SAE
+    model: Model
+    model_name: str
+    model_kwargs: Mapping[str, Any]
+    site: Site
+    "Where it writes, by the model's own name."
+    source: Site
+    "Where it reads."
+
+
+def companions(field: Field, home: Home, read: Callable[[SAESpec], SAE]) -> tuple[Companion, ...]:
+    """The SAEs that ``field`` of the home's registration names; ``read`` loads one. Next layers: the nearest first.
+
+    A family may name the home itself, so that all of its members can be registered with one list. A `LoadError` for an
+    SAE of another model, of a site that does not fit, or of another width.
+    """
+    found: list[Companion] = []
+    if not getattr(home.spec, field):
+        return ()
+    own = weights_sha256(home.sae) if home.sae.info.format != "object" else None
+    for name in getattr(home.spec, field):
+        if field == "family" and name == home.spec.id:
+            continue
+        what = f"{name!r}, which SAE {home.spec.id!r} names in {field},"
+        other = replace(_spec(name, home.spec), dtype=home.spec.dtype)
+        try:
+            sae = read(other)
+            check_contract(sae)
+        except LoadError as error:
+            raise LoadError(f"{what} cannot be used: {error}") from error
+        _check_model(what, home, other, sae)
+        site = _family_site(what, home, other, sae) if field == "family" else _next_site(what, home, other, sae)
+        shown = name if name in SAES else name.rstrip("/").rpartition("/")[2]
+        digest = weights_sha256(sae)
+        if field == "family" and digest == own:
+            continue
+        found.append(Companion(shown, sae, site, digest))
+    return tuple(sorted(found, key=lambda each: _depth(each.site)) if field == "next_layers" else found)
+
+
+def ends(spec: SAESpec, sae: SAE) -> tuple[str | None, str | None]:
+    """Names of the sites that an SAE reads and writes: registration first, then its own config; None: nobody says."""
+    if spec.output_site is not None:
+        return spec.site or sae.site_in, spec.output_site
+    # A transcoder's own config names its output; another site for an autoencoder moves both its ends.
+    output = sae.site_out if sae.site_out != sae.site_in or spec.site is None else spec.site
+    return spec.site or sae.site_in, output
+
+
+def _spec(name: str, home: SAESpec) -> SAESpec:
+    return SAES[name] if name in SAES else SAESpec(id=id_from_target(name), path=name, origin=home.origin)
+
+
+def _check_model(what: str, home: Home, other: SAESpec, sae: SAE) -> None:
+    theirs, ours = (other.model, home.model_name) if other.model else (sae.info.model, home.sae.info.model)
+    if theirs and ours and theirs != ours:
+        raise LoadError(f"{what} is of model {theirs!r}, not of {ours!r}; name SAEs of one model")
+    kwargs = other.model_kwargs or sae.info.model_kwargs
+    if kwargs and dict(kwargs) != dict(home.model_kwargs):
+        raise LoadError(
+            f"{what} was trained with the weight processing {dict(kwargs)}, but the model is measured with "
+            f"{dict(home.model_kwargs) or 'none'}; name SAEs of one weight processing"
+        )
+
+
+def _family_site(what: str, home: Home, other: SAESpec, sae: SAE) -> Site:
+    for said, ours, verb in zip(ends(other, sae), (home.source, home.site), ("reads", "writes"), strict=True):
+        theirs = ours if said is None else home.model.canonical(parse_site(said))
+        if theirs != ours:
+            raise LoadError(f"{what} {verb} {theirs}, not {ours}; a family is of one site")
+    if (sae.d_in, sae.d_out) != (home.sae.d_in, home.sae.d_out):
+        raise LoadError(
+            f"{what} reads vectors of width {sae.d_in} and writes {sae.d_out}, not {home.sae.d_in} and "
+            f"{home.sae.d_out}; a family is of one site"
+        )
+    return home.site
+
+
+def _next_site(what: str, home: Home, other: SAESpec, sae: SAE) -> Site:
+    read, written = ends(other, sae)
+    if read is None or written is None:
+        raise LoadError(f"{what} does not say its site; register it with site=... and name its id instead of its path")
+    site = home.model.canonical(parse_site(written))
+    if home.model.canonical(parse_site(read)) != site:
+        raise LoadError(f"{what} reads {read} and writes {written}; only an autoencoder's features can be compared")
+    comparable = site.kind == home.site.kind or {site.kind, home.site.kind} <= set(STREAM)
+    if not comparable or _depth(site) <= _depth(home.site):
+        raise LoadError(f"{what} is of {site}, which is not {home.site.kind} of a layer behind {home.site}")
+    width = home.model.width(site)
+    if (sae.d_in, sae.d_out) != (width, width) or sae.d_out != home.sae.d_out:
+        raise LoadError(
+            f"{what} reads vectors of width {sae.d_in} and writes {sae.d_out}, but {site} is {width} wide and SAE "
+            f"{home.spec.id!r} writes {home.sae.d_out}; name SAEs of one model"
+        )
+    return site
+
+
+def _depth(site: Site) -> int:
+    return 2 * site.layer + STREAM.get(site.kind, 0)

@@ -1,0 +1,1 @@
+"""Weight files and configs: where a target is, what its files hold, and how tensors become an SAE."""

@@ -1,0 +1,48 @@
+"""Gemma Scope's format: ``params.npz`` with W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc, b_dec and threshold.
+
+There is no config: model and site are for the registration to say. The decoder's bias is not taken from the input. The
+folder's name, ``average_l0_71``, is the only number its makers state.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+from pathlib import Path
+
+import torch
+
+from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
+from sae_bench.sae.files.assemble import canonical, dtype_name
+from sae_bench.sae.files.tensors import read_npz
+
+_NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+_L0 = re.compile(r"average_l0_(\d+)")
+
+
+def recognise_file(path: Path, names: Set[str]) -> bool:
+    """Whether a weight file with tensors ``names`` is of this family."""
+    return path.suffix == ".npz" and set(_NAMES) <= names
+
+
+def read_file(path: Path) -> LinearDecoderSAE:
+    """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    stored = read_npz(path)
+    weights = canonical(stored, str(path), threshold=True)
+    d_in, d_sae = weights["W_enc"].shape
+    said = _L0.fullmatch(path.parent.name)
+    return LinearDecoderSAE(
+        info=SAEInfo(
+            "gemma_scope",
+            "jumprelu",
+            d_in,
+            d_sae,
+            dtype_name(stored["W_enc"]),
+            l0=float(said[1]) if said else None,
+        ),
+        W_enc=weights["W_enc"],
+        activation=JumpReLU(weights["b_enc"], weights["threshold"]),
+        W_dec=weights["W_dec"],
+        b_dec=weights["b_dec"],
+        pre_bias=torch.zeros(d_in),
+    )

@@ -1,0 +1,68 @@
+"""Gemma Scope 2's format: ``config.json`` and ``params.safetensors``.
+
+Tensors: w_enc (d_in, d_sae), w_dec (d_sae, d_out), b_enc, b_dec, threshold, and for a transcoder with a linear path
+affine_skip_connection (d_in, d_out). The decoder's bias is not taken from the input.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sae_bench.errors import LoadError
+from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
+from sae_bench.sae.files.assemble import canonical, dtype_name, site_named
+from sae_bench.sae.files.configs import peek_json, read_json, said
+from sae_bench.sae.files.tensors import read_safetensors
+
+CONFIG = "config.json"
+WEIGHTS = "params.safetensors"
+
+_NAMES = {"w_enc": "W_enc", "w_dec": "W_dec"}
+_SKIP = "affine_skip_connection"
+
+
+def recognise(folder: Path) -> bool:
+    """Whether ``folder`` is of this family, also when its weights are missing or broken."""
+    return {"architecture", "hf_hook_point_in"} <= set(peek_json(folder / CONFIG))
+
+
+def read(folder: Path) -> LinearDecoderSAE:
+    """The SAE in ``folder``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    config, what = read_json(folder / CONFIG), str(folder)
+    architecture = said(config, "architecture", str, what)
+    if architecture != "jump_relu":
+        raise LoadError(f"architecture of {what} is {architecture!r}, where this format knows jump_relu alone")
+    found = read_safetensors(folder / WEIGHTS)
+    # A file with both spellings keeps both, and is refused for it.
+    stored = {name if _NAMES.get(name) in found else _NAMES.get(name, name): found[name] for name in found}
+    if any(stored[name].ndim > 2 for name in _NAMES.values() if name in stored):
+        raise LoadError(f"{what} is a transcoder across layers, which is not measured")
+    skips = _SKIP in stored
+    if bool(config.get("affine_connection", skips)) != skips:
+        raise LoadError(f"affine_connection of {what} is {config['affine_connection']!r}, but its weights differ")
+    site_in, site_out = (said(config, f"hf_hook_point_{end}", str, what) for end in ("in", "out"))
+    weights = canonical(
+        stored, what, threshold=True, skip=_SKIP if skips else None, autoencodes=site_out in (None, site_in)
+    )
+    d_in, d_sae = weights["W_enc"].shape
+    return LinearDecoderSAE(
+        info=SAEInfo(
+            "gemma_scope_2",
+            "jumprelu",
+            d_in,
+            d_sae,
+            dtype_name(stored["W_enc"]),
+            model=said(config, "model_name", str, what),
+            site_in=site_named(site_in),
+            site_out=site_named(site_out or site_in),
+            l0=said(config, "l0", float, what),
+        ),
+        W_enc=weights["W_enc"],
+        activation=JumpReLU(weights["b_enc"], weights["threshold"]),
+        W_dec=weights["W_dec"],
+        b_dec=weights["b_dec"],
+        pre_bias=torch.zeros(d_in),
+        W_skip=weights.get(_SKIP),
+    )

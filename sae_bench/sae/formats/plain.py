@@ -1,0 +1,98 @@
+"""A safetensors file with W_enc, W_dec, b_enc and b_dec, and a ``cfg.json`` beside it that says how to use them.
+
+What tensors alone do not show must be said: ``activation`` ("relu", "topk" with ``k``, or "jumprelu" with a tensor
+threshold) and ``apply_b_dec_to_input``. Model and site may be said there too (``model``, ``site``, ``output_site``).
+W_enc (d_in, d_sae) and W_dec (d_sae, d_out) may each be stored transposed; the biases show which. Where d_in and d_sae
+are equal they show nothing, and the file is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_bench.errors import LoadError, near
+from sae_bench.sae import Activation, JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TopK
+from sae_bench.sae.files.assemble import check_k, check_names, check_shape, dtype_name
+from sae_bench.sae.files.configs import peek_json, positive_int, said
+from sae_bench.sae.files.tensors import Tensors, read_safetensors
+
+CONFIG = "cfg.json"
+
+_ACTIVATIONS = ("relu", "topk", "jumprelu")
+
+
+def recognise_file(path: Path, names: Set[str]) -> bool:
+    """Whether a weight file with tensors ``names`` is of this family."""
+    return path.suffix == ".safetensors" and {"W_enc", "W_dec"} <= names
+
+
+def read_file(path: Path) -> LinearDecoderSAE:
+    """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    weights, config, what = read_safetensors(path), peek_json(path.with_name(CONFIG)), str(path)
+    name, subtracts = said(config, "activation", str, what), said(config, "apply_b_dec_to_input", bool, what)
+    if name is None or subtracts is None:
+        raise LoadError(
+            f"{what} does not say how its weights are used; put a {CONFIG} beside it with "
+            f'{{"activation": "relu", "topk" or "jumprelu", "k": for topk, "apply_b_dec_to_input": true or false}}'
+        )
+    check_names(weights, ("W_enc", "W_dec", "b_enc", "b_dec", *(["threshold"] if name == "jumprelu" else [])), what)
+    W_enc, W_dec = _oriented(weights, what)
+    (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
+    if subtracts and d_out != d_in:
+        raise LoadError(f"{what} reads {d_in} dimensions and writes {d_out}, so b_dec cannot be taken from its input")
+    b_dec = weights["b_dec"].float()
+    return LinearDecoderSAE(
+        info=SAEInfo(
+            "plain",
+            name,
+            d_in,
+            d_sae,
+            dtype_name(weights["W_enc"]),
+            model=said(config, "model", str, what),
+            site_in=said(config, "site", str, what),
+            site_out=said(config, "output_site", str, what) or said(config, "site", str, what),
+            l0=said(config, "l0", float, what),
+        ),
+        W_enc=W_enc,
+        activation=_activation(name, config, weights, d_sae, what),
+        W_dec=W_dec,
+        b_dec=b_dec,
+        pre_bias=b_dec if subtracts else torch.zeros(d_in),
+    )
+
+
+def _oriented(weights: Tensors, what: str) -> tuple[Tensor, Tensor]:
+    """W_enc (d_in, d_sae) and W_dec (d_sae, d_out), turned as the lengths of the biases say."""
+    d_sae, d_out = (weights[name].numel() for name in ("b_enc", "b_dec"))
+    found = []
+    for name, at in (("W_enc", 1), ("W_dec", 0)):
+        matrix = weights[name].float()
+        if matrix.ndim != 2 or d_sae not in matrix.shape:
+            raise LoadError(f"{name} of {what} has shape {tuple(matrix.shape)}, which does not fit {d_sae} features")
+        if matrix.shape[0] == matrix.shape[1]:
+            raise LoadError(
+                f"{name} of {what} is square, so that its shape does not show whether it is transposed; save it in a "
+                f"format that says so (SAELens', for one)"
+            )
+        found.append(matrix if matrix.shape[at] == d_sae else matrix.T.contiguous())
+    check_shape("W_dec, turned as b_enc asks,", found[1], (d_sae, d_out), what)
+    return found[0], found[1]
+
+
+def _activation(name: str, config: Mapping[str, Any], weights: Tensors, d_sae: int, what: str) -> Activation:
+    bias = weights["b_enc"].float()
+    if name == "relu":
+        return ReLU(bias)
+    if name == "topk":
+        k = positive_int(config, "k", what)
+        check_k(k, d_sae, what)
+        return TopK(bias, k)
+    if name == "jumprelu":
+        check_shape("threshold", weights["threshold"], (d_sae,), what)
+        return JumpReLU(bias, weights["threshold"].float())
+    raise LoadError(f"unknown activation {name!r} of {what}{near(name, _ACTIVATIONS)}")

@@ -1,0 +1,1 @@
+"""How is a report read? Terminal, Markdown, GitHub and HTML; nothing is measured or judged here."""

@@ -1,0 +1,1 @@
+"""Charts of metrics and series, as plotly figures or inline SVG."""

@@ -1,0 +1,124 @@
+"""What plotly figures are made of: plain JSON, drawn by the page; labels, axes, lines, limits.
+
+Colours are names (``$0`` to ``$7``, ``$ink``, ``$bad`` ...) that the page turns into those of its theme. Text that
+comes from a report is escaped, because plotly reads markup in labels.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from sae_bench.report.records import MetricResult
+from sae_bench.show import cells
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle-down", "star")
+NAMING = ("x", "q", "edges", "concept", "feature", "document", "position", "token", "name", "from", "to")
+_RANKS = {**dict.fromkeys(NAMING, 0), **dict.fromkeys(("sae", "features", "all"), 2)}
+MARKED = {"sae", "feature"}
+"Arms that the others are there for."
+
+
+Columns: TypeAlias = dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture: plotly's traces and layout, and what stands around it."""
+
+    title: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any] = field(default_factory=dict)
+    caption: str = ""
+    wide: bool = False
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the page gives to plotly."""
+        return {"data": self.data, "layout": self.layout}
+
+
+def label(text: object) -> str:
+    """Text for plotly, with markup made visible."""
+    return html.escape(str(text), quote=False).replace("\n", "⏎")
+
+
+def token(text: object) -> str:
+    """A token for plotly: spaces at its ends would not be seen."""
+    shown = str(text)
+    bare = shown.strip(" ")
+    lead = len(shown) - len(shown.lstrip(" "))
+    return label("␣" * lead + bare + "␣" * (len(shown) - len(bare) - lead)) if bare else label("␣" * len(shown))
+
+
+def shorten(value: float) -> float | None:
+    """Four significant digits, finer than a pixel; None (JSON's null, a gap) where there is no number."""
+    short = float(f"{value:.4g}")
+    return short if math.isfinite(short) else None
+
+
+def numbers(column: Sequence[Any]) -> list[float | None]:
+    """A column as numbers for plotly; whatever is none becomes a gap."""
+    return [shorten(float(each)) if is_number(each) else None for each in column]
+
+
+def ordered(columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Columns in one order however they were stored: what names a row, what a property is about, then by name.
+
+    Reports sort their keys, so the order in which a property gave its columns is not kept.
+    """
+    return {key: columns[key] for key in sorted(columns, key=lambda key: (_RANKS.get(key, _rank_of(key)), key))}
+
+
+def _rank_of(key: str) -> int:
+    return 1 if key.endswith(("_from", "_to")) else 3
+
+
+def is_number(each: Any) -> bool:
+    """Whether ``each`` is an int or a float, finite or not."""
+    return isinstance(each, int | float) and not isinstance(each, bool)
+
+
+def is_numeric(column: Sequence[Any]) -> bool:
+    """Whether a column has numbers in it and nothing but numbers and gaps."""
+    return any(is_number(each) for each in column) and all(each is None or is_number(each) for each in column)
+
+
+def axis(title: str = "", *, log: bool = False, **more: Any) -> dict[str, Any]:
+    """A plotly axis."""
+    found: dict[str, Any] = {"title": {"text": label(title)}, **more}
+    if log:
+        found |= {"type": "log", "exponentformat": "power"}
+    return found
+
+
+def line(name: str, index: int, x: Sequence[Any], y: Sequence[Any], **more: Any) -> dict[str, Any]:
+    """One line; colour, dash and marker all differ from its neighbours'."""
+    style = {"color": f"${index % 8}", "dash": DASHES[index % len(DASHES)], "width": 2.5 if index == 0 else 1.75}
+    return {"type": "scatter", "mode": "lines", "name": label(name), "x": list(x), "y": list(y), "line": style, **more}
+
+
+def upright(x: float, name: str, color: str, dash: str = "solid") -> tuple[dict[str, Any], dict[str, Any]]:
+    """A vertical line over the whole height, and its legend entry."""
+    shape = {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper",
+             "line": {"color": color, "dash": dash, "width": 2}}  # fmt: skip
+    entry = {"type": "scatter", "mode": "lines", "x": [None], "y": [None], "name": label(name),
+             "line": {"color": color, "dash": dash, "width": 2}}  # fmt: skip
+    return shape, entry
+
+
+def bounds(metric: MetricResult) -> list[float]:
+    """Where the metric's limits lie on the axis of its value, as far as the report says it."""
+    found = []
+    for limit in cells.limits_of(metric):
+        if limit.hard:
+            found.append(limit.bound)
+        elif metric.accepted is not None and not (limit.se or limit.noise):
+            width = limit.relative * abs(metric.accepted) + limit.absolute
+            signs = {"lower": (1,), "higher": (-1,)}.get(metric.better, (-1, 1))
+            found += [metric.accepted + sign * width for sign in signs]
+    return found
