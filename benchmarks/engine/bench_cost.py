@@ -66,11 +66,11 @@ def test_documents(benchmark: Any) -> None:
             data.fill()
             bench = Bench(sae, model, part, data, Settings(memory_bytes=SETTINGS.memory_bytes, documents=documents))
 
-            def arm(batch: Batch) -> dict[str, torch.Tensor]:
+            def condition(batch: Batch) -> dict[str, torch.Tensor]:
                 found = bench.outcome(batch, bench.reconstruct(batch))
                 return {"kl": found.kl, "clean": bench.outcome(batch, None).ce, "l0": (bench.codes(batch) != 0).sum(-1)}
 
-            bench.collect(arm)
+            bench.collect(condition)
 
         return measure
 
@@ -83,9 +83,9 @@ def test_arms(benchmark: Any) -> None:
     data.fill()
     bench = Bench(read_sae(str(SAES["topk"])), model, corpus, data, SETTINGS)
 
-    def work(arms: int) -> Callable[[], object]:
+    def work(conditions: int) -> Callable[[], object]:
         def all_arms(batch: Batch) -> dict[str, torch.Tensor]:
-            shifted = (batch.x * (1 + 0.01 * (index + 1)) for index in range(arms))
+            shifted = (batch.x * (1 + 0.01 * (index + 1)) for index in range(conditions))
             return {str(index): bench.outcome(batch, value).kl for index, value in enumerate(shifted)}
 
         return lambda: bench.collect(all_arms)

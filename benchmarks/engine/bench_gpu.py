@@ -91,7 +91,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def arms(bench: Bench) -> Tensor:
+def conditions(bench: Bench) -> Tensor:
     """Mean KL of the SAE's arm and of one draw of every noise."""
     found = []
     for batch in bench.batches():
@@ -120,7 +120,7 @@ def make(save: Callable[[Any, Path], Path], tmp_path: Path) -> Callable[[Shape, 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_small(dtype: str, make: Callable[[Shape, str], Bench]) -> None:
     """Timed nowhere."""
-    found = arms(make(SMALL, dtype))
+    found = conditions(make(SMALL, dtype))
     assert bool((found > 0).all())
     assert bool(torch.isfinite(found).all())
 
@@ -135,7 +135,7 @@ def test_arms(dtype: str, benchmark: Any, make: Callable[[Shape, str], Bench]) -
     products: list[float] = []
     took: list[float] = []
     benchmark.pedantic(
-        lambda: took.append(seconds(lambda: arms(bench))),
+        lambda: took.append(seconds(lambda: conditions(bench))),
         setup=lambda: products.append(seconds(lambda: [one @ other for _ in range(32)]) / 32),
         rounds=ROUNDS,
         warmup_rounds=1,

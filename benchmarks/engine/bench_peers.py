@@ -152,7 +152,7 @@ class Ours:
             found = bench.outcome(batch, torch.zeros_like(batch.x))
             return {"kl_ablated": found.kl, "ce_ablated": found.ce}
 
-        def arms(batch: Batch) -> dict[str, Tensor]:
+        def conditions(batch: Batch) -> dict[str, Tensor]:
             xhat, x = bench.reconstruct(batch), batch.x
             found = bench.outcome(batch, xhat)
             along, size = (x.double() * xhat.double()).sum(-1), xhat.double().square().sum(-1)
@@ -164,7 +164,7 @@ class Ours:
             }  # fmt: skip
 
         shared = self.data.shared("zero ablation", lambda: bench.collect(ablated))
-        return {**shared, **bench.collect(arms)}
+        return {**shared, **bench.collect(conditions)}
 
     def suffix(self) -> None:
         """The bare run of everything after the site, a batch at a time, as an arm needs it."""

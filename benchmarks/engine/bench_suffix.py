@@ -23,7 +23,7 @@ import torch
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.corpus import from_documents
 from sae_bench.engine.settings import Settings
-from sae_bench.model.language_model import Capture, Model
+from sae_bench.model.language_model import Model, SiteCapture
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import Site
 
@@ -47,7 +47,7 @@ def tokens() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def seen(model: Model, tokens: torch.Tensor) -> Capture:
+def seen(model: Model, tokens: torch.Tensor) -> SiteCapture:
     return model.capture(tokens, SITE)
 
 
@@ -83,7 +83,7 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def test_one_arm(benchmark: Any, model: Model, tokens: torch.Tensor, seen: Capture) -> None:
+def test_one_arm(benchmark: Any, model: Model, tokens: torch.Tensor, seen: SiteCapture) -> None:
     value = seen.value + 1
     full: list[float] = []
     unembedding: list[float] = []
@@ -113,14 +113,14 @@ def test_an_arm_beside_the_floor(benchmark: Any, model: Model, tokens: torch.Ten
     one, other = (
         torch.randn(shape, generator=torch.Generator().manual_seed(2)) for shape in ((1024, 768), (768, 3072))
     )
-    arms: list[float] = []
+    conditions: list[float] = []
     products: list[float] = []
 
     def product() -> None:
         products.append(_processor_seconds(lambda: [one @ other for _ in range(8)]) / 8)
 
     benchmark.pedantic(
-        lambda: arms.append(_processor_seconds(lambda: bench.outcome(batch, value))),
+        lambda: conditions.append(_processor_seconds(lambda: bench.outcome(batch, value))),
         setup=product,
         rounds=ROUNDS,
         warmup_rounds=1,
@@ -132,7 +132,7 @@ def test_an_arm_beside_the_floor(benchmark: Any, model: Model, tokens: torch.Ten
             "operations": operations(model, tokens, int(batch.keep.sum())),
             "product_gflops_a_second": rate / 1e9,
             "floor_processor_seconds": floor,
-            "arm_processor_seconds": statistics.median(arms[1:]),
-            "share_of_floor": floor / statistics.median(arms[1:]),
+            "arm_processor_seconds": statistics.median(conditions[1:]),
+            "share_of_floor": floor / statistics.median(conditions[1:]),
             "threads": torch.get_num_threads(),
         }

@@ -41,7 +41,7 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class Companion:
+class RelatedSAE:
     """Another SAE of the same model that is read beside the measured one."""
 
     name: str
@@ -54,14 +54,14 @@ class Companion:
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
+class RelatedInputs:
     """What a registration names to be read beside its SAE; a field of `SAESpec` each."""
 
     partner: Any = None
     "A second SAE of the same site, of another seed."
-    next_layers: tuple[Companion, ...] = ()
+    next_layers: tuple[RelatedSAE, ...] = ()
     "SAEs of later layers, the nearest first."
-    family: tuple[Companion, ...] = ()
+    family: tuple[RelatedSAE, ...] = ()
     "SAEs of the same site with dictionaries of other sizes, without this one."
     contrast: str | None = None
     "Path of a labelled dataset for contrast steering."
@@ -72,7 +72,7 @@ class Beside:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class InterventionResult:
     """What an intervention does to the next-token distribution; 0 outside the kept positions."""
 
     kl: Tensor
@@ -86,7 +86,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Firing:
+class FiringCounts:
     """How often and how strongly each feature fires on the kept tokens of the whole corpus."""
 
     tokens: int

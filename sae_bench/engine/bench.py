@@ -17,10 +17,10 @@ from torch import Tensor
 from sae_bench.engine.batch import (
     WINDOW,
     Batch,
-    Beside,
-    Companion,
-    Firing,
-    Outcome,
+    FiringCounts,
+    InterventionResult,
+    RelatedInputs,
+    RelatedSAE,
     by_length,
     check_finite,
     whole_clusters,
@@ -29,8 +29,8 @@ from sae_bench.engine.captured_activations import Progress, SiteData, captured
 from sae_bench.engine.corpus import Corpus
 from sae_bench.engine.devices import send
 from sae_bench.engine.interventions import Interventions
-from sae_bench.engine.noise_floors import Draw, Pool
-from sae_bench.engine.sae_runs import Reading
+from sae_bench.engine.noise_floors import NoisePool, SeededDraws
+from sae_bench.engine.sae_runs import SAERuns
 from sae_bench.engine.settings import TIERS, Settings, Tier
 from sae_bench.model.language_model import Model
 from sae_bench.registry.site import Site
@@ -40,10 +40,10 @@ __all__ = [
     "TIERS",
     "Batch",
     "Bench",
-    "Beside",
-    "Companion",
-    "Firing",
-    "Outcome",
+    "FiringCounts",
+    "InterventionResult",
+    "RelatedInputs",
+    "RelatedSAE",
     "Settings",
     "SiteData",
     "Tier",
@@ -77,7 +77,7 @@ class Bench:
     settings: Settings
     _: KW_ONLY
     include_bos: bool = False
-    beside: Beside = field(default_factory=Beside)
+    related: RelatedInputs = field(default_factory=RelatedInputs)
     "What its registration names to be read beside it."
     id: str = ""
     "What the SAE is registered as, by which files name it; '' for one that is not."
@@ -96,9 +96,9 @@ class Bench:
         self.cluster_of = np.array([order[name] for name in cluster[: self.documents]])
         self._memo: dict[str, Any] = {}
         self._memo_of: Batch | None = None
-        self._pool: Pool | None = None
+        self._pool: NoisePool | None = None
         self._shared: dict[Hashable, Any] = {}
-        self._reading = Reading(self.sae, self.site_data, self.source, self.settings)
+        self._reading = SAERuns(self.sae, self.site_data, self.source, self.settings)
         self._interventions = Interventions(self.site_data, self.settings)
 
     @property
@@ -189,7 +189,7 @@ class Bench:
         return self._reading.decoder_norms
 
     @property
-    def firing(self) -> Firing:
+    def firing(self) -> FiringCounts:
         """Firing statistics over the whole corpus, whatever the tier."""
         return self._reading.firing
 
@@ -200,16 +200,16 @@ class Bench:
         found: T = self._shared[key]
         return found
 
-    def of(self, other: Companion) -> Bench:
+    def of(self, other: RelatedSAE) -> Bench:
         """The bench of an SAE of `beside`: the same model, documents and settings, at its own site."""
 
         def made() -> Bench:
             if other.site == self.site:
-                return replace(self, sae=other.sae, beside=Beside(), id="")
+                return replace(self, sae=other.sae, related=RelatedInputs(), id="")
             data = site_data(self.model, other.site, self.corpus, self.settings, self.include_bos, self.progress)
-            return replace(self, sae=other.sae, beside=Beside(), id="", site_data=data, source=data)
+            return replace(self, sae=other.sae, related=RelatedInputs(), id="", site_data=data, source=data)
 
-        return self.shared(("beside", other), made)
+        return self.shared(("related", other), made)
 
     def advance(self, label: str, done: int, total: int) -> None:
         """Show how far a long part of a measurement is."""
@@ -226,15 +226,15 @@ class Bench:
         return f" {text}" if str(tokenizer.decode([token, token])) == f"{text} {text}" else text
 
     def outcome(
-        self, batch: Batch, value: Tensor | None, *, distances: bool = False, arm: str | None = None
-    ) -> Outcome:
+        self, batch: Batch, value: Tensor | None, *, distances: bool = False, condition: str | None = None
+    ) -> InterventionResult:
         """KL and CE when ``value`` (b, p, d) stands at the site's kept positions; None is the clean run, KL 0.
 
         ``distances`` adds the Euclidean distance of the log-probabilities and the total variation distance of the
-        probabilities, each of which costs another pass over the vocabulary. ``arm`` names what stands there: what was
+        probabilities, each of which costs another pass over the vocabulary. ``condition`` names what stands there: what was
         found under a name is kept for whoever asks for it next.
         """
-        return self._interventions.outcome(batch, value, distances, arm)
+        return self._interventions.outcome(batch, value, distances, condition)
 
     def log_probs(self, batch: Batch, value: Tensor | None = None, *, where: Tensor | None = None) -> Tensor:
         """(rows, V) float32 log-probabilities at the true entries of ``where`` (b, p), in its order; else at `keep`."""
@@ -245,11 +245,11 @@ class Bench:
         value = torch.where(batch.keep[..., None], value.to(batch.x), batch.x)
         return self.model.final_residual(batch.tokens, batch.block_input, self.site, value)[batch.keep]
 
-    def pool(self) -> Pool:
+    def pool(self) -> NoisePool:
         """What noise is drawn from, over the whole corpus."""
         if self._pool is None:
             data = self.site_data
-            self._pool = Pool(
+            self._pool = NoisePool(
                 mean=data.mean,
                 covariance=data.covariance,
                 rows=data.rows,
@@ -258,9 +258,9 @@ class Bench:
             )
         return self._pool
 
-    def draw(self, batch: Batch, arm: str, index: int) -> Draw:
+    def draw(self, batch: Batch, condition: str, index: int) -> SeededDraws:
         """Random numbers of draw ``index`` of an arm, each document its own."""
-        return Draw(self.settings.seed, batch.documents, batch.lengths, arm, index)
+        return SeededDraws(self.settings.seed, batch.documents, batch.lengths, condition, index)
 
     def per_cluster(self, table: Tensor) -> Floats:
         """(clusters,) sums of a (documents, pos) or (documents,) table."""

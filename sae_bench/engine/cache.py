@@ -33,7 +33,7 @@ class _Piece:
         return self.of[self.start : self.stop]
 
 
-class KeptRows:
+class CachedRows:
     """Rows at the kept positions of documents, by name: results that more than one property or SAE asks for."""
 
     def __init__(self, memory_bytes: int) -> None:
@@ -90,7 +90,7 @@ class _Room:
         return room[:size].copy_(tensor)
 
 
-class KeptCodes:
+class CachedCodes:
     """Codes of whole documents, without their zeros: an SAE is run over a corpus once, not once a property.
 
     Documents are encoded in groups that follow from the corpus alone: a product of another size rounds differently, and

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from sae_bench.engine.cache import KeptRows
+from sae_bench.engine.cache import CachedRows
 from sae_bench.engine.corpus import Corpus, check_context, check_tokenizer, check_vocabulary
 from sae_bench.engine.devices import send
 from sae_bench.errors import MeasurementError
@@ -35,7 +35,7 @@ _ROWS = 512
 "Tokens in a float32 product of the covariance: of fewer, adding up in float64 takes longer than the products."
 
 
-class Store:
+class TensorStore:
     """Float tensors within a budget of memory; what does not fit is mapped from files in a folder of its own."""
 
     def __init__(self, memory_bytes: int) -> None:
@@ -81,8 +81,8 @@ class SiteData:
         self.corpus = corpus
         self.include_bos = include_bos
         docs, pos = corpus.tokens.shape
-        self.store = Store(memory_bytes - memory_bytes // 4)
-        self.kept_rows = KeptRows(memory_bytes // 8)
+        self.store = TensorStore(memory_bytes - memory_bytes // 4)
+        self.kept_rows = CachedRows(memory_bytes // 8)
         "What the clean model says, for all SAEs."
         self.x = self.store.empty(docs, pos, model.width(site))
         "(docs, pos, d) float32; 0 behind a document's end."

@@ -26,7 +26,7 @@ _BUILD = "make one with 'pytest-sae-bench corpus build --text FILE --model MODEL
 
 
 @dataclass(frozen=True)
-class Notes:
+class CorpusMetadata:
     """What a corpus file may say beside its tokens."""
 
     rules: str = ""
@@ -57,7 +57,7 @@ class Corpus:
     "Whether position 0 of every document is the beginning-of-sequence token."
     sha256: str
     "Of tokens, lengths and clusters; the same content in another file has the same one."
-    notes: Notes = field(default_factory=lambda: Notes())
+    notes: CorpusMetadata = field(default_factory=lambda: CorpusMetadata())
     "What does not decide any number."
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class Corpus:
             source=self.source,
             has_bos=self.has_bos,
         )
-        return replace(taken, notes=Notes(self.notes.rules, ids, texts))
+        return replace(taken, notes=CorpusMetadata(self.notes.rules, ids, texts))
 
 
 def load_corpus(path: str | os.PathLike[str]) -> Corpus:
@@ -109,7 +109,7 @@ def load_corpus(path: str | os.PathLike[str]) -> Corpus:
         has_bos=_says_bos(metadata, tokens),
     )
     columns = {name: _column(tensors.get(name), name, docs, file) for name in ("ids", "texts")}
-    return replace(corpus, notes=Notes(metadata.get("rules", ""), **columns))
+    return replace(corpus, notes=CorpusMetadata(metadata.get("rules", ""), **columns))
 
 
 def save_corpus(path: str | os.PathLike[str], corpus: Corpus) -> None:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sae_bench.engine.corpus import Corpus, Notes, from_documents
+from sae_bench.engine.corpus import Corpus, CorpusMetadata, from_documents
 from sae_bench.errors import LoadError, UsageError, near
 
 
@@ -64,7 +64,7 @@ def build_corpus(
         raise LoadError(f"no text of {source or 'the source'} has 2 tokens or more; give a longer text")
     made = from_documents(chunks, cluster=cluster, has_bos=bos, source=source, tokenizer_sha256=tokenizer_sha256)
     shown = tuple(str(tokenizer.decode(chunk[len(start) :])) for chunk in chunks) if keep_text else None
-    return replace(made, notes=Notes(_rules(length, bos), tuple(ids), shown))
+    return replace(made, notes=CorpusMetadata(_rules(length, bos), tuple(ids), shown))
 
 
 def from_text(path: Path, separator: str) -> Iterator[Text]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sae_bench.engine.batch import Batch, Outcome, check_finite, scatter
-from sae_bench.engine.cache import KeptRows
+from sae_bench.engine.batch import Batch, InterventionResult, check_finite, scatter
+from sae_bench.engine.cache import CachedRows
 from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.divergence import divergences, log_softmax_, surprise
 from sae_bench.engine.settings import Settings
@@ -26,22 +26,22 @@ class Interventions:
         self.model = site_data.model
         self.entries = max(1, settings.memory_bytes // 8 // 4)
         "Logits alive at once."
-        self._arms = KeptRows(settings.memory_bytes // 16)
+        self._arms = CachedRows(settings.memory_bytes // 16)
         self._clean_of: tuple[Batch, Tensor] | None = None
 
-    def outcome(self, batch: Batch, value: Tensor | None, distances: bool, arm: str | None) -> Outcome:
+    def outcome(self, batch: Batch, value: Tensor | None, distances: bool, condition: str | None) -> InterventionResult:
         """See `Bench.outcome`."""
         if value is None:
-            kept, arm = self.site_data.kept_rows, "clean outcome"
+            kept, condition = self.site_data.kept_rows, "clean outcome"
         else:
             kept = self._arms
-        found = kept.find(arm, batch) if arm is not None else None
+        found = kept.find(condition, batch) if condition is not None else None
         if found is None or (distances and found.shape[-1] < 4):
             found = self._outcome(batch, value, distances)  # (rows, 2 or 4)
             check_finite(batch, found, batch.keep, "the model's output")
-            if arm is not None:
-                kept.keep(arm, batch, found)
-        return Outcome(
+            if condition is not None:
+                kept.keep(condition, batch, found)
+        return InterventionResult(
             kl=scatter(found[:, 0], batch.keep),
             ce=scatter(found[:, 1], batch.keep) * batch.keep_ce,
             distance=scatter(found[:, 2], batch.keep) if distances else None,

@@ -29,7 +29,7 @@ _MANY = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class NoisePool:
     """What noise arms draw from, over the kept positions of the whole corpus in document order."""
 
     mean: Tensor
@@ -82,18 +82,18 @@ class Pool:
         raise MeasurementError("the covariance of the site's activations is not positive: there is no covariance floor")
 
 
-class Draw:
+class SeededDraws:
     """Random numbers that belong to (seed, document, arm, draw) and to nothing else.
 
     Batches, their order and padding leave them untouched, and every SAE of a corpus meets the same ones.
     """
 
     def __init__(
-        self, seed: int, documents: tuple[int, ...], lengths: tuple[int, ...], arm: str, draw_index: int
+        self, seed: int, documents: tuple[int, ...], lengths: tuple[int, ...], condition: str, draw_index: int
     ) -> None:
         self.documents = documents
         self.lengths = lengths
-        self._generators = [_generator(seed, document, arm, draw_index) for document in documents]
+        self._generators = [_generator(seed, document, condition, draw_index) for document in documents]
 
     @property
     def inside(self) -> Tensor:
@@ -125,11 +125,11 @@ class Draw:
         return out
 
 
-Floor: TypeAlias = Callable[[Tensor, Tensor, Pool, Draw], Tensor]
+Floor: TypeAlias = Callable[[Tensor, Tensor, NoisePool, SeededDraws], Tensor]
 
 
-def _generator(seed: int, document: int, arm: str, draw_index: int) -> torch.Generator:
-    key = hashlib.sha256(f"{seed}/{document}/{arm}/{draw_index}".encode()).digest()
+def _generator(seed: int, document: int, condition: str, draw_index: int) -> torch.Generator:
+    key = hashlib.sha256(f"{seed}/{document}/{condition}/{draw_index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
 
@@ -154,17 +154,17 @@ def move(x: Tensor, error: Tensor, direction: Tensor) -> Tensor:
     return x + _norm(error) * unit
 
 
-def isotropic(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
+def isotropic(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws) -> Tensor:
     """``x + |error| g/|g|``, g standard normal."""
     return move(x, error, _on(x, draw.normal(x.shape[-1])))
 
 
-def covariance(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
+def covariance(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws) -> Tensor:
     """``x + |error| v/|v|``, v normal with the site's covariance: a difference of two such draws has no mean."""
     return move(x, error, _on(x, draw.normal(x.shape[-1])) @ pool.root.to(x).T)
 
 
-def real_difference(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
+def real_difference(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws) -> Tensor:
     """``x + |error| v/|v|``, v the difference of two activations drawn from the pool; equal ones are drawn again."""
 
     inside = draw.inside[..., None]
@@ -179,7 +179,7 @@ def real_difference(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
     raise MeasurementError("the corpus holds hardly any activations that differ, so there is no difference to draw")
 
 
-def shuffled_error(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
+def shuffled_error(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws) -> Tensor:
     """``x + |error| v/|v|``, v the error of another token, drawn from the pool's errors that are not zero."""
     if not bool((error != 0).any()):
         return x.clone()
@@ -190,7 +190,7 @@ def shuffled_error(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
     return move(x, error, _on(x, pool.error_pool[chosen]))
 
 
-def _theta(x: Tensor, error: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+def _theta(x: Tensor, error: Tensor, draw: SeededDraws) -> tuple[Tensor, Tensor]:
     """A vector with xhat's norm and xhat's cosine with x, its other part at random; and xhat."""
     xhat = x + error
     unit = _over(x, _norm(x))
@@ -202,40 +202,40 @@ def _theta(x: Tensor, error: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     return along + _norm(xhat - along) * _over(noise, _norm(noise)), xhat
 
 
-def theta_sae_norm(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
+def theta_sae_norm(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws) -> Tensor:
     """Norm of xhat and cosine of (x, xhat), the direction across x at random."""
     turned, _ = _theta(x, error, draw)
     return torch.where(_norm(error) > 0, turned, x)
 
 
-def theta_true_norm(x: Tensor, error: Tensor, pool: Pool, draw: Draw) -> Tensor:
+def theta_true_norm(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws) -> Tensor:
     """Norm of x and cosine of (x, xhat), the direction across x at random."""
     turned, xhat = _theta(x, error, draw)
     return torch.where(_norm(error) > 0, turned * _over(_norm(x), _norm(xhat)), x)
 
 
-def norm_corrected(x: Tensor, error: Tensor, pool: Pool, draw: Draw | None = None) -> Tensor:
+def norm_corrected(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws | None = None) -> Tensor:
     """``xhat |x|/|xhat|``: the reconstruction's direction with the activation's norm."""
     xhat = x + error
     return xhat * _over(_norm(x), _norm(xhat))
 
 
-def sae_norm(x: Tensor, error: Tensor, pool: Pool, draw: Draw | None = None) -> Tensor:
+def sae_norm(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws | None = None) -> Tensor:
     """``x |xhat|/|x|``: the activation's direction with the reconstruction's norm."""
     return x * _over(_norm(x + error), _norm(x))
 
 
-def reflected_error(x: Tensor, error: Tensor, pool: Pool, draw: Draw | None = None) -> Tensor:
+def reflected_error(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws | None = None) -> Tensor:
     """``x - error``: the same line, the other way."""
     return x - error
 
 
-def mean_ablation(x: Tensor, error: Tensor, pool: Pool, draw: Draw | None = None) -> Tensor:
+def mean_ablation(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws | None = None) -> Tensor:
     """The mean activation over the kept positions of the corpus."""
     return pool.mean.to(x).expand_as(x)
 
 
-def zero_ablation(x: Tensor, error: Tensor, pool: Pool, draw: Draw | None = None) -> Tensor:
+def zero_ablation(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws | None = None) -> Tensor:
     """Zero."""
     return torch.zeros_like(x)
 

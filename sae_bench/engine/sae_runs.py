@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_bench.engine.batch import WINDOW, Batch, Firing, by_length, check_finite
-from sae_bench.engine.cache import KeptCodes, groups_of
-from sae_bench.engine.captured_activations import SiteData, Store
+from sae_bench.engine.batch import WINDOW, Batch, FiringCounts, by_length, check_finite
+from sae_bench.engine.cache import CachedCodes, groups_of
+from sae_bench.engine.captured_activations import SiteData, TensorStore
 from sae_bench.engine.devices import send
 from sae_bench.engine.settings import Settings
 from sae_bench.errors import LoadError, MeasurementError
@@ -27,7 +27,7 @@ ENTRIES = 1 << 26
 "Codes, zeros included, that are made at once."
 
 
-class Reading:
+class SAERuns:
     """One SAE on one site."""
 
     def __init__(self, sae: Any, site_data: SiteData, source: SiteData, settings: Settings) -> None:
@@ -43,7 +43,7 @@ class Reading:
         self._order = [each for window in windows for each in by_length(window, site_data.corpus.lengths).tolist()]
         places = groups_of([kept[document] for document in self._order], rows)
         groups = [[self._order[place] for place in group] for group in places]
-        self._kept = KeptCodes(self._encode, groups, settings.memory_bytes // 16)
+        self._kept = CachedCodes(self._encode, groups, settings.memory_bytes // 16)
 
     def of(self, document: int) -> SparseCodes:
         """Codes at the kept positions of a document, in the SAE's own precision."""
@@ -97,7 +97,7 @@ class Reading:
     def errors(self) -> Tensor:
         """(N, d) errors at the kept positions of the whole corpus, in document order."""
         data = self.site_data
-        errors = Store(self.settings.memory_bytes // 8).empty(len(data.kept), data.x.shape[-1])
+        errors = TensorStore(self.settings.memory_bytes // 8).empty(len(data.kept), data.x.shape[-1])
         starts = [0, *data.keep.sum(1).cumsum(0).tolist()]
         for document in self._order:
             keep = data.keep[document]
@@ -119,7 +119,7 @@ class Reading:
             return torch.ones(int(self.sae.d_sae), device=self.settings.device)
 
     @cached_property
-    def firing(self) -> Firing:
+    def firing(self) -> FiringCounts:
         """Firing statistics over the whole corpus, whatever the tier: "dead" must not depend on it."""
         n, norms = int(self.sae.d_sae), self.decoder_norms.double()
         count = torch.zeros(n, dtype=torch.int64, device=norms.device)
@@ -130,7 +130,7 @@ class Reading:
             count += torch.bincount(codes.feature, minlength=n)
             total.index_add_(0, codes.feature, size)
             square.index_add_(0, codes.feature, size.square())
-        return Firing(len(self.site_data.kept), count.cpu(), total.cpu(), square.cpu())
+        return FiringCounts(len(self.site_data.kept), count.cpu(), total.cpu(), square.cpu())
 
     def _encode(self, documents: Sequence[int]) -> list[SparseCodes]:
         """Codes of whole documents."""

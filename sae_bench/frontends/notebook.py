@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_bench.engine.batch import Beside
+from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import Corpus, from_documents
 from sae_bench.engine.devices import check_device
@@ -67,7 +67,10 @@ def check(
     judged = RunOptions(**said, compare=baselines is not None, baselines=Path(baselines or "baselines"))
     check_words([spec], ())
     check_accepted_reports([spec], chosen, judged)
-    run = Run(judged, make_loader=lambda settings, progress: _Given(settings, progress, _given_model(model), given))
+    run = Run(
+        judged,
+        make_loader=lambda settings, progress: _InMemoryModelLoader(settings, progress, _given_model(model), given),
+    )
     if activations is None:
         results = {name: run.check(spec, name).result for name in chosen}
     else:
@@ -92,7 +95,7 @@ def _on_activations(
             f"{tuple(corpus.tokens.shape)}: they must be of the same documents"
         )
     given = Activations(x, corpus or handed_corpus(x, lengths), is_matrix=activations.ndim == 2)
-    handed = Run(run.options, make_loader=lambda settings, progress: Handed(settings, progress, given))
+    handed = Run(run.options, make_loader=lambda settings, progress: InMemoryLoader(settings, progress, given))
     can_run = model is not None and corpus is not None
     results = {}
     for name in chosen:
@@ -160,7 +163,7 @@ def _given_corpus(corpus: Any, tokens: Any) -> Corpus | None:
     return from_documents(documents, has_bos=len(first) == 1 and len(documents) > 1, source="given to check_sae")
 
 
-class _Given(Loader):
+class _InMemoryModelLoader(Loader):
     """Uses a model and token ids that are in memory where there are any."""
 
     def __init__(self, settings: Settings, progress: Progress | None, model: Model | None, corpus: Corpus | None):
@@ -185,7 +188,7 @@ class Activations:
     "They came as rows without positions, so that there is no first position to leave out."
 
 
-class Handed(Loader):
+class InMemoryLoader(Loader):
     """Makes benches of activations that are at hand, without a model."""
 
     def __init__(self, settings: Settings, progress: Progress | None, given: Activations) -> None:
@@ -200,5 +203,5 @@ class Handed(Loader):
         check_contract(sae)
         data = handed_data(given.x, given.corpus, site, spec.include_bos or given.is_matrix)
         partner = self._partner(spec, sae)
-        beside = Beside(partner=partner)
-        return Bench(sae, data.model, given.corpus, data, self.settings, include_bos=data.include_bos, beside=beside)
+        beside = RelatedInputs(partner=partner)
+        return Bench(sae, data.model, given.corpus, data, self.settings, include_bos=data.include_bos, related=beside)

@@ -1,4 +1,4 @@
-"""One metric against one limit: intervals in, an `Outcome` out. Error rates come in; none are chosen here."""
+"""One metric against one limit: intervals in, an `LimitOutcome` out. Error rates come in; none are chosen here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from sae_bench.judge.limits import Limit, Rule, width
 from sae_bench.judge.paired_change import Change, same_number
-from sae_bench.judge.verdicts import Outcome, Verdict
+from sae_bench.judge.verdicts import LimitOutcome, Verdict
 from sae_bench.measure.measurement import Accepted, Estimate, Exact, Influence, Metric, Summary, Undefined
 from sae_bench.measure.uncertainty import (
     NUMERIC_FLOOR,
@@ -21,12 +21,12 @@ from sae_bench.measure.uncertainty import (
 _TOO_FEW = "its error cannot be estimated from fewer than two documents"
 
 
-def against_bound(estimate: Estimate, rule: Rule, alpha: float) -> Outcome:
+def against_bound(estimate: Estimate, rule: Rule, alpha: float) -> LimitOutcome:
     """The value against a hard ``max`` or ``min``; ``alpha`` is the one-sided error rate."""
     bound = rule.limit.bound
     span = interval(estimate, 2 * alpha)
     if span is None:
-        return Outcome(rule, Verdict.ERROR, width=bound, note=_TOO_FEW)
+        return LimitOutcome(rule, Verdict.ERROR, width=bound, note=_TOO_FEW)
     low, high = span if rule.limit.kind == "max" else (-span[1], -span[0])
     value, border = (estimate.value, bound) if rule.limit.kind == "max" else (-estimate.value, -bound)
     verdict = Verdict.PASS if high <= border else Verdict.FAIL if low > border else Verdict.INCONCLUSIVE
@@ -35,10 +35,12 @@ def against_bound(estimate: Estimate, rule: Rule, alpha: float) -> Outcome:
     if verdict is Verdict.INCONCLUSIVE and error is not None:
         needed = documents_needed(value - border, error, alpha, dof + 1)
     reach = detectable_change(error, alpha, dof) if error is not None else None
-    return Outcome(rule, verdict, value > border, bound, span, reach, needed)
+    return LimitOutcome(rule, verdict, value > border, bound, span, reach, needed)
 
 
-def against_accepted(metric: Metric, change: Change, held: Accepted, rule: Rule, alpha: float, name: str) -> Outcome:
+def against_accepted(
+    metric: Metric, change: Change, held: Accepted, rule: Rule, alpha: float, name: str
+) -> LimitOutcome:
     """The paired change against a limit on change, and the drift since the anchor against twice that limit.
 
     Raises `UsageError` for a percentage of an accepted 0 and for a noise that was never measured.
@@ -50,7 +52,7 @@ def against_accepted(metric: Metric, change: Change, held: Accepted, rule: Rule,
         relative = rule.limit.relative
         error = change.se_against(relative, allowed - relative * abs(change.accepted_value))
         if error is None:
-            return Outcome(rule, Verdict.ERROR, width=allowed, note=_TOO_FEW)
+            return LimitOutcome(rule, Verdict.ERROR, width=allowed, note=_TOO_FEW)
         reach, slack = t_quantile(alpha, change.dof) * error, 0.0
     verdict = _side(metric, change.value, reach, allowed + slack, change.accepted_value)
     note = ""
@@ -59,10 +61,10 @@ def against_accepted(metric: Metric, change: Change, held: Accepted, rule: Rule,
         verdict, note = Verdict.FAIL, drift
     gap = abs(_badness(metric, change.value) - allowed)
     undecided = verdict is Verdict.INCONCLUSIVE and error is not None
-    return Outcome(
+    return LimitOutcome(
         rule,
         verdict,
-        beyond=verdict is not Verdict.IMPROVED and _badness(metric, change.value) > allowed + slack,
+        exceeds_limit=verdict is not Verdict.IMPROVED and _badness(metric, change.value) > allowed + slack,
         width=allowed,
         interval=(change.value - reach, change.value + reach),
         detectable=allowed + (detectable_change(error, alpha, change.dof) if error is not None else 0.0),
@@ -110,7 +112,7 @@ def _drift(metric: Metric, change: float, reach: float, held: Accepted, limit: L
     return f"{moved}; accept with --sae-reanchor if wanted"
 
 
-def unpaired(metric: Metric, estimate: Estimate, held: Accepted, rule: Rule, alpha: float, name: str) -> Outcome:
+def unpaired(metric: Metric, estimate: Estimate, held: Accepted, rule: Rule, alpha: float, name: str) -> LimitOutcome:
     """What can be said of a value that cannot be paired: never FAIL, and beyond its limit only when that is decided.
 
     Fitted quantities have no value on a subset of documents. Over other documents than the accepted ones they are
@@ -120,17 +122,17 @@ def unpaired(metric: Metric, estimate: Estimate, held: Accepted, rule: Rule, alp
     """
     accepted = held.estimate
     if isinstance(estimate, Summary) and same_number(estimate.value, held.value):
-        return Outcome(rule, Verdict.PASS, note="unchanged")
+        return LimitOutcome(rule, Verdict.PASS, note="unchanged")
     if accepted is None or isinstance(estimate, Summary):
         which = "accepted report" if accepted is None else "report that is judged"
-        return Outcome(rule, Verdict.INCOMPARABLE, note=f"the {which} keeps no values per document for it")
+        return LimitOutcome(rule, Verdict.INCOMPARABLE, note=f"the {which} keeps no values per document for it")
     if not (isinstance(estimate, Influence) and isinstance(accepted, Influence)):
         other = type(estimate) is not type(accepted)
         why = "its kind of evidence changed" if other else "the two reports share no document"
-        return Outcome(rule, Verdict.INCOMPARABLE, note=why)
+        return LimitOutcome(rule, Verdict.INCOMPARABLE, note=why)
     errors = standard_error(estimate), standard_error(accepted)
     if errors[0] is None or errors[1] is None:
-        return Outcome(rule, Verdict.ERROR, note=_TOO_FEW)
+        return LimitOutcome(rule, Verdict.ERROR, note=_TOO_FEW)
     error = math.hypot(errors[0], errors[1])
     allowed = width(rule.limit, held.value, error, held.noise, name)
     dof = min(degrees_of_freedom(estimate), degrees_of_freedom(accepted))
@@ -141,7 +143,7 @@ def unpaired(metric: Metric, estimate: Estimate, held: Accepted, rule: Rule, alp
     note = f"measured over {here} documents, accepted over {there}: it is compared over the same documents only"
     span = (change - reach, change + reach)
     needed = there if there > here else None
-    return Outcome(rule, Verdict.INCONCLUSIVE, decided, allowed, span, needed=needed, note=note)
+    return LimitOutcome(rule, Verdict.INCONCLUSIVE, decided, allowed, span, needed=needed, note=note)
 
 
 def is_finite(estimate: Estimate) -> bool:

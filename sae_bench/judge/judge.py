@@ -19,7 +19,7 @@ from sae_bench.judge.verdicts import (
     AcceptedProperty,
     Difference,
     Judgement,
-    Outcome,
+    LimitOutcome,
     PropertyVerdict,
     Verdict,
     exit_code,
@@ -33,7 +33,7 @@ __all__ = [
     "AcceptedProperty",
     "Difference",
     "Judgement",
-    "Outcome",
+    "LimitOutcome",
     "PropertyVerdict",
     "Verdict",
     "context_differences",
@@ -73,7 +73,7 @@ class _Case:
 def judge(
     property: str,
     metrics: Sequence[Metric],
-    headline: str,
+    primary_metric: str,
     measurement: Measurement | str,
     accepted: AcceptedProperty | None,
     *,
@@ -103,23 +103,23 @@ def judge(
     """
     alpha = ALPHA / judged_by_declaration(rules, property, metrics)
     if isinstance(measurement, str):
-        return _not_measured(property, headline, measurement, sae, alpha, strict)
+        return _not_measured(property, primary_metric, measurement, sae, alpha, strict)
     differences = context_differences(context, accepted.context) if accepted is not None and compare else ()
     known = {entry.removeprefix(f"{property}."): reason for entry, reason in (known_failures or {}).items()}
     case = _Case(property, sae, measurement, accepted, differences, known, alpha, compare, sparsity_moved)
     judged = _judge_all(case, metrics, rules)
     if not judged:
-        return _not_measured(property, headline, "nothing was measured", sae, alpha, strict)
+        return _not_measured(property, primary_metric, "nothing was measured", sae, alpha, strict)
     # A metric that is only reported cannot make the property undefined, however it is broken otherwise.
-    deciding = [each for each in judged if each.limit or each.metric == headline or each.verdict in _ALWAYS]
-    worst = max(deciding or judged, key=lambda each: (_rank(each), each.metric == headline))
+    deciding = [each for each in judged if each.limit or each.metric == primary_metric or each.verdict in _ALWAYS]
+    worst = max(deciding or judged, key=lambda each: (_rank(each), each.metric == primary_metric))
     verdict = worst.verdict or Verdict.PASS
     return PropertyVerdict(
         property=property,
         sae=sae,
         verdict=verdict,
-        beyond=worst.beyond,
-        headline=headline,
+        exceeds_limit=worst.exceeds_limit,
+        primary_metric=primary_metric,
         judgements=tuple(judged),
         lines=tuple(_lines(case, metrics, judged, worst)),
         confidence=1 - 2 * alpha,
@@ -133,12 +133,16 @@ _ALWAYS = (Verdict.ERROR, Verdict.MISSING, Verdict.FAIL)
 
 
 def _rank(each: Judgement) -> tuple[int, bool]:
-    return (SEVERITY[each.verdict] if each.verdict is not None else -1, each.beyond)
+    return (SEVERITY[each.verdict] if each.verdict is not None else -1, each.exceeds_limit)
 
 
-def _not_measured(property: str, headline: str, why: str, sae: str, alpha: float, strict: bool) -> PropertyVerdict:
+def _not_measured(
+    property: str, primary_metric: str, why: str, sae: str, alpha: float, strict: bool
+) -> PropertyVerdict:
     message = f"{property} of {sae} could not be measured: {why}"
-    return PropertyVerdict(property, sae, Verdict.ERROR, False, headline, (), (message,), 1 - 2 * alpha, strict=strict)
+    return PropertyVerdict(
+        property, sae, Verdict.ERROR, False, primary_metric, (), (message,), 1 - 2 * alpha, strict=strict
+    )
 
 
 def _judge_all(case: _Case, metrics: Sequence[Metric], rules: Sequence[Rule]) -> list[Judgement]:
@@ -167,9 +171,9 @@ def _judgement(
     message: str,
     limits: Mapping[Kind, Rule],
     estimate: Estimate | None = None,
-    outcomes: Sequence[Outcome] = (),
+    outcomes: Sequence[LimitOutcome] = (),
     change: Change | None = None,
-    beyond: bool = False,
+    exceeds_limit: bool = False,
 ) -> Judgement:
     defined = estimate is not None and not isinstance(estimate, Undefined) and against_limit.is_finite(estimate)
     held = case.held(metric.name)
@@ -190,7 +194,7 @@ def _judgement(
         change_interval=on_change.interval if on_change is not None else None,
         detectable=deciding.detectable if deciding is not None else None,
         needed_documents=max((each.needed for each in outcomes if each.needed), default=None),
-        beyond=beyond,
+        exceeds_limit=exceeds_limit,
         message=f"{case.name(metric.name)} of {case.sae} {message}",
         outcomes=tuple(outcomes),
         paired=change,
@@ -239,9 +243,9 @@ def _judge_metric(case: _Case, metric: Metric, estimate: Estimate, limits: Mappi
     if not hard:
         text = f"is {messages.number(estimate.value)}, not judged"
         return _judgement(case, metric, None, text, limits, estimate)
-    worst = max(range(len(hard)), key=lambda row: (SEVERITY[hard[row].verdict], hard[row].beyond, -row))
+    worst = max(range(len(hard)), key=lambda row: (SEVERITY[hard[row].verdict], hard[row].exceeds_limit, -row))
     verdict = hard[worst].verdict
-    return _judgement(case, metric, verdict, texts[worst], limits, estimate, hard, change, hard[worst].beyond)
+    return _judgement(case, metric, verdict, texts[worst], limits, estimate, hard, change, hard[worst].exceeds_limit)
 
 
 def _same_weights(case: _Case, metric: Metric) -> dict[Kind, Rule]:
@@ -262,10 +266,12 @@ def _sound(held: Accepted) -> bool:
     )
 
 
-def _judge_change(case: _Case, metric: Metric, estimate: Estimate, rule: Rule) -> tuple[Outcome, Change | None, str]:
+def _judge_change(
+    case: _Case, metric: Metric, estimate: Estimate, rule: Rule
+) -> tuple[LimitOutcome, Change | None, str]:
     held, number = case.held(metric.name), f"is {messages.number(estimate.value)} {metric.unit}".rstrip()
     if held is None or isinstance(held.estimate, Undefined):
-        return Outcome(rule, Verdict.NEW), None, f"{number}; nothing is accepted yet"
+        return LimitOutcome(rule, Verdict.NEW), None, f"{number}; nothing is accepted yet"
     if case.differences:
         why = f"of another {', '.join(difference.field for difference in case.differences)}"
     elif held.version != metric.version:
@@ -273,7 +279,7 @@ def _judge_change(case: _Case, metric: Metric, estimate: Estimate, rule: Rule) -
     else:
         why = ""
     if why:
-        return Outcome(rule, Verdict.INCOMPARABLE), None, f"cannot be compared with its accepted value: {why}"
+        return LimitOutcome(rule, Verdict.INCOMPARABLE), None, f"cannot be compared with its accepted value: {why}"
     name, clusters = case.name(metric.name), case.measurement.clusters
     change = None
     if held.estimate is not None:
@@ -290,7 +296,9 @@ def _judge_change(case: _Case, metric: Metric, estimate: Estimate, rule: Rule) -
     return outcome, change, text
 
 
-def _excuse(case: _Case, metric: Metric, hard: list[Outcome], texts: list[str]) -> tuple[list[Outcome], list[str]]:
+def _excuse(
+    case: _Case, metric: Metric, hard: list[LimitOutcome], texts: list[str]
+) -> tuple[list[LimitOutcome], list[str]]:
     """Apply ``known_failures`` to the hard limits of a metric."""
     reason = case.known.get(metric.name)
     if reason is None or not hard:
@@ -303,8 +311,8 @@ def _excuse(case: _Case, metric: Metric, hard: list[Outcome], texts: list[str]) 
     for outcome in hard:
         verdict = Verdict.KNOWN if outcome.verdict is Verdict.FAIL else outcome.verdict
         # An undecided failure is no worse than a decided one, which passes.
-        beyond = outcome.beyond and verdict is not Verdict.INCONCLUSIVE
-        excused.append(replace(outcome, verdict=verdict, beyond=beyond))
+        exceeds_limit = outcome.exceeds_limit and verdict is not Verdict.INCONCLUSIVE
+        excused.append(replace(outcome, verdict=verdict, exceeds_limit=exceeds_limit))
     return excused, [f"{text}; known: {reason}" for text in texts]
 
 
@@ -341,4 +349,4 @@ def sparsity_moved(verdict: PropertyVerdict, metric: str = "l0") -> bool:
     judgement = verdict.by_metric.get(metric)
     if judgement is None:
         return False
-    return any(not outcome.rule.limit.hard and outcome.beyond for outcome in judgement.outcomes)
+    return any(not outcome.rule.limit.hard and outcome.exceeds_limit for outcome in judgement.outcomes)

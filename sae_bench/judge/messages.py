@@ -9,7 +9,7 @@ import numpy as np
 
 from sae_bench.judge.limits import Limit
 from sae_bench.judge.paired_change import Change
-from sae_bench.judge.verdicts import Difference, Judgement, Outcome, Verdict
+from sae_bench.judge.verdicts import Difference, Judgement, LimitOutcome, Verdict
 from sae_bench.measure.measurement import Accepted, Metric, Ratio
 
 _WORDLESS_UNITS = {"", "ratio", "share", "cosine", "slope"}
@@ -48,7 +48,7 @@ def _allowed(limit: Limit, width: float) -> str:
     return f"{limit}, here {number(width)}"
 
 
-def _decides(outcome: Outcome) -> str:
+def _decides(outcome: LimitOutcome) -> str:
     if outcome.verdict is not Verdict.INCONCLUSIVE:
         return ""
     if outcome.needed is None:
@@ -56,7 +56,7 @@ def _decides(outcome: Outcome) -> str:
     return f"; not decided, about {outcome.needed} documents would decide"
 
 
-def paired(metric: Metric, change: Change, outcome: Outcome, alpha: float, accepted_clusters: int) -> str:
+def paired(metric: Metric, change: Change, outcome: LimitOutcome, alpha: float, accepted_clusters: int) -> str:
     """What follows the name when a change was judged."""
     limit, width = outcome.rule.limit, outcome.width or 0.0
     relative = bool(limit.percent) and change.accepted_value != 0
@@ -80,10 +80,10 @@ def paired(metric: Metric, change: Change, outcome: Outcome, alpha: float, accep
     return f"is {_counted(change.now_value, metric.unit)}, {moved} ({'; '.join(inside)}){over}{note}{_decides(outcome)}"
 
 
-def bounded(metric: Metric, value: float, outcome: Outcome, alpha: float) -> str:
+def bounded(metric: Metric, value: float, outcome: LimitOutcome, alpha: float) -> str:
     """What follows the name when a hard limit was judged."""
     wrong, right = ("above", "below") if outcome.rule.limit.kind == "max" else ("below", "above")
-    side = wrong if outcome.beyond else right
+    side = wrong if outcome.exceeds_limit else right
     where = "at" if value == outcome.rule.limit.bound else side
     span = ""
     if outcome.interval is not None and outcome.interval[0] != outcome.interval[1]:
@@ -93,7 +93,7 @@ def bounded(metric: Metric, value: float, outcome: Outcome, alpha: float) -> str
     return f"is {_counted(value, metric.unit)}{span}, {where} {limit}{note}{_decides(outcome)}"
 
 
-def unpaired(metric: Metric, value: float, held: Accepted, outcome: Outcome) -> str:
+def unpaired(metric: Metric, value: float, held: Accepted, outcome: LimitOutcome) -> str:
     """What follows the name when there was an accepted value but no pairing."""
     return f"is {_counted(value, metric.unit)}, accepted at {number(held.value)}; {outcome.note}{_decides(outcome)}"
 

@@ -71,11 +71,11 @@ class HasVerdict(Protocol):
         """The verdict."""
 
     @property
-    def beyond(self) -> bool:
+    def exceeds_limit(self) -> bool:
         """For INCONCLUSIVE: whether the estimate lies beyond the limit."""
 
 
-def exit_code(verdict: Verdict, beyond: bool, strict: bool) -> int:
+def exit_code(verdict: Verdict, exceeds_limit: bool, strict: bool) -> int:
     """The exit code of a session with this one outcome: 0 acceptable, 1 worse or broken, 11 could not be judged.
 
     Args:
@@ -87,7 +87,7 @@ def exit_code(verdict: Verdict, beyond: bool, strict: bool) -> int:
         return 0
     if verdict in _RED:
         return 1
-    if verdict is Verdict.NEW or (verdict is Verdict.INCONCLUSIVE and not beyond):
+    if verdict is Verdict.NEW or (verdict is Verdict.INCONCLUSIVE and not exceeds_limit):
         return NOT_JUDGED_EXIT if strict else 0
     return NOT_JUDGED_EXIT
 
@@ -98,7 +98,9 @@ def session_exit(verdicts: Iterable[HasVerdict | Verdict], strict: bool = False)
     A bare INCONCLUSIVE, which does not say where its estimate lies, counts as beyond its limit.
     """
     return worst_exit(
-        exit_code(each, True, strict) if isinstance(each, Verdict) else exit_code(each.verdict, each.beyond, strict)
+        exit_code(each, True, strict)
+        if isinstance(each, Verdict)
+        else exit_code(each.verdict, each.exceeds_limit, strict)
         for each in verdicts
     )
 
@@ -112,12 +114,12 @@ def worst_exit(codes: Iterable[int]) -> int:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LimitOutcome:
     """One metric against one limit."""
 
     rule: Rule
     verdict: Verdict
-    beyond: bool = False
+    exceeds_limit: bool = False
     "The estimate lies on the wrong side of the limit, whether or not that is decided."
     width: float | None = None
     "What the limit comes to in the metric's unit (its bound, for a hard one)."
@@ -154,10 +156,10 @@ class Judgement:
     change_interval: tuple[float, float] | None
     detectable: float | None
     needed_documents: int | None
-    beyond: bool
+    exceeds_limit: bool
     message: str
     "One sentence."
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[LimitOutcome, ...] = ()
     paired: Change | None = None
 
 
@@ -193,9 +195,9 @@ class PropertyVerdict:
     property: str
     sae: str
     verdict: Verdict
-    beyond: bool
+    exceeds_limit: bool
     "The estimate that decided lies beyond its limit, which is what makes an INCONCLUSIVE fail."
-    headline: str
+    primary_metric: str
     judgements: tuple[Judgement, ...]
     lines: tuple[str, ...]
     "The first is the whole story; where pytest runs, the last ones are commands to paste."
@@ -212,7 +214,7 @@ class PropertyVerdict:
     @builtins.property
     def exit_code(self) -> int:
         """Exit code of a session with nothing but this item."""
-        return exit_code(self.verdict, self.beyond, self.strict)
+        return exit_code(self.verdict, self.exceeds_limit, self.strict)
 
     @builtins.property
     def given(self) -> frozenset[Verdict]:

@@ -20,11 +20,11 @@ _LEVEL = 7411
 "Marks our hooks, so that removing them leaves a user's own in place."
 
 
-class Stop(Exception):
+class StopForward(Exception):
     """Ends a forward pass that has shown all that is wanted."""
 
 
-class Passes:
+class ForwardPasses:
     """Passes of one bridge."""
 
     def __init__(self, bridge: Any, unembedding: Unembedding, device: torch.device) -> None:
@@ -54,11 +54,11 @@ class Passes:
 
         def look(module: nn.Module, args: tuple[Any, ...]) -> None:
             seen.append(args[0].detach())
-            raise Stop
+            raise StopForward
 
         handle = module.register_forward_pre_hook(look)
         try:
-            with torch.no_grad(), suppress(Stop):
+            with torch.no_grad(), suppress(StopForward):
                 self.whole(tokens)
         finally:
             handle.remove()
@@ -95,11 +95,11 @@ class Passes:
 
         def look(module: nn.Module, args: Any, output: Any) -> None:
             found.append(len(output) - 1 if isinstance(output, tuple) else None)
-            raise Stop
+            raise StopForward
 
         handle = self.bridge.blocks[0].register_forward_hook(look)
         try:
-            with torch.no_grad(), suppress(Stop):
+            with torch.no_grad(), suppress(StopForward):
                 self.whole(torch.zeros(1, 2, dtype=torch.int64))
         finally:
             handle.remove()

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from sae_bench.errors import LoadError, MeasurementError, near
 from sae_bench.model.files import content_sha256
-from sae_bench.model.forward import Passes, Stop, hooked
+from sae_bench.model.forward import ForwardPasses, StopForward, hooked
 from sae_bench.model.unembed import Unembedding
 from sae_bench.registry.site import INPUTS, KINDS, Site
 
 
 @dataclass(frozen=True, eq=False)
-class Capture:
+class SiteCapture:
     """What one pass shows of a site."""
 
     value: Tensor
@@ -61,7 +61,7 @@ class Model:
         self._processing = dict(processing or {})
         self._weights = weights or (lambda: content_sha256(bridge))
         self.unembedding = Unembedding(bridge, self.d_vocab)
-        self.passes = Passes(bridge, self.unembedding, parameter.device)
+        self.passes = ForwardPasses(bridge, self.unembedding, parameter.device)
         bridge.eval()
 
     @property
@@ -120,7 +120,7 @@ class Model:
         with torch.no_grad():
             return self.passes.whole(tokens)
 
-    def capture(self, tokens: Tensor, site: Site) -> Capture:
+    def capture(self, tokens: Tensor, site: Site) -> SiteCapture:
         """The site's activation and its block's input; nothing behind the site is run."""
         seen: dict[str, Tensor] = {}
 
@@ -131,20 +131,20 @@ class Model:
                 # A copy, because some models go on to change the residual stream in place.
                 seen[name] = tensor.detach().flatten(2).to(torch.float32, copy=True)
                 if "value" in seen:
-                    raise Stop
+                    raise StopForward
 
             return read
 
         with (
             torch.no_grad(),
-            suppress(Stop),
+            suppress(StopForward),
             hooked(self._hook(Site(site.layer, KINDS[0])), keep("block_input")),
             hooked(self._hook(site), keep("value")),
         ):
             self.passes.whole(tokens)
         if "value" not in seen or "block_input" not in seen:
             raise _silent(site)
-        return Capture(value=seen["value"], block_input=seen["block_input"])
+        return SiteCapture(value=seen["value"], block_input=seen["block_input"])
 
     def resume(
         self,

@@ -20,9 +20,9 @@ from sae_bench.model.files import (
     tokenizer_sha256,
     weight_files,
 )
-from sae_bench.model.language_model import Capture, Model
+from sae_bench.model.language_model import Model, SiteCapture
 
-__all__ = ["OPTIONS", "PROCESSING", "Capture", "Model", "load_model", "load_tokenizer", "wrap_model"]
+__all__ = ["OPTIONS", "PROCESSING", "Model", "SiteCapture", "load_model", "load_tokenizer", "wrap_model"]
 
 PROCESSING = (
     "fold_ln",

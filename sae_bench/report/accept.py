@@ -27,7 +27,7 @@ from sae_bench.report.report import Report, write_text
 
 
 @dataclass(frozen=True)
-class NewValue:
+class AcceptedChange:
     """One accepted number beside the one it replaces."""
 
     sae: str
@@ -47,7 +47,7 @@ class NewValue:
         return f"{name}: {number(self.old, 6)} -> {new}{share}"
 
 
-def describe(changes: Sequence[NewValue]) -> list[str]:
+def describe(changes: Sequence[AcceptedChange]) -> list[str]:
     """Lines for a person: every value that replaced another one, and how many are new or the same."""
     # An accepted file keeps six significant digits, so the same value seldom equals itself to the last bit.
     moved = [each for each in changes if each.old is not None and rounded(each.old) != rounded(each.new)]
@@ -72,7 +72,7 @@ def accept(
     new_only: bool = False,
     reanchor: bool = False,
     in_ci: bool = False,
-) -> list[NewValue]:
+) -> list[AcceptedChange]:
     """Write what ``report`` measured to the accepted files under ``folder``; list old and new values.
 
     Everything is checked before anything is written; a refusal is a `UsageError`. Entries that the report did not
@@ -153,7 +153,7 @@ def _merged(
     folder: Path,
     acceptance: Acceptance,
     reanchor: bool,
-) -> tuple[str, list[NewValue]]:
+) -> tuple[str, list[AcceptedChange]]:
     file = load_accepted(folder, sae)
     held = dict(file.result.properties) if file is not None else {}
     listed = []
@@ -161,7 +161,9 @@ def _merged(
         old = held.get(name)
         new = _kept(result, None if reanchor else old)
         before = {metric: each.value for metric, each in old.metrics.items()} if old is not None else {}
-        listed += [NewValue(sae, name, metric, before.get(metric), each.value) for metric, each in new.metrics.items()]
+        listed += [
+            AcceptedChange(sae, name, metric, before.get(metric), each.value) for metric, each in new.metrics.items()
+        ]
         previous = {metric: value for metric, value in before.items() if _differs(value, new.metrics.get(metric))}
         held[name] = replace(new, acceptance=replace(acceptance, previous=previous))
     source = report.saes[sae]
@@ -210,7 +212,7 @@ def _kept(result: PropertyResult, old: PropertyResult | None) -> PropertyResult:
         context_digest=result.context_digest,
         metrics=metrics,
         clusters=result.clusters if paired else (),
-        headline=result.headline,
+        primary_metric=result.primary_metric,
         weights=result.weights,
         series={name: each for name, each in result.series.items() if each.accepted},
     )

@@ -116,7 +116,7 @@ def accepted_text(report: Report) -> str:
 
 
 @dataclass(frozen=True)
-class Pruned:
+class StaleEntry:
     """An accepted entry that nothing registered or declared stands behind any more."""
 
     sae: str
@@ -136,7 +136,7 @@ def prune(
     declared: Mapping[str, Collection[str]] | None = None,
     *,
     write: bool = False,
-) -> tuple[Pruned, ...]:
+) -> tuple[StaleEntry, ...]:
     """List accepted entries without an SAE, a property or a metric behind them; remove them when ``write`` is true.
 
     Args:
@@ -146,7 +146,7 @@ def prune(
         write: False lists only.
     """
     gone = vanished(folder, registered)
-    entries = [Pruned(sae) for sae in gone]
+    entries = [StaleEntry(sae) for sae in gone]
     for sae in sorted(set(accepted_ids(folder)) - set(gone)) if declared is not None else ():
         file = load_accepted(folder, sae)
         if file is not None and declared is not None:
@@ -160,17 +160,17 @@ def prune(
     return tuple(entries)
 
 
-def _stale(file: AcceptedFile, declared: Mapping[str, Collection[str]]) -> list[Pruned]:
+def _stale(file: AcceptedFile, declared: Mapping[str, Collection[str]]) -> list[StaleEntry]:
     entries = []
     for name, result in file.result.properties.items():
         if name not in declared:
-            entries.append(Pruned(file.sae, name))
+            entries.append(StaleEntry(file.sae, name))
         else:
-            entries += [Pruned(file.sae, name, metric) for metric in result.metrics if metric not in declared[name]]
+            entries += [StaleEntry(file.sae, name, metric) for metric in result.metrics if metric not in declared[name]]
     return entries
 
 
-def _rewrite_without(file: AcceptedFile, stale: Collection[Pruned]) -> None:
+def _rewrite_without(file: AcceptedFile, stale: Collection[StaleEntry]) -> None:
     gone = {(entry.property, entry.metric) for entry in stale}
     kept = {
         name: replace(

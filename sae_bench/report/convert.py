@@ -49,7 +49,7 @@ def property_context(base: Mapping[str, Any], measurement: Measurement | str) ->
     return context
 
 
-class Declared(Protocol):
+class PropertyDeclaration(Protocol):
     """What a property says about itself, as far as a report needs it."""
 
     @property
@@ -68,7 +68,7 @@ class Declared(Protocol):
 def property_result(
     measurement: Measurement | str,
     verdict: PropertyVerdict,
-    declared: Declared,
+    declared: PropertyDeclaration,
     *,
     context: Mapping[str, Any],
     seconds: float | None = None,
@@ -100,9 +100,9 @@ def property_result(
         context_digest=context_digest(context),
         metrics=results,
         clusters=tuple(int(cluster) for cluster in found.clusters),
-        headline=verdict.headline,
+        primary_metric=verdict.primary_metric,
         verdict=verdict.verdict,
-        beyond=verdict.beyond,
+        exceeds_limit=verdict.exceeds_limit,
         lines=verdict.lines,
         confidence=verdict.confidence,
         seconds=seconds,
@@ -132,7 +132,7 @@ def _metric_result(
         se=judged.se if judged else None,
         n=rows,
         verdict=judged.verdict if judged else None,
-        beyond=judged.beyond if judged else False,
+        exceeds_limit=judged.exceeds_limit if judged else False,
         limit=judged.limit if judged else "",
         limit_from=judged.limit_from if judged else "",
         accepted=judged.accepted if judged else None,

@@ -21,7 +21,7 @@ DECLARED: tuple[Source, ...] = ("property", "registration")
 
 
 @dataclass(frozen=True)
-class Standing:
+class DeclaredLimit:
     """The limits of one metric, in the words of `MetricResult`."""
 
     limit: str = ""
@@ -30,7 +30,7 @@ class Standing:
     overruled: Mapping[str, str] = field(default_factory=dict)
 
 
-def standing(rules: Sequence[Rule], property: str, metric: Metric, sae: str) -> Standing:
+def standing(rules: Sequence[Rule], property: str, metric: Metric, sae: str) -> DeclaredLimit:
     """Which of ``rules`` decide about a metric, and which declared ones they took the place of."""
     deciding = effective(rules, property, metric, sae)
     overruled: dict[str, str] = {}
@@ -41,7 +41,7 @@ def standing(rules: Sequence[Rule], property: str, metric: Metric, sae: str) -> 
     sources = [rule.source for rule in deciding.values()]
     if len(set(sources)) == 1:
         sources = sources[:1]
-    return Standing(_spelled(deciding.values()), "; ".join(sources), overruled)
+    return DeclaredLimit(_spelled(deciding.values()), "; ".join(sources), overruled)
 
 
 def _spelled(rules: Iterable[Rule]) -> str:
@@ -77,7 +77,7 @@ def rules_of(result: PropertyResult) -> list[Rule]:
     return [*rules_from(result), *lost]
 
 
-def declared_limits(result: PropertyResult) -> dict[str, Standing]:
+def declared_limits(result: PropertyResult) -> dict[str, DeclaredLimit]:
     """What a property and a registration say about each metric of a result."""
     rules = [rule for rule in rules_of(result) if rule.source in DECLARED and not for_same_weights(rule)]
     # In an order that does not depend on what was overruled: files are made to be compared line by line.

@@ -103,7 +103,7 @@ def _result(name: str, owner: str, tree: Any, context: Mapping[str, Any], where:
     plain = json.loads(json.dumps(context, default=str).replace("NaN", "null"))
     note = f"measured by {owner}, by its formulas; not comparable with metrics of the same name here"
     return PropertyResult(
-        name, 1, plain, context_digest(plain), metrics, headline=next(iter(metrics)), notes=(note,), lines=(note,)
+        name, 1, plain, context_digest(plain), metrics, primary_metric=next(iter(metrics)), notes=(note,), lines=(note,)
     )
 
 

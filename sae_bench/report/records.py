@@ -45,7 +45,7 @@ class MetricResult:
     "Clusters that it rests on; None for exact values."
     verdict: Verdict | None = None
     "None: reported, not judged."
-    beyond: bool = False
+    exceeds_limit: bool = False
     "The estimate lies beyond its limit, decided or not."
     limit: str = ""
     "As written; several are joined by '; '. In accepted files: what is declared, whatever the run was given."
@@ -100,9 +100,9 @@ class PropertyResult:
     context_digest: str
     metrics: Mapping[str, MetricResult]
     clusters: tuple[int, ...] = ()
-    headline: str = ""
+    primary_metric: str = ""
     verdict: Verdict | None = None
-    beyond: bool = False
+    exceeds_limit: bool = False
     lines: tuple[str, ...] = ()
     "The verdict in words; the first line is the whole story."
     confidence: float | None = None

@@ -88,7 +88,7 @@ class Report:
     def exit_code(self, strict: bool = False) -> int:
         """The exit code that the verdicts in this report come to."""
         results = [result for sae in self.saes.values() for result in sae.properties.values()]
-        codes = [exit_code(each.verdict, each.beyond, strict) for each in results if each.verdict is not None]
+        codes = [exit_code(each.verdict, each.exceeds_limit, strict) for each in results if each.verdict is not None]
         return worst_exit(codes)
 
 
@@ -215,7 +215,7 @@ def _row(sae: str, name: str, result: PropertyResult, metric: str, each: MetricR
     row: dict[str, Any] = {column: getattr(each, column, None) for column in _COLUMNS}
     for part, span in spans.items():
         row[f"{part}_low"], row[f"{part}_high"] = span if span is not None else (None, None)
-    row.update(sae=sae, property=name, metric=metric, headline=metric == result.headline)
+    row.update(sae=sae, property=name, metric=metric, primary_metric=metric == result.primary_metric)
     row.update(context_digest=result.context_digest, verdict=each.verdict.value if each.verdict else None)
     return row
 

@@ -23,7 +23,7 @@ SUITE = Path(__file__).parents[1] / "suite"
 
 
 @dataclass(frozen=True)
-class Again:
+class RerunCommand:
     """How a run is started again."""
 
     place: str = ""
@@ -34,7 +34,7 @@ class Again:
     "Those of `SAME` that were typed, each with its value."
 
     @classmethod
-    def of(cls, told: Mapping[str, Any] | None) -> Again | None:
+    def of(cls, told: Mapping[str, Any] | None) -> RerunCommand | None:
         """From a report's ``run.options``; None where nobody said, as in a report that pytest did not make."""
         return None if told is None else cls(**told)
 

@@ -51,7 +51,7 @@ class Record:
 
 
 @dataclass
-class Claim:
+class LockedRunFolder:
     """The folder of a run, which no other process writes to or takes records from while this one lives."""
 
     path: Path
@@ -76,7 +76,7 @@ def run_name(root: Path, now: datetime | None = None) -> str:
     return f"{(now or datetime.now(UTC)).strftime('%Y%m%dT%H%M%S')}-{(commit or 'nocommit')[:7]}"
 
 
-def claim(reports: Path, name: str) -> Claim:
+def claim(reports: Path, name: str) -> LockedRunFolder:
     """A new folder under ``reports``, marked unfinished and locked; one that cannot be made is a `StoreError`."""
     try:
         reports.mkdir(parents=True, exist_ok=True)
@@ -94,10 +94,10 @@ def claim(reports: Path, name: str) -> Claim:
         (folder / MARKER).touch()
     except OSError as error:
         raise StoreError(f"{reports} cannot hold reports: {error.strerror or error}; check --sae-report-dir") from None
-    return Claim(folder, lock)
+    return LockedRunFolder(folder, lock)
 
 
-def unfinished(reports: Path) -> list[Claim]:
+def unfinished(reports: Path) -> list[LockedRunFolder]:
     """Folders of runs that were killed or interrupted, oldest first, locked for this process."""
     claims = []
     for marker in sorted(reports.glob(f"*/{MARKER}")):
@@ -106,7 +106,7 @@ def unfinished(reports: Path) -> list[Claim]:
         except OSError:
             continue
         if lock is not None and marker.exists():
-            claims.append(Claim(marker.parent, lock))
+            claims.append(LockedRunFolder(marker.parent, lock))
     return claims
 
 

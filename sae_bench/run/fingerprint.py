@@ -31,13 +31,13 @@ def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, A
     from sae_bench.sae import weights_sha256
 
     bench = loader.bench(spec)
-    beside = bench.beside
+    beside = bench.related
     return {
         "property": [declared.name, declared.version, {metric.name: metric.version for metric in declared.metrics}],
         "context": loader.context(spec),
         "weights": loader.weights(spec),
         "behaviour": _behaviour(bench),
-        "beside": [[each.sha256, str(each.site)] for each in (*beside.next_layers, *beside.family)],
+        "related": [[each.sha256, str(each.site)] for each in (*beside.next_layers, *beside.family)],
         "partner": None if beside.partner is None else weights_sha256(beside.partner),
         "labelled": {name: _files_sha256(getattr(beside, name)) for name in LABELLED},
         "settings": asdict(loader.settings),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sae_bench.engine.batch import Beside
+from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
 from sae_bench.engine.devices import check_device
@@ -23,7 +23,7 @@ from sae_bench.model.load import load_model
 from sae_bench.registry.site import INPUTS, Site, parse_site
 from sae_bench.registry.spec import CONTROL, LABELLED, SAESpec
 from sae_bench.run.load_checks import explained_variance, looked_at
-from sae_bench.run.related_saes import Home, companions, ends
+from sae_bench.run.related_saes import MeasuredSAE, companions, ends
 from sae_bench.sae import SAE, check_contract, check_fit, weights_sha256
 from sae_bench.sae.controls import make_control
 from sae_bench.sae.controls.quality import AT_THE_OUTPUT
@@ -34,7 +34,7 @@ _CONTROL_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
-class Place:
+class ResolvedSpec:
     """What an SAE is measured on, complete: registration first, then what its own config says."""
 
     model: str
@@ -125,7 +125,7 @@ class Loader:
             generator = torch.Generator().manual_seed(self.settings.seed)
             sae = make_control(spec.control, sae, x, x if read is data else y, generator)
             read = data if spec.control in AT_THE_OUTPUT else read
-        home = Home(spec, sae, model, place.model, place.model_kwargs, site, source)
+        home = MeasuredSAE(spec, sae, model, place.model, place.model_kwargs, site, source)
         bench = Bench(
             sae,
             model,
@@ -134,7 +134,7 @@ class Loader:
             self.settings,
             include_bos=spec.include_bos,
             progress=self.progress,
-            beside=Beside(
+            related=RelatedInputs(
                 partner=self._partner(spec, sae),
                 next_layers=companions("next_layers", home, self._read),
                 family=companions("family", home, self._read),
@@ -173,7 +173,7 @@ class Loader:
             )
         return partner
 
-    def _model(self, place: Place) -> Model:
+    def _model(self, place: ResolvedSpec) -> Model:
         key = (place.model, tuple(sorted(place.model_kwargs.items())))
         if key not in self._models:
             self._models[key] = load_model(
@@ -187,7 +187,7 @@ class Loader:
         return self._corpora[path]
 
 
-def complete(spec: SAESpec, sae: SAE) -> Place:
+def complete(spec: SAESpec, sae: SAE) -> ResolvedSpec:
     """Model, site and corpus of an SAE; what nobody says is one error that lists all of it."""
     model = spec.model or sae.info.model
     site, output = ends(spec, sae)
@@ -208,7 +208,7 @@ def complete(spec: SAESpec, sae: SAE) -> Place:
     kwargs = spec.model_kwargs or sae.info.model_kwargs
     folder = Path(spec.path).parent / model if spec.path and not spec.model else None
     model = str(folder) if folder is not None and folder.is_dir() else model
-    return Place(model, kwargs, parse_site(output or site), parse_site(site), spec.corpus)
+    return ResolvedSpec(model, kwargs, parse_site(output or site), parse_site(site), spec.corpus)
 
 
 def _check_explains(bench: Bench, spec: SAESpec, sae: SAE) -> None:

@@ -14,7 +14,7 @@ from sae_bench.report.records import PropertyResult
 
 
 @dataclass(frozen=True)
-class Found:
+class MeasuredProperty:
     """A measurement and how it came about."""
 
     measurement: Measurement
@@ -30,7 +30,7 @@ class Found:
     "The record of an unfinished run that this was restored from."
 
 
-def restored(record: run_folder.Record, selfcheck: bool) -> Found:
+def restored(record: run_folder.Record, selfcheck: bool) -> MeasuredProperty:
     """What a record says was measured, to the last bit; it is judged anew."""
     measurement = measurement_from(record.result)
     assert isinstance(measurement, Measurement)
@@ -38,7 +38,7 @@ def restored(record: run_folder.Record, selfcheck: bool) -> Found:
     # Without a self-check the noise in a record is the accepted report's, which is read again.
     metrics = record.result.metrics.items() if selfcheck else ()
     noise = {name: each.noise for name, each in metrics if each.noise is not None}
-    return Found(replace(measurement, settings=context["settings"]), noise, context, record.result.seconds)
+    return MeasuredProperty(replace(measurement, settings=context["settings"]), noise, context, record.result.seconds)
 
 
 def with_noise(accepted: AcceptedProperty | None, noise: Mapping[str, float]) -> AcceptedProperty | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from sae_bench.engine.batch import Companion
+from sae_bench.engine.batch import RelatedSAE
 from sae_bench.errors import LoadError
 from sae_bench.model.language_model import Model
 from sae_bench.registry.register import SAES
@@ -25,7 +25,7 @@ STREAM = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_post": 2}
 
 
 @dataclass(frozen=True, eq=False)
-class Home:
+class MeasuredSAE:
     """The measured SAE and where it is."""
 
     spec: SAESpec
@@ -39,13 +39,13 @@ class Home:
     "Where it reads."
 
 
-def companions(field: Field, home: Home, read: Callable[[SAESpec], SAE]) -> tuple[Companion, ...]:
+def companions(field: Field, home: MeasuredSAE, read: Callable[[SAESpec], SAE]) -> tuple[RelatedSAE, ...]:
     """The SAEs that ``field`` of the home's registration names; ``read`` loads one. Next layers: the nearest first.
 
     A family may name the home itself, so that all of its members can be registered with one list. A `LoadError` for an
     SAE of another model, of a site that does not fit, or of another width.
     """
-    found: list[Companion] = []
+    found: list[RelatedSAE] = []
     if not getattr(home.spec, field):
         return ()
     own = weights_sha256(home.sae) if home.sae.info.format != "object" else None
@@ -65,7 +65,7 @@ def companions(field: Field, home: Home, read: Callable[[SAESpec], SAE]) -> tupl
         digest = weights_sha256(sae)
         if field == "family" and digest == own:
             continue
-        found.append(Companion(shown, sae, site, digest))
+        found.append(RelatedSAE(shown, sae, site, digest))
     return tuple(sorted(found, key=lambda each: _depth(each.site)) if field == "next_layers" else found)
 
 
@@ -82,7 +82,7 @@ def _spec(name: str, home: SAESpec) -> SAESpec:
     return SAES[name] if name in SAES else SAESpec(id=id_from_target(name), path=name, origin=home.origin)
 
 
-def _check_model(what: str, home: Home, other: SAESpec, sae: SAE) -> None:
+def _check_model(what: str, home: MeasuredSAE, other: SAESpec, sae: SAE) -> None:
     theirs, ours = (other.model, home.model_name) if other.model else (sae.info.model, home.sae.info.model)
     if theirs and ours and theirs != ours:
         raise LoadError(f"{what} is of model {theirs!r}, not of {ours!r}; name SAEs of one model")
@@ -94,7 +94,7 @@ def _check_model(what: str, home: Home, other: SAESpec, sae: SAE) -> None:
         )
 
 
-def _family_site(what: str, home: Home, other: SAESpec, sae: SAE) -> Site:
+def _family_site(what: str, home: MeasuredSAE, other: SAESpec, sae: SAE) -> Site:
     for said, ours, verb in zip(ends(other, sae), (home.source, home.site), ("reads", "writes"), strict=True):
         theirs = ours if said is None else home.model.canonical(parse_site(said))
         if theirs != ours:
@@ -107,7 +107,7 @@ def _family_site(what: str, home: Home, other: SAESpec, sae: SAE) -> Site:
     return home.site
 
 
-def _next_site(what: str, home: Home, other: SAESpec, sae: SAE) -> Site:
+def _next_site(what: str, home: MeasuredSAE, other: SAESpec, sae: SAE) -> Site:
     read, written = ends(other, sae)
     if read is None or written is None:
         raise LoadError(f"{what} does not say its site; register it with site=... and name its id instead of its path")

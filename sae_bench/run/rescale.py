@@ -28,7 +28,7 @@ from sae_bench.sae.formats import read_sae, write_sae_lens
 
 
 @dataclass(frozen=True)
-class Rescaled:
+class RescaledSAE:
     """An SAE that was rescaled, saved, read back and measured again."""
 
     folder: Path
@@ -117,7 +117,7 @@ def rescale(sae: SAE, scales: Tensor) -> LinearDecoderSAE:
     return dataclasses.replace(sae, W_dec=rows.to(sae.W_dec.dtype))
 
 
-def rescale_bench(bench: Bench, out: Path) -> Rescaled:
+def rescale_bench(bench: Bench, out: Path) -> RescaledSAE:
     """Fit the scales of a bench's SAE, fold them in, save the result in ``out`` and measure what was saved.
 
     ``out`` is made; a `UsageError` when it is there already and not empty, or when the SAE cannot be written.
@@ -128,12 +128,12 @@ def rescale_bench(bench: Bench, out: Path) -> Rescaled:
     write_sae_lens(rescale(bench.sae, fitted(bench).per_feature), out)
     dtype = str(bench.sae.W_dec.dtype).removeprefix("torch.")
     saved = dataclasses.replace(bench, sae=read_sae(str(out), device=bench.settings.device, dtype=dtype))
-    return Rescaled(out, before, load_property("shrinkage").measure(saved))
+    return RescaledSAE(out, before, load_property("shrinkage").measure(saved))
 
 
 def rescale_target(
     spec: SAESpec, out: Path, settings: Settings | None = None, progress: Progress | None = None
-) -> Rescaled:
+) -> RescaledSAE:
     """`rescale_bench` of a registered SAE, or of a target with its model, site and corpus in a spec of its own."""
     return rescale_bench(Loader(settings or Settings(), progress).bench(spec), out)
 

@@ -20,11 +20,11 @@ from sae_bench.measure.measurement import Measurement, Metric, Undefined
 from sae_bench.measure.properties import Property, load_property
 from sae_bench.registry.spec import SAESpec
 from sae_bench.report import baselines, run_folder
-from sae_bench.report.convert import Declared, property_result
+from sae_bench.report.convert import PropertyDeclaration, property_result
 from sae_bench.report.records import PropertyResult
-from sae_bench.report.rerun_commands import Again
+from sae_bench.report.rerun_commands import RerunCommand
 from sae_bench.run.fingerprint import content_of
-from sae_bench.run.measured_property import Found, noisy, restored, with_noise
+from sae_bench.run.measured_property import MeasuredProperty, noisy, restored, with_noise
 from sae_bench.run.noise import check_noise, measured_noise
 from sae_bench.run.options import RunOptions
 from sae_bench.run.preflight import rules_for
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedProperty:
     """One finished item."""
 
     result: PropertyResult
@@ -49,7 +49,7 @@ class Checked:
     "The text of the failure; None when the item passes."
 
 
-class Elsewhere(Protocol):
+class RemoteMeasurer(Protocol):
     """Other processes that measure for this one, which judges."""
 
     def record(self, sae: str, name: str) -> run_folder.Record:
@@ -62,7 +62,7 @@ class Elsewhere(Protocol):
 
 
 @dataclass(frozen=True)
-class _Vanished:
+class _MissingProperty:
     """What stands in a report for something accepted that was not measured."""
 
     name: str
@@ -95,24 +95,24 @@ class Run:
         "Why records could not be written."
         self.timings: list[Timing] = []
         "What was timed; no verdict knows of it."
-        self.again: Again | None = None
+        self.again: RerunCommand | None = None
         "How what is judged can be run again; None where no command does that."
-        self.elsewhere: Elsewhere | None = None
+        self.elsewhere: RemoteMeasurer | None = None
         "Other processes that measure; None: this one does."
         self.errors: dict[tuple[str, str], str] = {}
         "What went wrong, by SAE and property."
         self._make_loader = make_loader
         self._loader: Loader | None = None
-        self._found: dict[tuple[str, str], Found] = {}
+        self._found: dict[tuple[str, str], MeasuredProperty] = {}
         self._current: SAESpec | None = None
 
-    def check(self, spec: SAESpec, name: str) -> Checked:
+    def check(self, spec: SAESpec, name: str) -> CheckedProperty:
         """Measure one property of one SAE and judge it; what goes wrong becomes the verdict ERROR."""
         declared = load_property(name)
         started = time.perf_counter()
         context: Mapping[str, Any] = {}
         notes: tuple[str, ...] = ()
-        found: Found | str
+        found: MeasuredProperty | str
         try:
             found = self._measure(spec, declared)
             context = found.context
@@ -132,7 +132,9 @@ class Run:
         seconds = time.perf_counter() - started
         return self._judged(spec, declared, found, context, seconds, notes)
 
-    def missing(self, sae: str, name: str | None = None, why: str = "nothing in this run measures it") -> Checked:
+    def missing(
+        self, sae: str, name: str | None = None, why: str = "nothing in this run measures it"
+    ) -> CheckedProperty:
         """MISSING, for an accepted SAE that is registered no more, or an accepted property that nothing measures."""
         if name is None:
             verdict = baselines.vanished_verdict(sae, self.options.baselines)
@@ -143,12 +145,12 @@ class Run:
                 f'  if lost:    test_{name} = property_test("{name}") in a test file of this run',
             )
             verdict = PropertyVerdict(name, sae, Verdict.MISSING, False, "", (), lines, 0.98)
-        return self._finished(sae, verdict, _Vanished(verdict.property), None, verdict.lines[0], {})
+        return self._finished(sae, verdict, _MissingProperty(verdict.property), None, verdict.lines[0], {})
 
-    def undefined(self, spec: SAESpec, name: str, why: str) -> Checked:
+    def undefined(self, spec: SAESpec, name: str, why: str) -> CheckedProperty:
         """UNDEFINED, for a property that cannot be measured with what there is."""
         declared = load_property(name)
-        found = Found(Measurement({metric.name: Undefined(why) for metric in declared.metrics}), {})
+        found = MeasuredProperty(Measurement({metric.name: Undefined(why) for metric in declared.metrics}), {})
         return self._judged(spec, declared, found, {}, 0.0, ())
 
     def close(self) -> None:
@@ -166,14 +168,14 @@ class Run:
         self._current = spec
         return loader.bench(spec)
 
-    def _measure(self, spec: SAESpec, declared: Property) -> Found:
+    def _measure(self, spec: SAESpec, declared: Property) -> MeasuredProperty:
         place = (spec.id, declared.name)
         if place not in self._found:
             here = self.elsewhere is None
             self._found[place] = self._measure_here(spec, declared) if here else self._fetch(spec, declared)
         return self._found[place]
 
-    def _measure_here(self, spec: SAESpec, declared: Property) -> Found:
+    def _measure_here(self, spec: SAESpec, declared: Property) -> MeasuredProperty:
         bench, loader = self.bench(spec), self._load()
         self.provenance[spec.id] = loader.provenance(spec)
         key = self._key(loader, spec, declared)
@@ -183,11 +185,11 @@ class Run:
         else:
             measurement = declared.measure(bench)
             noise = measured_noise(declared, bench, measurement) if self.options.selfcheck else {}
-            found = Found(measurement, noise, key=key)
+            found = MeasuredProperty(measurement, noise, key=key)
         settings = dict(found.measurement.settings)
         return replace(found, context={**loader.context(spec), "settings": settings, "version": declared.version})
 
-    def _fetch(self, spec: SAESpec, declared: Property) -> Found:
+    def _fetch(self, spec: SAESpec, declared: Property) -> MeasuredProperty:
         assert self.elsewhere is not None
         record = self.elsewhere.record(spec.id, declared.name)
         self.provenance[spec.id] = dict(record.provenance)
@@ -199,7 +201,7 @@ class Run:
         content = content_of(loader, spec, declared)
         return run_folder.content_key({**content, "selfcheck": self.options.selfcheck})
 
-    def _check_noise(self, spec: SAESpec, declared: Property, found: Found) -> None:
+    def _check_noise(self, spec: SAESpec, declared: Property, found: MeasuredProperty) -> None:
         values = {name: each.value for name, each in found.measurement.estimates.items()}
         rules = rules_for(spec, declared, self.options.rules)
         check_noise(rules, declared.name, declared.metrics, spec.id, values, found.noise)
@@ -220,11 +222,11 @@ class Run:
         self,
         spec: SAESpec,
         declared: Property,
-        found: Found | str,
+        found: MeasuredProperty | str,
         context: Mapping[str, Any],
         seconds: float,
         notes: tuple[str, ...],
-    ) -> Checked:
+    ) -> CheckedProperty:
         measurement = found if isinstance(found, str) else found.measurement
         noise = {} if isinstance(found, str) else found.noise
         if not isinstance(found, str):
@@ -233,7 +235,7 @@ class Run:
         verdict = judge(
             declared.name,
             declared.metrics,
-            declared.headline,
+            declared.primary_metric,
             measurement,
             accepted,
             sae=spec.id,
@@ -253,13 +255,13 @@ class Run:
         self,
         sae: str,
         verdict: PropertyVerdict,
-        declared: Declared,
+        declared: PropertyDeclaration,
         accepted: AcceptedProperty | None,
-        found: Found | str,
+        found: MeasuredProperty | str,
         context: Mapping[str, Any],
         seconds: float | None = None,
         notes: tuple[str, ...] = (),
-    ) -> Checked:
+    ) -> CheckedProperty:
         """Write the record of a judged property and say how its item ends."""
         measurement = found if isinstance(found, str) else found.measurement
         result = property_result(
@@ -272,9 +274,9 @@ class Run:
         # What the numbers do not say, such as the input that breaks a contract.
         said = measurement.notes if isinstance(measurement, Measurement) else ()
         failure = "\n".join((*verdict.lines, *(f"  {note}" for note in said))) if verdict.fails else None
-        return Checked(result, verdict, user_properties(verdict, record), failure)
+        return CheckedProperty(result, verdict, user_properties(verdict, record), failure)
 
-    def _write(self, sae: str, result: PropertyResult, found: Found | str) -> Path | None:
+    def _write(self, sae: str, result: PropertyResult, found: MeasuredProperty | str) -> Path | None:
         """The record's path; None where it cannot be written: the verdict stands all the same."""
         if self.folder is None:
             return None
@@ -305,7 +307,7 @@ class Run:
         judged = judge(
             sparsity.name,
             sparsity.metrics,
-            sparsity.headline,
+            sparsity.primary_metric,
             measured.measurement,
             accepted,
             sae=spec.id,

@@ -16,7 +16,7 @@ SPARSE = 32
 "A sum of decoder rows costs as much as a matrix product when one code in this many is not 0."
 
 
-class Ends:
+class AutoencoderShape:
     """An autoencoder's widths, from its decoder rows, and the sites that its config names."""
 
     info: SAEInfo
@@ -51,7 +51,7 @@ class Ends:
         return self.info.site_out
 
 
-class DecoderSAE(Ends, ABC):
+class DecoderSAE(AutoencoderShape, ABC):
     """An SAE whose reconstruction is a sum of decoder rows and a bias, from which a token norm is undone."""
 
     @abstractmethod

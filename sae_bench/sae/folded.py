@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_bench.sae.decoder import Ends
+from sae_bench.sae.decoder import AutoencoderShape
 from sae_bench.sae.protocol import SAE, SAEInfo, decoder_norms, divisible
 
 
 @dataclass(frozen=True, eq=False)
-class FoldedSAE(Ends):
+class FoldedSAE(AutoencoderShape):
     """An SAE seen with decoder rows of norm 1; same reconstructions, codes in units of the activation."""
 
     info: SAEInfo

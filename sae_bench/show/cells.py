@@ -31,16 +31,16 @@ def _parsed(limits: str) -> tuple[Limit, ...]:
     return tuple(found)
 
 
-def needs_attention(verdict: Verdict | None, beyond: bool) -> bool:
+def needs_attention(verdict: Verdict | None, exceeds_limit: bool) -> bool:
     """Whether the verdict fails its pytest item."""
-    return verdict is not None and exit_code(verdict, beyond, strict=False) != 0
+    return verdict is not None and exit_code(verdict, exceeds_limit, strict=False) != 0
 
 
-def verdict_word(verdict: Verdict | None, beyond: bool = False) -> str:
+def verdict_word(verdict: Verdict | None, exceeds_limit: bool = False) -> str:
     """The verdict, upper-case only where somebody has to do something."""
     if verdict is None:
         return ""
-    return verdict.value if needs_attention(verdict, beyond) else verdict.value.lower()
+    return verdict.value if needs_attention(verdict, exceeds_limit) else verdict.value.lower()
 
 
 def unjudged_word(metric: MetricResult | None) -> str:

@@ -58,7 +58,7 @@ def append_summary(report: Report, path: Path, *, report_path: str | None = None
 
 def error_lines(report: Report, baselines: Path = Path("baselines"), most: int = MOST) -> list[str]:
     """``::error`` lines for what fails, worst first; the last one counts what was left out."""
-    failing = [row for row in worth_showing(report) if cells.needs_attention(row.verdict, row.beyond)]
+    failing = [row for row in worth_showing(report) if cells.needs_attention(row.verdict, row.exceeds_limit)]
     failing.sort(key=lambda row: (*(-each for each in row.rank), row.sae, row.name))
     lines = [_annotation(row, baselines) for row in failing[:most]]
     if len(failing) > most:
@@ -68,7 +68,7 @@ def error_lines(report: Report, baselines: Path = Path("baselines"), most: int =
 
 def _annotation(row: Row, baselines: Path) -> str:
     message = row.result.message if row.result is not None else ""
-    title = f"{cells.verdict_word(row.verdict, row.beyond)} {row.name} of {row.sae}"
+    title = f"{cells.verdict_word(row.verdict, row.exceeds_limit)} {row.name} of {row.sae}"
     text = message or "; ".join(row.notes) or title
     properties = {"title": title}
     path = baselines / f"{row.sae}.json"

@@ -115,7 +115,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
                 words.interval(metric),
                 words.allowed(metric),
             ]
-        word = _word(row.verdict, row.beyond) + (f" (+{row.more})" if row.more else "")
+        word = _word(row.verdict, row.exceeds_limit) + (f" (+{row.more})" if row.more else "")
         lines.append(_cells([code(row.sae), code(row.name), *numbers, word]))
     return lines
 
@@ -140,7 +140,9 @@ def _headlines(report: Report) -> str:
     names = sorted({name for _, name, result in properties(report) if not unmeasured(result)})
     if not names:
         return ""
-    spelled = {name: f"{name}.{result.headline}" if result.metrics else name for _, name, result in properties(report)}
+    spelled = {
+        name: f"{name}.{result.primary_metric}" if result.metrics else name for _, name, result in properties(report)
+    }
     lines = _head(["SAE", *(code(spelled[name]) for name in names)])
     for sae in sorted(report.saes):
         held = [report.saes[sae].properties.get(name) for name in names]
@@ -149,14 +151,14 @@ def _headlines(report: Report) -> str:
 
 
 def _headline(result: PropertyResult) -> str:
-    metric = result.metrics.get(result.headline)
+    metric = result.metrics.get(result.primary_metric)
     number = words.value(metric) if metric is not None and metric.value is not None else ""
-    word = "" if result.verdict is Verdict.PASS else _word(result.verdict, result.beyond)
+    word = "" if result.verdict is Verdict.PASS else _word(result.verdict, result.exceeds_limit)
     return f"{number} {word}".strip() or "-"
 
 
-def _word(verdict: Verdict | None, beyond: bool) -> str:
-    word = words.verdict_word(verdict, beyond)
+def _word(verdict: Verdict | None, exceeds_limit: bool) -> str:
+    word = words.verdict_word(verdict, exceeds_limit)
     return f"**{word}**" if word.isupper() else word
 
 
@@ -164,7 +166,7 @@ def _matrix(rows: Sequence[Row], *, limits: bool) -> str:
     """A line a metric, a column an SAE, and no space between; metrics that no SAE has a value of are left out."""
     found: dict[tuple[str, bool, str], dict[str, Row]] = {}
     for row in rows:
-        found.setdefault((row.property_name, not row.headline, row.name), {})[row.sae] = row
+        found.setdefault((row.property_name, not row.primary_metric, row.name), {})[row.sae] = row
     saes = sorted({row.sae for row in rows})
     lines = _head(["metric", *(["allowed"] if limits else []), *map(code, saes)], pad="")
     start = len(lines)
@@ -181,7 +183,7 @@ def _brief(row: Row | None) -> str:
     if row is None or row.result is None or row.result.value is None:
         return ""
     change = words.change(row.result).replace("~", "\\~")
-    word = "" if row.verdict is Verdict.PASS else _word(row.verdict, row.beyond)
+    word = "" if row.verdict is Verdict.PASS else _word(row.verdict, row.exceeds_limit)
     return " ".join(filter(None, [words.plain(row.result), f"({change})" if change else "", word]))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from sae_bench.judge.verdicts import SEVERITY, Verdict
 from sae_bench.report.records import MetricResult, PropertyResult
 from sae_bench.report.report import Report
-from sae_bench.report.rerun_commands import Again
+from sae_bench.report.rerun_commands import RerunCommand
 from sae_bench.show import cells
 
 NOT_MEASURED = " could not be measured: "
@@ -30,8 +30,8 @@ class Row:
     "'' for a property without metrics."
     result: MetricResult | None
     verdict: Verdict | None
-    beyond: bool = False
-    headline: bool = False
+    exceeds_limit: bool = False
+    primary_metric: bool = False
     more: int = 0
     "Metrics of the same property and the same verdict that have no line of their own."
     notes: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Row:
     @property
     def rank(self) -> tuple[int, bool]:
         """Larger is worse."""
-        return (-1 if self.verdict is None else SEVERITY[self.verdict], self.beyond)
+        return (-1 if self.verdict is None else SEVERITY[self.verdict], self.exceeds_limit)
 
 
 def all_rows(report: Report) -> Iterator[Row]:
@@ -57,11 +57,11 @@ def property_rows(sae: str, name: str, result: PropertyResult) -> Iterator[Row]:
     """The rows of one property of one SAE."""
     if not result.metrics:
         note = result.lines[0] if result.lines else "nothing is recorded about it"
-        yield Row(sae, name, "", None, result.verdict, result.beyond, True, notes=(note,))
-    for metric in sorted(result.metrics, key=lambda each: (each != result.headline, each)):
+        yield Row(sae, name, "", None, result.verdict, result.exceeds_limit, True, notes=(note,))
+    for metric in sorted(result.metrics, key=lambda each: (each != result.primary_metric, each)):
         found = result.metrics[metric]
-        headline = metric == result.headline
-        yield Row(sae, name, metric, found, found.verdict, found.beyond, headline, notes=_notes(found))
+        primary_metric = metric == result.primary_metric
+        yield Row(sae, name, metric, found, found.verdict, found.exceeds_limit, primary_metric, notes=_notes(found))
 
 
 def properties(report: Report) -> Iterator[tuple[str, str, PropertyResult]]:
@@ -103,12 +103,12 @@ def worth_showing(report: Report) -> list[Row]:
     for sae, name, result in properties(report):
         if unmeasured(result):
             continue
-        kept = [_briefly(row) for row in property_rows(sae, name, result) if row.headline or _stands_out(row)]
-        head = kept[0] if kept and kept[0].headline else None
+        kept = [_briefly(row) for row in property_rows(sae, name, result) if row.primary_metric or _stands_out(row)]
+        head = kept[0] if kept and kept[0].primary_metric else None
         if head is not None and head.verdict in _AT_ONCE:
             same = [row for row in kept[1:] if row.verdict is head.verdict]
             kept = [_with(head, result, len(same)), *(row for row in kept[1:] if row not in same)]
-        shown += kept or [Row(sae, name, "", None, result.verdict, result.beyond, True)]
+        shown += kept or [Row(sae, name, "", None, result.verdict, result.exceeds_limit, True)]
     return list(_merged(shown))
 
 
@@ -134,7 +134,9 @@ def _merged(shown: list[Row]) -> Iterator[Row]:
             reason, group = first[id(row)]
             names = ", ".join(each.property_name for each in group)
             note = f"{names}: {reason}"
-            yield Row(row.sae, f"{len(group)} properties", "", None, row.verdict, row.beyond, True, notes=(note,))
+            yield Row(
+                row.sae, f"{len(group)} properties", "", None, row.verdict, row.exceeds_limit, True, notes=(note,)
+            )
         elif id(row) not in later:
             yield row
 
@@ -154,7 +156,9 @@ def _with(head: Row, result: PropertyResult, more: int) -> Row:
     if head.verdict is Verdict.INCOMPARABLE:
         differing = [line.strip() for line in result.lines[1:] if line.endswith(" accepted") and " now, " in line]
         notes = tuple(differing) or notes
-    return Row(head.sae, head.property_name, head.metric, head.result, head.verdict, head.beyond, True, more, notes)
+    return Row(
+        head.sae, head.property_name, head.metric, head.result, head.verdict, head.exceeds_limit, True, more, notes
+    )
 
 
 def unmeasured(result: PropertyResult) -> bool:
@@ -172,7 +176,7 @@ def undefined(report: Report) -> dict[str, list[str]]:
     for sae, name, result in properties(report):
         rows = [row for row in property_rows(sae, name, result) if row.verdict is Verdict.UNDEFINED and row.result]
         some, several = not unmeasured(result), len({_short(row) for row in rows}) > 1
-        for row in sorted(rows, key=lambda row: not (row.headline or _stands_out(row))):
+        for row in sorted(rows, key=lambda row: not (row.primary_metric or _stands_out(row))):
             found.setdefault((some, name, some or several, _short(row)), []).append(row)
     subjects: dict[tuple[bool, str, tuple[str, ...]], list[str]] = {}
     for (some, name, listed, short), rows in sorted(found.items(), key=lambda item: item[0][:2]):
@@ -232,7 +236,7 @@ def acceptable(report: Report) -> dict[str, list[str]]:
 
 def accept_commands(report: Report) -> list[str]:
     """The commands that accept what is NEW or IMPROVED and nothing worse; SAEs share a line where they can."""
-    again = Again.of(report.run.options.get("again"))
+    again = RerunCommand.of(report.run.options.get("again"))
     if again is None:
         return []
     by_properties: dict[tuple[str, ...], list[str]] = {}
@@ -258,14 +262,14 @@ def verdict_line(report: Report) -> str:
         return "nothing was measured" if nothing else f"nothing was judged ({len(report.saes)} SAEs)"
     ordered = sorted(found, key=lambda each: -SEVERITY[each])
     worst = max(properties(report), key=lambda each: _rank(each[2]))[2]
-    word = cells.verdict_word(worst.verdict, worst.beyond) or "not judged"
+    word = cells.verdict_word(worst.verdict, worst.exceeds_limit) or "not judged"
     if worst.verdict in (Verdict.IMPROVED, Verdict.KNOWN, Verdict.UNDEFINED):
         word = cells.verdict_word(Verdict.PASS)
     return f"{word}: " + count_line(report, ordered)
 
 
 def _rank(result: PropertyResult) -> tuple[int, bool]:
-    return (-1 if result.verdict is None else SEVERITY[result.verdict], result.beyond)
+    return (-1 if result.verdict is None else SEVERITY[result.verdict], result.exceeds_limit)
 
 
 def count_line(report: Report, ordered: list[Verdict] | None = None) -> str:

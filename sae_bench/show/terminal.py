@@ -123,7 +123,7 @@ def _table(shown: Sequence[Row], width: int) -> list[_Line]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    word = words.verdict_word(row.verdict, row.beyond) or words.unjudged_word(row.result)
+    word = words.verdict_word(row.verdict, row.exceeds_limit) or words.unjudged_word(row.result)
     if row.more:
         word += f" (+{row.more})"
     if row.result is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_bench.engine.batch import Companion
+from sae_bench.engine.batch import RelatedSAE
 from sae_bench.registry.site import Site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo, weights_sha256
 
@@ -71,5 +71,5 @@ def tied(W_dec: Tensor, bias: float = -0.5) -> LinearDecoderSAE:
     )
 
 
-def companion(sae: Any, name: str = "next", site: Site = BEHIND) -> Companion:
-    return Companion(name, sae, site, weights_sha256(sae))
+def companion(sae: Any, name: str = "next", site: Site = BEHIND) -> RelatedSAE:
+    return RelatedSAE(name, sae, site, weights_sha256(sae))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_bench.demo.paths import CORPUS, MODEL, SAES
-from sae_bench.engine.batch import Beside, Companion
+from sae_bench.engine.batch import RelatedInputs, RelatedSAE
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import Settings
@@ -174,7 +174,7 @@ class TestEffects:
 class TestPersistence:
     def test_the_same_dictionary_behind_an_idle_layer(self, make_bench: Make) -> None:
         sae = tied(normal(40, D, seed=7))
-        found = PROPERTY.measure(make_bench(sae, beside=Beside(next_layers=(companion(sae),))))
+        found = PROPERTY.measure(make_bench(sae, related=RelatedInputs(next_layers=(companion(sae),))))
         assert value(found, "persistence") == pytest.approx(1, abs=1e-6)
         assert value(found, "persistent_share") == 1
         assert value(found, "persistence_correlation") == pytest.approx(1, abs=1e-6)
@@ -184,7 +184,7 @@ class TestPersistence:
     def test_random_dictionaries_are_at_the_floor(self, make_bench: Make) -> None:
         # One cosine less its expectation has a spread of a tenth; 300 of them in 24 dimensions are nearly independent.
         ours, theirs = tied(normal(300, D, seed=7)), tied(normal(300, D, seed=8))
-        found = PROPERTY.measure(make_bench(ours, beside=Beside(next_layers=(companion(theirs),))))
+        found = PROPERTY.measure(make_bench(ours, related=RelatedInputs(next_layers=(companion(theirs),))))
         assert value(found, "persistence") == pytest.approx(value(found, "persistence_floor"), abs=0.02)
         assert value(found, "persistent_share") == pytest.approx(value(found, "persistent_share_floor"), abs=0.05)
 
@@ -192,7 +192,9 @@ class TestPersistence:
         """The same directions behind a layer that forgets what it was given."""
         sae = tied(normal(40, D, seed=7))
         found = PROPERTY.measure(
-            make_bench(sae, later=lambda x: normal(*x.shape, seed=11), beside=Beside(next_layers=(companion(sae),)))
+            make_bench(
+                sae, later=lambda x: normal(*x.shape, seed=11), related=RelatedInputs(next_layers=(companion(sae),))
+            )
         )
         assert value(found, "persistence") == pytest.approx(1, abs=1e-6)
         assert abs(value(found, "persistence_correlation")) < 0.05
@@ -203,7 +205,7 @@ class TestPersistence:
         found = PROPERTY.measure(
             make_bench(
                 sae,
-                beside=Beside(
+                related=RelatedInputs(
                     next_layers=(
                         companion(sae),
                         companion(other, "second"),
@@ -218,7 +220,9 @@ class TestPersistence:
     def test_an_sae_of_other_activations_is_an_error(self, make_bench: Make) -> None:
         wrong = replace(tied(normal(40, D, seed=7)), b_dec=torch.full((D,), 50.0))
         with pytest.raises(MeasurementError, match=r"'next' explains -\d.* of the variance at blocks\.2"):
-            PROPERTY.measure(make_bench(tied(normal(40, D, seed=7)), beside=Beside(next_layers=(companion(wrong),))))
+            PROPERTY.measure(
+                make_bench(tied(normal(40, D, seed=7)), related=RelatedInputs(next_layers=(companion(wrong),)))
+            )
 
 
 class TestMeanCorrelation:
@@ -302,7 +306,7 @@ class TestLenses:
 
 def test_every_declared_metric_is_there_and_series_are_small_json(make_bench: Make) -> None:
     sae = tied(normal(40, D, seed=7))
-    for rest in ({}, {"beside": Beside(next_layers=(companion(sae), companion(sae, "second")))}):
+    for rest in ({}, {"related": RelatedInputs(next_layers=(companion(sae), companion(sae, "second")))}):
         found = PROPERTY.measure(make_bench(sae, **rest))
         assert set(found.estimates) == {metric.name for metric in METRICS}
         size = sum(len(json.dumps(dict(series.columns), allow_nan=False)) for series in found.series.values())
@@ -319,8 +323,8 @@ def test_without_next_layers_the_reason_says_how_to_name_them(make_bench: Make) 
 def test_an_object_that_shows_no_decoder_still_has_effects(make_bench: Make) -> None:
     sae, silent = tied(normal(40, D, seed=7)), as_sae(Silent(tied(normal(40, D, seed=7))))
     for measured, behind, named in ((silent, sae, "the SAE"), (sae, silent, "SAE 'next'")):
-        beside = [Companion("next", behind, Site(2, "hook_resid_pre"), "sha")]
-        found = PROPERTY.measure(make_bench(measured, beside=Beside(next_layers=tuple(beside))))
+        beside = [RelatedSAE("next", behind, Site(2, "hook_resid_pre"), "sha")]
+        found = PROPERTY.measure(make_bench(measured, related=RelatedInputs(next_layers=tuple(beside))))
         estimate = found.estimates["persistence"]
         assert isinstance(estimate, Undefined)
         assert estimate.reason.startswith(f"{named} shows no decoder")

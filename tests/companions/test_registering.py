@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
-from sae_bench.engine.batch import Beside, Companion
+from sae_bench.engine.batch import RelatedInputs, RelatedSAE
 from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import Corpus, load_corpus
 from sae_bench.engine.settings import TIERS, Settings
@@ -78,36 +78,36 @@ def changed(folder: Path, source: str = "topk-layer3", **metadata: Any) -> str:
 
 def test_next_layers_come_nearest_first_with_sites_of_their_own(load: Load) -> None:
     bench = load(next_layers=LATER)
-    assert [str(each.site) for each in bench.beside.next_layers] == [
+    assert [str(each.site) for each in bench.related.next_layers] == [
         "blocks.3.hook_resid_pre",
         "blocks.3.hook_resid_post",
     ]
-    beside = bench.of(bench.beside.next_layers[0])
+    beside = bench.of(bench.related.next_layers[0])
     assert str(beside.site) == "blocks.3.hook_resid_pre"
     assert beside.documents == bench.documents
-    assert bench.of(bench.beside.next_layers[0]) is beside
-    assert not beside.beside.next_layers
+    assert bench.of(bench.related.next_layers[0]) is beside
+    assert not beside.related.next_layers
 
 
 def test_a_family_is_measured_at_the_same_site(load: Load) -> None:
     bench = load(family=[SAES["topk-w96"], SAES["topk-w1536"]])
-    assert [each.sae.d_sae for each in bench.beside.family] == [96, 1536]
-    assert all(bench.of(each).site_data is bench.site_data for each in bench.beside.family)
+    assert [each.sae.d_sae for each in bench.related.family] == [96, 1536]
+    assert all(bench.of(each).site_data is bench.site_data for each in bench.related.family)
 
 
 def test_companions_by_id(load: Load, registered: Registry[SAESpec], tmp_path: Path) -> None:
     silent = changed(tmp_path / "silent", hook_name=None)
     spec = SAESpec(id="lab/next", path=silent, model=str(MODEL), site="blocks.3.hook_resid_pre")
     registered.add("lab/next", lambda: spec, origin="here")
-    assert [each.name for each in load(next_layers=["lab/next"]).beside.next_layers] == ["lab/next"]
+    assert [each.name for each in load(next_layers=["lab/next"]).related.next_layers] == ["lab/next"]
     with pytest.raises(LoadError, match=r"'lab/next', which SAE 'topk.*' names in family, reads blocks\.3"):
         load(family=["lab/next"])
 
 
 def test_an_sae_is_no_companion_of_itself(load: Load) -> None:
-    assert load(id="demo/self", family=["demo/self"]).beside.family == ()
+    assert load(id="demo/self", family=["demo/self"]).related.family == ()
     everyone = [SAES["topk-w96"], SAES["topk"], SAES["topk-seed1"]]
-    assert [each.name for each in load(family=everyone).beside.family] == ["topk-w96", "topk-seed1"]
+    assert [each.name for each in load(family=everyone).related.family] == ["topk-w96", "topk-seed1"]
 
 
 @pytest.mark.parametrize(
@@ -187,14 +187,14 @@ def test_a_control_has_no_companions() -> None:
 def test_another_look_at_a_bench_keeps_its_companions(load: Load) -> None:
     bench = load(next_layers=LATER, family=[SAES["topk-w96"]])
     again = varied(bench, 1)
-    assert (again.beside.next_layers, again.beside.family) == (bench.beside.next_layers, bench.beside.family)
+    assert (again.related.next_layers, again.related.family) == (bench.related.next_layers, bench.related.family)
 
 
 def test_finished_work_is_not_taken_up_when_a_companion_changes(loader: Loader, tmp_path: Path) -> None:
     place = {"model": str(MODEL), "site": SITE, "corpus": str(CORPUS), "path": str(SAES["topk"])}
     layers = load_property("layers")
     beside = [
-        content_of(loader, SAESpec(id=f"content-{index}", next_layers=names, **place), layers)["beside"]
+        content_of(loader, SAESpec(id=f"content-{index}", next_layers=names, **place), layers)["related"]
         for index, names in enumerate((LATER, LATER[::-1], LATER[:1], ()))
     ]
     assert beside[0] == beside[1]
@@ -218,10 +218,10 @@ def test_features_of_the_demo_persist_and_random_directions_do_not(load: Load) -
     assert found["persistence"].value > found["persistence_floor"].value + 0.1
     assert found["persistence"].value > found["persistence_second"].value
     assert found["persistence_correlation"].value > found["persistence_correlation_floor"].value + 0.2
-    first = bench.beside.next_layers[0]
+    first = bench.related.next_layers[0]
     mean = bench.of(first).site_data.mean.float()
     random = replace(tied(normal(768, 128)), b_dec=mean, pre_bias=mean)
-    bench.beside = Beside(next_layers=(Companion("random", random, first.site, "none"),))
+    bench.related = RelatedInputs(next_layers=(RelatedSAE("random", random, first.site, "none"),))
     found = load_property("layers").measure(bench).estimates
     assert found["persistence"].value == pytest.approx(found["persistence_floor"].value, abs=0.02)
     assert found["persistent_share"].value == 0

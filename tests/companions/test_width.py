@@ -14,7 +14,7 @@ import torch
 from scipy.stats import spearmanr
 
 from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
-from sae_bench.engine.batch import Beside, Companion
+from sae_bench.engine.batch import RelatedInputs, RelatedSAE
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import TIERS, Settings
@@ -23,7 +23,7 @@ from sae_bench.judge.judge import judge
 from sae_bench.judge.limits import parse_rule
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Ratio, Undefined
 from sae_bench.measure.properties.width import METRICS, PROPERTY, estimates, monotone
-from sae_bench.measure.properties.width.sizes import Size
+from sae_bench.measure.properties.width.sizes import FamilyMember
 from sae_bench.measure.uncertainty import interval
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import parse_site
@@ -35,7 +35,7 @@ DOCUMENTS = 24
 
 def simulated(
     rng: np.random.Generator, kl: Sequence[float], sizes: Sequence[int] = (96, 192, 384, 768, 1536), documents: int = 64
-) -> list[Size]:
+) -> list[FamilyMember]:
     """A family of true mean KLs ``kl``; documents are harder or easier for all of its SAEs alike."""
     tokens = rng.integers(40, 128, documents).astype(float)
     shared = rng.lognormal(-0.08, 0.4, documents)
@@ -45,7 +45,7 @@ def simulated(
         return Ratio(mean * shared * own * tokens, tokens)
 
     return [
-        Size(f"{n}", n, ratio(16), ratio(true), ratio(1 - true), ratio(1 - true / 2))
+        FamilyMember(f"{n}", n, ratio(16), ratio(true), ratio(1 - true), ratio(1 - true / 2))
         for n, true in zip(sizes, kl, strict=True)
     ]
 
@@ -64,7 +64,7 @@ def decided(found: Mapping[str, Estimate]) -> str:
 
 def verdict(found: Measurement) -> str:
     rules = [parse_rule(f"width.{limit}") for limit in PROPERTY.limits]
-    judged = judge("width", METRICS, PROPERTY.headline, found, None, sae="x", rules=rules, context={})
+    judged = judge("width", METRICS, PROPERTY.primary_metric, found, None, sae="x", rules=rules, context={})
     return judged.verdict.value
 
 
@@ -171,8 +171,8 @@ def demo() -> Callable[..., Bench]:
         sae = read_sae(str(SAES["topk"]))
         made = [padded(sae, features, scale) for features, scale in family.items()]
         named = [*((f"{each.d_sae}", each) for each in made), *((f"other {n}", each) for n, each in enumerate(others))]
-        beside = [Companion(name, each, site, weights_sha256(each)) for name, each in named]
-        return Bench(padded(sae, 768, own), model, corpus, data, settings, beside=Beside(family=tuple(beside)))
+        beside = [RelatedSAE(name, each, site, weights_sha256(each)) for name, each in named]
+        return Bench(padded(sae, 768, own), model, corpus, data, settings, related=RelatedInputs(family=tuple(beside)))
 
     return get
 

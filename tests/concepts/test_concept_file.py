@@ -12,7 +12,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sae_bench.demo.paths import CONCEPTS, CORPUS
 from sae_bench.errors import LoadError
-from sae_bench.measure.datasets.concept_file import Concept, Cycle, Pattern, Positions, Words, read_concepts
+from sae_bench.measure.datasets.concept_file import (
+    Concept,
+    Cycle,
+    LabelledPositions,
+    TokenList,
+    TokenPattern,
+    read_concepts,
+)
 from sae_bench.measure.datasets.concept_tokens import concept_tokens, cycle_tokens, upper_case, vocabulary_words
 
 SHA = "0123456789abcdef"
@@ -49,9 +56,9 @@ def test_every_form_is_read(tmp_path: Path) -> None:
     )
     found = read_concepts(path)
     assert found.concepts == (
-        Concept("plural", Words(("boats", "cows")), Words(("boat", "cow")), paired=True),
-        Concept("digit", Pattern("[0-9]+"), None),
-        Concept("praised", Positions(((0, 3),)), Positions(((1, 2), (0, 4))), corpus=SHA),
+        Concept("plural", TokenList(("boats", "cows")), TokenList(("boat", "cow")), paired=True),
+        Concept("digit", TokenPattern("[0-9]+"), None),
+        Concept("praised", LabelledPositions(((0, 3),)), LabelledPositions(((1, 2), (0, 4))), corpus=SHA),
     )
     assert found.cycles == (Cycle("seasons", (("a",), ("b", "B"), ("c",), ("d",), ("e",)), {"demo/topk": (3, 1)}),)
     assert found.path == str(path)
@@ -138,10 +145,10 @@ def test_sentencepiece_words_lose_their_mark(real_assets: Path) -> None:
 
 def test_words_find_all_their_tokens() -> None:
     words = ("", "boat", "boats", "boat", "12", "cow", "cows")
-    paired = Concept("plural", Words(("boats", "cows")), Words(("boat", "cow")), paired=True)
+    paired = Concept("plural", TokenList(("boats", "cows")), TokenList(("boat", "cow")), paired=True)
     found = concept_tokens(paired, words)
     assert (found.positive, found.negative, found.pairs) == ((2, 6), (1, 3, 5), ((2, 1), (6, 5)))
-    against_all = concept_tokens(Concept("number", Pattern("[0-9]+"), None), words)
+    against_all = concept_tokens(Concept("number", TokenPattern("[0-9]+"), None), words)
     assert (against_all.positive, against_all.negative) == ((4,), (1, 2, 3, 5, 6))
     assert cycle_tokens(Cycle("x", (("cow",), ("boat", "boats"))), words) == ((5,), (1, 2, 3))
 
@@ -149,9 +156,12 @@ def test_words_find_all_their_tokens() -> None:
 @pytest.mark.parametrize(
     ("concept", "says"),
     [
-        (Concept("a", Words(("boatz",)), None), "'boatz' is no single token of this vocabulary; did you mean 'boat'"),
-        (Concept("a", Pattern("x+"), None), r"no token of the vocabulary matches 'x\+'"),
-        (Concept("a", Pattern("b.*"), Pattern(".*t")), "'boat' is positive and negative"),
+        (
+            Concept("a", TokenList(("boatz",)), None),
+            "'boatz' is no single token of this vocabulary; did you mean 'boat'",
+        ),
+        (Concept("a", TokenPattern("x+"), None), r"no token of the vocabulary matches 'x\+'"),
+        (Concept("a", TokenPattern("b.*"), TokenPattern(".*t")), "'boat' is positive and negative"),
     ],
 )
 def test_words_that_are_no_tokens_are_named(concept: Concept, says: str) -> None:
@@ -164,7 +174,7 @@ def test_the_demos_file_speaks_of_its_corpus() -> None:
 
     found = read_concepts(CONCEPTS)
     corpus = load_corpus(CORPUS)
-    placed = [concept for concept in found.concepts if isinstance(concept.positive, Positions)]
+    placed = [concept for concept in found.concepts if isinstance(concept.positive, LabelledPositions)]
     assert {concept.name for concept in placed} == {"praised_before", "plural_subject_before"}
     assert all(corpus.sha256.startswith(concept.corpus or "none") for concept in placed)
     assert [len(cycle.classes) for cycle in found.cycles] == [7, 12]

@@ -16,7 +16,7 @@ from scipy.stats import kstest
 
 from sae_bench.demo.language.vocabulary import vocabulary
 from sae_bench.demo.paths import CONCEPTS, CORPUS, MODEL, SAES, SITE
-from sae_bench.engine.batch import Beside
+from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import TIERS, Settings
@@ -47,7 +47,7 @@ def bench(
     sae = read_sae(str(SAES["topk"]))
     data = site_data(model, site, corpus, settings)
     return Bench(
-        sae if change is None else change(sae), model, corpus, data, settings, beside=Beside(concepts=concepts)
+        sae if change is None else change(sae), model, corpus, data, settings, related=RelatedInputs(concepts=concepts)
     )
 
 
@@ -188,7 +188,7 @@ def test_losing_a_concept_fails_against_the_accepted_report(sound: Measurement, 
     }
     accepted = AcceptedProperty(metrics=held, context={})
     verdicts = [
-        judge("concepts", METRICS, PROPERTY.headline, found, accepted, sae="x", rules=rules, context={}).verdict
+        judge("concepts", METRICS, PROPERTY.primary_metric, found, accepted, sae="x", rules=rules, context={}).verdict
         for found in (sound, blind)
     ]
     assert verdicts == [Verdict.PASS, Verdict.FAIL]

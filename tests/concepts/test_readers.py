@@ -16,8 +16,8 @@ from sae_bench.measure.measurement import Floats, Influence
 from sae_bench.measure.properties.concepts.occurrences import Ints
 from sae_bench.measure.properties.concepts.probes import (
     Half,
-    Reader,
-    Scored,
+    Probe,
+    ProbeScore,
     auroc,
     auroc_without,
     best_column,
@@ -131,19 +131,19 @@ def test_a_constant_column_separates_nothing() -> None:
     assert d_prime(replace(half, x=x))[1] == 0
 
 
-FITS: dict[str, Callable[[Half], Reader]] = {
+FITS: dict[str, Callable[[Half], Probe]] = {
     "mean difference": mean_difference,
     "best column": best_column,
     "probe": lambda half: probe(half, 2),
 }
 
 
-def read(fit: Callable[[Half], Reader], seen: Sequence[Half]) -> Scored:
+def read(fit: Callable[[Half], Probe], seen: Sequence[Half]) -> ProbeScore:
     return cross([fit(half) for half in seen], seen, CLUSTERS)
 
 
 @pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
-def test_a_planted_concept_is_found_and_an_absent_one_is_chance(fit: Callable[[Half], Reader]) -> None:
+def test_a_planted_concept_is_found_and_an_absent_one_is_chance(fit: Callable[[Half], Probe]) -> None:
     present = [read(fit, halves(seed, 2.5)).value for seed in range(20)]
     assert np.mean(present) > 0.9
     absent = [read(fit, halves(seed, 0.0)).value for seed in range(100)]
@@ -201,7 +201,7 @@ def test_dealt_labels_are_those_of_the_words_in_both_parts_of_a_half() -> None:
     assert null.std() > 0
 
 
-def covered(values: Sequence[Scored]) -> tuple[int, float]:
+def covered(values: Sequence[ProbeScore]) -> tuple[int, float]:
     """How many intervals hold the mean of all values, and the mean standard error over the spread."""
     truth, spread = np.mean([each.value for each in values]), np.std([each.value for each in values])
     hits, errors = 0, []
@@ -219,19 +219,19 @@ def worse(x: Floats, seed: int) -> Floats:
     return x * np.array([0.5, 1, 1, 1, 1]) + 0.5 * np.random.default_rng(seed + 10_000).normal(size=x.shape)
 
 
-def change(seed: int) -> Scored:
+def change(seed: int) -> ProbeScore:
     seen = halves(seed, 1.0)
     readers = [mean_difference(half) for half in seen]
     kept = [replace(half, x=worse(half.x, 2 * seed + row)) for row, half in enumerate(seen)]
     return cross(readers, kept, CLUSTERS) - cross(readers, seen, CLUSTERS)
 
 
-def best_of_two(seed: int) -> Scored:
+def best_of_two(seed: int) -> ProbeScore:
     """A concept that is the second axis by far: which column is best does not change from sample to sample."""
     return read(best_column, halves(seed, 1.5))
 
 
-RUN: dict[str, Callable[[int], Scored]] = {
+RUN: dict[str, Callable[[int], ProbeScore]] = {
     "mean difference": lambda seed: read(mean_difference, halves(seed, 1.0)),
     "change": change,
     "best column": best_of_two,
@@ -240,7 +240,7 @@ RUN: dict[str, Callable[[int], Scored]] = {
 
 
 @pytest.mark.parametrize("run", RUN.values(), ids=RUN)
-def test_intervals_cover_at_their_nominal_rate(run: Callable[[int], Scored]) -> None:
+def test_intervals_cover_at_their_nominal_rate(run: Callable[[int], ProbeScore]) -> None:
     """Of 120 simulations as many intervals miss as should, within what chance allows in one of a thousand tests.
 
     In smaller samples the error of a change is on the wide side: the jackknife counts what is of second order.

@@ -18,7 +18,7 @@ from sae_bench.measure.properties.concepts.ccs import (
     salience,
     search,
 )
-from sae_bench.measure.properties.concepts.probes import Half, Scored, cross
+from sae_bench.measure.properties.concepts.probes import Half, ProbeScore, cross
 from tests.concepts.test_readers import CONFIDENCE, covered
 
 CLUSTERS, WIDTH = 120, 6
@@ -47,7 +47,7 @@ def pairs(seed: int, strength: float, other: float = 0.0, noise: float = 1.0, ea
     return made[0], made[1]
 
 
-def alone(seen: tuple[Half, Half]) -> Scored:
+def alone(seen: tuple[Half, Half]) -> ProbeScore:
     """The search without its curves."""
     axes = [principal_axes(half.x[: len(half.x) // 2]) for half in seen]
     return cross([first_component(half, each) for half, each in zip(seen, axes, strict=True)], seen, CLUSTERS)

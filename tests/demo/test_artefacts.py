@@ -97,8 +97,8 @@ def test_the_corpus_has_its_format(corpus: dict[str, torch.Tensor]):
     assert len(lengths.unique()) > 20
     assert torch.equal(cluster, torch.arange(docs, dtype=torch.int32))
     assert (tokens[:, 0] == vocabulary().index("<bos>")).all()
-    beyond = torch.arange(longest) >= lengths[:, None]
-    assert (tokens[beyond] == 0).all()
+    exceeds_limit = torch.arange(longest) >= lengths[:, None]
+    assert (tokens[exceeds_limit] == 0).all()
     assert int(tokens.min()) >= 0
     assert int(tokens.max()) < len(vocabulary())
     with safe_open(CORPUS, "pt") as file:

@@ -80,20 +80,20 @@ def make(tiny_model: Callable[..., Model], sae: TinySAE, corpus: Corpus) -> Make
 def everything(bench: Bench, draws: int = 1) -> dict[str, torch.Tensor]:
     """Every arm's KL and CE, and the SAE's own quantities."""
 
-    def arms(batch: Batch) -> dict[str, torch.Tensor]:
+    def conditions(batch: Batch) -> dict[str, torch.Tensor]:
         x, error = batch.x, bench.error(batch)
         clean, replaced = bench.outcome(batch, None), bench.outcome(batch, bench.reconstruct(batch))
         found = {"ce_clean": clean.ce, "kl_sae": replaced.kl, "ce_sae": replaced.ce}
         found["l0"] = (bench.codes(batch) != 0).sum(-1)
         found["squares"] = error.double().square().sum(-1)
-        for name, arm in {**DETERMINISTIC, **NOISE}.items():
+        for name, condition in {**DETERMINISTIC, **NOISE}.items():
             for index in range(draws):
-                value = arm(x, error, bench.pool(), bench.draw(batch, name, index))
+                value = condition(x, error, bench.pool(), bench.draw(batch, name, index))
                 outcome = bench.outcome(batch, value)
                 found[f"kl_{name}_{index}"], found[f"ce_{name}_{index}"] = outcome.kl, outcome.ce
         return found
 
-    return bench.collect(arms)
+    return bench.collect(conditions)
 
 
 def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], rtol: float = 1e-5) -> None:

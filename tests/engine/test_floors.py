@@ -7,17 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench.engine.noise_floors import DETERMINISTIC, NOISE, Draw, Pool
+from sae_bench.engine.noise_floors import DETERMINISTIC, NOISE, NoisePool, SeededDraws
 from sae_bench.errors import MeasurementError
 
 WIDTH = 8
 MOVED = [name for name in NOISE if not name.startswith("theta")]
 
 
-def pool_of(rows: torch.Tensor, errors: torch.Tensor | None = None) -> Pool:
+def pool_of(rows: torch.Tensor, errors: torch.Tensor | None = None) -> NoisePool:
     wide = rows.double()
     centred = wide - wide.mean(0)
-    return Pool(
+    return NoisePool(
         mean=wide.mean(0),
         covariance=centred.T @ centred / len(rows),
         rows=rows,
@@ -31,7 +31,7 @@ def vectors(seed: int, *shape: int, scale: float = 1.0) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Pool:
+def pool() -> NoisePool:
     return pool_of(vectors(0, 50) + 3)
 
 
@@ -50,11 +50,11 @@ scales = st.sampled_from([1e-3, 0.1, 1.0, 30.0])
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), lengths, scales, scales, st.sampled_from(MOVED))
 def test_noise_has_the_errors_own_norm(
-    pool: Pool, seed: int, ends: tuple[int, ...], size: float, error_size: float, name: str
+    pool: NoisePool, seed: int, ends: tuple[int, ...], size: float, error_size: float, name: str
 ) -> None:
     x = vectors(seed, len(ends), max(ends), scale=size)
     error = vectors(seed + 1, len(ends), max(ends), scale=error_size)
-    draw = Draw(seed, tuple(range(len(ends))), ends, name, 0)
+    draw = SeededDraws(seed, tuple(range(len(ends))), ends, name, 0)
     moved = NOISE[name](x, error, pool, draw)
     inside = draw.inside
     off = (norm(moved - x) - norm(error)).abs()[inside]
@@ -65,11 +65,11 @@ def test_noise_has_the_errors_own_norm(
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), scales, scales)
-def test_theta_arms_keep_the_cosine_and_their_norm(pool: Pool, seed: int, size: float, error_size: float) -> None:
+def test_theta_arms_keep_the_cosine_and_their_norm(pool: NoisePool, seed: int, size: float, error_size: float) -> None:
     x, error = vectors(seed, 2, 5, scale=size), vectors(seed + 1, 2, 5, scale=error_size)
     xhat = x + error
     for name, wanted in (("theta_sae_norm", norm(xhat)), ("theta_true_norm", norm(x))):
-        turned = NOISE[name](x, error, pool, Draw(seed, (0, 1), (5, 5), name, 0))
+        turned = NOISE[name](x, error, pool, SeededDraws(seed, (0, 1), (5, 5), name, 0))
         torch.testing.assert_close(norm(turned), wanted, rtol=1e-5, atol=0.0)
         torch.testing.assert_close(cosine(turned, x), cosine(xhat, x), rtol=0.0, atol=2e-6)
         assert bool((norm(turned - x) > 0).all())
@@ -77,61 +77,61 @@ def test_theta_arms_keep_the_cosine_and_their_norm(pool: Pool, seed: int, size: 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), scales)
-def test_arms_without_noise_follow_their_formulas(pool: Pool, seed: int, size: float) -> None:
+def test_arms_without_noise_follow_their_formulas(pool: NoisePool, seed: int, size: float) -> None:
     x, error = vectors(seed, 2, 4), vectors(seed + 1, 2, 4, scale=size)
-    xhat, draw = x + error, Draw(0, (0, 1), (4, 4), "", 0)
-    arms = {name: arm(x, error, pool, draw) for name, arm in DETERMINISTIC.items()}
-    torch.testing.assert_close(norm(arms["norm_corrected"]), norm(x), rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(cosine(arms["norm_corrected"], xhat), torch.ones(2, 4).double())
-    torch.testing.assert_close(norm(arms["sae_norm"]), norm(xhat), rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(cosine(arms["sae_norm"], x), torch.ones(2, 4).double())
-    assert torch.equal(arms["reflected_error"], x - error)
-    assert torch.equal(arms["mean_ablation"], pool.mean.float().expand_as(x))
-    assert not arms["zero_ablation"].any()
+    xhat, draw = x + error, SeededDraws(0, (0, 1), (4, 4), "", 0)
+    conditions = {name: condition(x, error, pool, draw) for name, condition in DETERMINISTIC.items()}
+    torch.testing.assert_close(norm(conditions["norm_corrected"]), norm(x), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(cosine(conditions["norm_corrected"], xhat), torch.ones(2, 4).double())
+    torch.testing.assert_close(norm(conditions["sae_norm"]), norm(xhat), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(cosine(conditions["sae_norm"], x), torch.ones(2, 4).double())
+    assert torch.equal(conditions["reflected_error"], x - error)
+    assert torch.equal(conditions["mean_ablation"], pool.mean.float().expand_as(x))
+    assert not conditions["zero_ablation"].any()
 
 
 @pytest.mark.parametrize("name", [*NOISE, "norm_corrected", "sae_norm", "reflected_error"])
-def test_without_an_error_nothing_moves(pool: Pool, name: str) -> None:
+def test_without_an_error_nothing_moves(pool: NoisePool, name: str) -> None:
     x = vectors(5, 2, 4)
     x[0, 0] = 0
-    arm = (NOISE | DETERMINISTIC)[name]
-    moved = arm(x, torch.zeros_like(x), pool, Draw(0, (0, 1), (4, 4), name, 0))
+    condition = (NOISE | DETERMINISTIC)[name]
+    moved = condition(x, torch.zeros_like(x), pool, SeededDraws(0, (0, 1), (4, 4), name, 0))
     assert torch.equal(moved, x)
 
 
 @pytest.mark.parametrize("name", [*NOISE, *DETERMINISTIC])
-def test_vectors_of_length_zero_give_no_nan(pool: Pool, name: str) -> None:
+def test_vectors_of_length_zero_give_no_nan(pool: NoisePool, name: str) -> None:
     x, error = vectors(5, 1, 4), vectors(6, 1, 4)
     x[0, 0] = 0
     error[0, 1] = -x[0, 1]
     error[0, 2] = 0
-    moved = (NOISE | DETERMINISTIC)[name](x, error, pool, Draw(0, (0,), (4,), name, 0))
+    moved = (NOISE | DETERMINISTIC)[name](x, error, pool, SeededDraws(0, (0,), (4,), name, 0))
     assert bool(torch.isfinite(moved).all())
 
 
 @pytest.mark.parametrize("name", list(NOISE))
-def test_draws_belong_to_the_document(pool: Pool, name: str) -> None:
+def test_draws_belong_to_the_document(pool: NoisePool, name: str) -> None:
     x, error = vectors(1, 3, 6), vectors(2, 3, 6)
-    together = NOISE[name](x, error, pool, Draw(9, (4, 7, 2), (3, 6, 5), name, 1))
-    backwards = NOISE[name](x.flip(0), error.flip(0), pool, Draw(9, (2, 7, 4), (5, 6, 3), name, 1))
+    together = NOISE[name](x, error, pool, SeededDraws(9, (4, 7, 2), (3, 6, 5), name, 1))
+    backwards = NOISE[name](x.flip(0), error.flip(0), pool, SeededDraws(9, (2, 7, 4), (5, 6, 3), name, 1))
     for row, (document, length) in enumerate([(4, 3), (7, 6), (2, 5)]):
         part = slice(row, row + 1)
-        draw = Draw(9, (document,), (length,), name, 1)
+        draw = SeededDraws(9, (document,), (length,), name, 1)
         alone = NOISE[name](x[part, :length], error[part, :length], pool, draw)
         torch.testing.assert_close(together[row, :length], alone[0], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(backwards[2 - row, :length], alone[0], rtol=1e-6, atol=1e-6)
     for other in (
-        Draw(8, (4, 7, 2), (3, 6, 5), name, 1),
-        Draw(9, (4, 7, 2), (3, 6, 5), name, 2),
-        Draw(9, (5, 8, 3), (3, 6, 5), name, 1),
-        Draw(9, (4, 7, 2), (3, 6, 5), name + "x", 1),
+        SeededDraws(8, (4, 7, 2), (3, 6, 5), name, 1),
+        SeededDraws(9, (4, 7, 2), (3, 6, 5), name, 2),
+        SeededDraws(9, (5, 8, 3), (3, 6, 5), name, 1),
+        SeededDraws(9, (4, 7, 2), (3, 6, 5), name + "x", 1),
     ):
         assert not torch.allclose(NOISE[name](x, error, pool, other), together)
 
 
-def test_isotropic_noise_has_no_direction(pool: Pool) -> None:
+def test_isotropic_noise_has_no_direction(pool: NoisePool) -> None:
     x, error = torch.zeros(1, 4000, WIDTH), torch.ones(1, 4000, WIDTH)
-    moved = NOISE["isotropic"](x, error, pool, Draw(0, (0,), (4000,), "", 0))[0]
+    moved = NOISE["isotropic"](x, error, pool, SeededDraws(0, (0,), (4000,), "", 0))[0]
     second = moved.T @ moved / len(moved)
     assert (second - torch.eye(WIDTH)).abs().max() < 0.1
     assert moved.mean(0).abs().max() < 0.06
@@ -142,7 +142,7 @@ def test_directions_follow_the_sites_covariance(name: str) -> None:
     spread = torch.tensor([3.0, 2.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0])
     rows = vectors(0, 4000) * spread + 100
     x, error = torch.zeros(1, 4000, WIDTH), torch.ones(1, 4000, WIDTH)
-    moved = NOISE[name](x, error, pool_of(rows), Draw(0, (0,), (4000,), "", 0))[0]
+    moved = NOISE[name](x, error, pool_of(rows), SeededDraws(0, (0,), (4000,), "", 0))[0]
     raw = vectors(3, 200_000) * spread
     unit = raw / raw.norm(dim=-1, keepdim=True)
     expected = WIDTH * unit.square().mean(0)
@@ -155,11 +155,11 @@ def test_equal_prefixes_are_drawn_again() -> None:
     rows = vectors(0, 40)
     rows[:30] = rows[0]
     x, error = vectors(1, 4, 20), vectors(2, 4, 20)
-    moved = NOISE["real_difference"](x, error, pool_of(rows), Draw(0, (0, 1, 2, 3), (20,) * 4, "", 0))
+    moved = NOISE["real_difference"](x, error, pool_of(rows), SeededDraws(0, (0, 1, 2, 3), (20,) * 4, "", 0))
     torch.testing.assert_close(norm(moved - x), norm(error), rtol=1e-5, atol=0.0)
     errors = torch.zeros(40, WIDTH)
     errors[0] = 1
-    moved = NOISE["shuffled_error"](x, error, pool_of(rows, errors), Draw(0, (0, 1, 2, 3), (20,) * 4, "", 0))
+    moved = NOISE["shuffled_error"](x, error, pool_of(rows, errors), SeededDraws(0, (0, 1, 2, 3), (20,) * 4, "", 0))
     torch.testing.assert_close(norm(moved - x), norm(error), rtol=1e-5, atol=0.0)
 
 
@@ -172,4 +172,4 @@ def test_a_pool_without_variety_is_an_error() -> None:
         ("shuffled_error", "no error of the corpus differs from zero"),
     ):
         with pytest.raises(MeasurementError, match=sentence):
-            NOISE[name](x, error, same, Draw(0, (0,), (4,), name, 0))
+            NOISE[name](x, error, same, SeededDraws(0, (0,), (4,), name, 0))

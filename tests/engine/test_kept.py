@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sae_bench.engine import sae_runs
 from sae_bench.engine.batch import Batch
 from sae_bench.engine.bench import Bench, site_data
-from sae_bench.engine.cache import KeptCodes, KeptRows, groups_of
+from sae_bench.engine.cache import CachedCodes, CachedRows, groups_of
 from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import Corpus
 from sae_bench.engine.settings import Settings
@@ -54,7 +54,7 @@ def batch_of(documents: tuple[int, ...], counts: tuple[int, ...]) -> Batch:
 
 
 def test_rows_come_back_for_any_group_of_the_documents() -> None:
-    kept, rows = KeptRows(1 << 10), torch.arange(12.0).view(6, 2)
+    kept, rows = CachedRows(1 << 10), torch.arange(12.0).view(6, 2)
     assert kept.keep("arm", batch_of((4, 9, 2), (3, 1, 2)), rows) is rows
     found = kept.find("arm", batch_of((2, 4), (2, 3)))
     assert found is not None
@@ -65,7 +65,7 @@ def test_rows_come_back_for_any_group_of_the_documents() -> None:
 
 
 def test_no_more_rows_are_kept_than_fit_and_what_is_replaced_makes_room() -> None:
-    kept = KeptRows(6 * 8)
+    kept = CachedRows(6 * 8)
     for value in (0.0, 1.0):
         kept.keep("arm", batch_of((0, 1, 2), (3, 2, 3)), torch.full((8, 2), value))
         assert kept.left == 6 * 8 - 5 * 8
@@ -76,7 +76,7 @@ def test_no_more_rows_are_kept_than_fit_and_what_is_replaced_makes_room() -> Non
 
 
 def test_rows_that_are_kept_together_are_handed_on_without_a_copy() -> None:
-    kept, rows = KeptRows(1 << 10), torch.arange(12.0).view(6, 2)
+    kept, rows = CachedRows(1 << 10), torch.arange(12.0).view(6, 2)
     kept.keep("arm", batch_of((4, 9, 2), (3, 1, 2)), rows)
     found = kept.find("arm", batch_of((9, 2), (1, 2)))
     assert found is not None
@@ -96,7 +96,7 @@ def test_codes_are_encoded_once_where_they_fit(memory: int, encoded: list[int]) 
         asked.extend(documents)
         return [SparseCodes.of(dense(document)) for document in documents]
 
-    codes = KeptCodes(encode, [(document,) for document in range(8)], memory)
+    codes = CachedCodes(encode, [(document,) for document in range(8)], memory)
     for _ in range(2):
         assert torch.equal(codes.of(0).dense(), dense(0))
         assert codes.of(1).value.tolist() == [3.0, -1.0, 3.0]
@@ -106,7 +106,7 @@ def test_codes_are_encoded_once_where_they_fit(memory: int, encoded: list[int]) 
 
 def test_codes_that_are_kept_share_pieces_of_memory() -> None:
     """One piece a document, between tensors that come and go, made a process grow to ten times what it kept."""
-    codes = KeptCodes(
+    codes = CachedCodes(
         lambda documents: [SparseCodes.of(dense(each)) for each in documents], [(n,) for n in range(50)], 1 << 20
     )
     held = [codes.of(document) for document in range(50)]
@@ -124,7 +124,7 @@ def test_a_document_that_shares_a_group_is_encoded_with_it(memory: int, encoded:
         asked.append(tuple(documents))
         return [SparseCodes.of(dense(document)) for document in documents]
 
-    codes = KeptCodes(encode, [(0, 1), (2, 3)], memory)
+    codes = CachedCodes(encode, [(0, 1), (2, 3)], memory)
     for document in (1, 0, 3, 1):
         assert torch.equal(codes.of(document).dense(), dense(document))
     assert asked.count((0, 1)) == encoded
@@ -183,12 +183,12 @@ def test_the_clean_run_and_named_arms_are_run_once_for_all(
 
     monkeypatch.setattr(model, "logit_blocks", counted)
 
-    def measured(bench: Bench, arm: str | None) -> dict[str, torch.Tensor]:
-        def arms(batch: Batch) -> dict[str, torch.Tensor]:
-            found = bench.outcome(batch, bench.reconstruct(batch), arm=arm)
+    def measured(bench: Bench, condition: str | None) -> dict[str, torch.Tensor]:
+        def conditions(batch: Batch) -> dict[str, torch.Tensor]:
+            found = bench.outcome(batch, bench.reconstruct(batch), condition=condition)
             return {"kl": found.kl, "ce": found.ce, "clean": bench.outcome(batch, None).ce}
 
-        return bench.collect(arms)
+        return bench.collect(conditions)
 
     first, second = (bench_of(model, corpus, data, batch_size=5) for _ in range(2))
     once = measured(first, "sae")
@@ -200,7 +200,7 @@ def test_the_clean_run_and_named_arms_are_run_once_for_all(
     for name, table in once.items():
         assert torch.equal(table, again[name])
         assert torch.equal(table, beside[name])
-    away = first.outcome(first.batch((0, 1)), first.batch((0, 1)).x, arm="sae", distances=True)
+    away = first.outcome(first.batch((0, 1)), first.batch((0, 1)).x, condition="sae", distances=True)
     assert away.distance is not None
 
 
@@ -213,7 +213,7 @@ def test_little_memory_keeps_nothing_and_changes_nothing(tiny_model: Callable[..
         bench = bench_of(model, corpus, data, batch_size=4)
         for _ in range(2):
             table = bench.collect(
-                lambda batch, at=bench: {"kl": at.outcome(batch, at.reconstruct(batch), arm="sae").kl}
+                lambda batch, at=bench: {"kl": at.outcome(batch, at.reconstruct(batch), condition="sae").kl}
             )
         found.append(table["kl"])
     assert torch.equal(*found)

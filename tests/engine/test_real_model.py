@@ -27,7 +27,7 @@ def test_clean_and_ablated_runs_agree_with_the_reference(real_assets: Path) -> N
     data = site_data(model, parse_site(golden["site"]), corpus, chosen)
     bench = Bench(SimpleNamespace(d_in=64, d_sae=1), model, corpus, data, chosen)
 
-    def arms(batch: Batch) -> dict[str, torch.Tensor]:
+    def conditions(batch: Batch) -> dict[str, torch.Tensor]:
         found = {"ce_clean": bench.outcome(batch, None).ce}
         for name in ("mean_ablation", "zero_ablation"):
             value = DETERMINISTIC[name](batch.x, torch.zeros_like(batch.x), bench.pool(), bench.draw(batch, name, 0))
@@ -35,7 +35,7 @@ def test_clean_and_ablated_runs_agree_with_the_reference(real_assets: Path) -> N
             found[f"kl_{name}"], found[f"ce_{name}"] = outcome.kl, outcome.ce
         return found
 
-    for name, table in bench.collect(arms).items():
+    for name, table in bench.collect(conditions).items():
         kept = bench.keep if name.startswith("kl") else bench.keep_ce
         expected = golden[name]["value"] if name.startswith("kl") else golden[name]
         assert (table.sum() / kept.sum()).item() == pytest.approx(expected, rel=1e-5), name

@@ -172,11 +172,11 @@ def _at_best(accepted: Ratio, now: Ratio, size: int) -> float:
     find the rise more often than that, by luck.
     """
     tokens, before = accepted.denominator, accepted.numerator
-    beyond = now.numerator - (1 + _rule(KL).limit.relative) * before
+    exceeds_limit = now.numerator - (1 + _rule(KL).limit.relative) * before
     known = np.column_stack([tokens, before, np.sqrt(before * tokens), before**2])
     known /= known.std(0)
-    left = beyond - known @ np.linalg.lstsq(known, beyond, rcond=None)[0]
-    reach = float(beyond.mean() / left.std(ddof=known.shape[1])) * size**0.5
+    left = exceeds_limit - known @ np.linalg.lstsq(known, exceeds_limit, rcond=None)[0]
+    reach = float(exceeds_limit.mean() / left.std(ddof=known.shape[1])) * size**0.5
     return float(norm.sf(norm.isf(_alpha()) - reach))
 
 

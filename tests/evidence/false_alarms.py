@@ -14,7 +14,7 @@ from sae_bench.judge.against_limit import against_accepted
 from sae_bench.judge.judge import ALPHA
 from sae_bench.judge.limits import judged_by_declaration, parse_rule
 from sae_bench.judge.paired_change import paired_change
-from sae_bench.judge.verdicts import Outcome
+from sae_bench.judge.verdicts import LimitOutcome
 from sae_bench.measure.measurement import Accepted, Measurement, Ratio
 from sae_bench.measure.properties import load_property
 from sae_bench.registry.spec import SAESpec
@@ -49,7 +49,7 @@ def false_alarms() -> dict[str, Any]:
         metric = METRICS[comparison % len(METRICS)]
         checked = [runs[row] for row in rng.choice(MEASURED, size=1 + REPEATS, replace=False)]
         found = _compared(metric, *_put_together(runs, metric, rng), noise(checked, metric, alpha), alpha)
-        verdicts.append(f"{found.verdict} beyond" if found.beyond else str(found.verdict))
+        verdicts.append(f"{found.verdict} beyond" if found.exceeds_limit else str(found.verdict))
     counts = {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))}
     return {"comparisons": COMPARISONS, "limit": "1noise", "metrics": METRICS, "verdicts": counts}
 
@@ -66,7 +66,7 @@ def _put_together(runs: list[Measurement], metric: str, rng: np.random.Generator
     return now, accepted
 
 
-def _compared(metric: str, now: Ratio, accepted: Ratio, moves: float | None, alpha: float) -> Outcome:
+def _compared(metric: str, now: Ratio, accepted: Ratio, moves: float | None, alpha: float) -> LimitOutcome:
     ids = tuple(range(len(now.numerator)))
     change = paired_change(now, accepted, ids, ids)
     assert change is not None

@@ -130,9 +130,9 @@ def _row(run: Run, planted: Planted, names: list[str]) -> tuple[str, dict[str, A
 
 def _cell(checked: Any) -> dict[str, Any]:
     verdict = str(checked.verdict.verdict)
-    beyond = verdict == "INCONCLUSIVE" and checked.verdict.beyond
+    exceeds_limit = verdict == "INCONCLUSIVE" and checked.verdict.exceeds_limit
     return {
-        "verdict": f"{verdict} beyond" if beyond else verdict,
+        "verdict": f"{verdict} beyond" if exceeds_limit else verdict,
         "says": checked.verdict.lines[0].replace(f"{Path.cwd()}/", ""),
     }
 

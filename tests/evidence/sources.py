@@ -10,7 +10,10 @@ from typing import Any, TypeGuard
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
-JUDGING = tuple(f"sae_bench/{name}.py" for name in ("measure/uncertainty", "judge/paired_change", "judge/limits", "judge/against_limit", "judge/judge"))
+JUDGING = tuple(
+    f"sae_bench/{name}.py"
+    for name in ("measure/uncertainty", "judge/paired_change", "judge/limits", "judge/against_limit", "judge/judge")
+)
 DEMO = tuple(f"sae_bench/demo/{name}.safetensors" for name in ("corpus", "model/*", "saes/*/*"))
 JUDGED = "properties that judge"
 "Stands for those with limits and what their numbers are made of in the same folder; series are for looking at."
@@ -35,7 +38,10 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
         "tests/evidence/corpora.py",
     ),
     "kills": (
-        *(f"sae_bench/{name}.py" for name in ("report/run_folder", "run/measured_property", "run/run", "report/convert")),
+        *(
+            f"sae_bench/{name}.py"
+            for name in ("report/run_folder", "run/measured_property", "run/run", "report/convert")
+        ),
         "tests/runs/toy_engine.py",
         "tests/evidence/kills.py",
     ),
@@ -48,12 +54,23 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
     "architectures": (
         *(
             f"sae_bench/{name}.py"
-            for name in ("model/language_model", "model/forward", "model/cpu_activation_functions", "model/unembed", "model/load", "model/files", "registry/site")
+            for name in (
+                "model/language_model",
+                "model/forward",
+                "model/cpu_activation_functions",
+                "model/unembed",
+                "model/load",
+                "model/files",
+                "registry/site",
+            )
         ),
         "tests/evidence/architectures.py",
     ),
     "oldest_pytest": (
-        *(f"sae_bench/{name}.py" for name in ("frontends/pytest/plugin", "frontends/pytest/items", "frontends/pytest/scheduling")),
+        *(
+            f"sae_bench/{name}.py"
+            for name in ("frontends/pytest/plugin", "frontends/pytest/items", "frontends/pytest/scheduling")
+        ),
         "tests/evidence/oldest_pytest.py",
     ),
     "name_clash": (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench.engine.batch import Outcome
+from sae_bench.engine.batch import InterventionResult
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.corpus import Corpus, from_documents
 from sae_bench.engine.settings import Settings
@@ -112,7 +112,7 @@ def test_their_numbers_are_ours(
     zero = bench.outcome(everything, torch.zeros_like(everything.x))
     clean, patched = bench.outcome(everything, None), bench.outcome(everything, bench.reconstruct(everything))
 
-    def ce(outcome: Outcome) -> float:
+    def ce(outcome: InterventionResult) -> float:
         return float(outcome.ce[everything.keep_ce].double().mean())
 
     x, xhat = data.rows, bench.reconstruct(everything)[everything.keep]

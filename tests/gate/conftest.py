@@ -30,7 +30,7 @@ CONTEXT = {"corpus": {"sha256": "c0ffee"}, "site": "blocks.3.hook_resid_pre", "d
 class Declared:
     name: str
     metrics: tuple[Metric, ...]
-    headline: str
+    primary_metric: str
     limits: tuple[str, ...]
     version: int = 1
 
@@ -100,7 +100,7 @@ class Gate:
         return judge(
             self.declared.name,
             self.declared.metrics,
-            self.declared.headline,
+            self.declared.primary_metric,
             now,
             accepted,
             sae="demo/topk",

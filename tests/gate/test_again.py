@@ -10,7 +10,7 @@ import pytest
 
 from sae_bench.judge.verdicts import Verdict
 from sae_bench.registry.spec import SAESpec
-from sae_bench.report.rerun_commands import SUITE, Again, place_of
+from sae_bench.report.rerun_commands import SUITE, RerunCommand, place_of
 
 HERE = Path("/home/me/work")
 
@@ -33,7 +33,9 @@ def test_the_place_is_as_pytest_is_told(files: list[str], place: str) -> None:
 
 
 def test_commands_follow_from_verdicts() -> None:
-    again = Again("tests/q.py", {"v4": "--sae ./v4 --sae-model gpt2"}, ["--sae-tier smoke", "--sae-limit kl_gap.x:5%"])
+    again = RerunCommand(
+        "tests/q.py", {"v4": "--sae ./v4 --sae-model gpt2"}, ["--sae-tier smoke", "--sae-limit kl_gap.x:5%"]
+    )
     whole = "pytest tests/q.py --sae ./v4 --sae-model gpt2 --sae-property kl_gap"
     accept = f'{whole} --sae-accept --sae-accept-reason "..."'
     same = f"  reproduce:  {whole} --sae-tier smoke --sae-limit kl_gap.x:5%"
@@ -50,7 +52,9 @@ def test_commands_follow_from_verdicts() -> None:
 
 
 def test_accepting_repeats_what_decides_whether_reports_are_comparable() -> None:
-    again = Again("benchmarks/", {}, ["--sae-docs 8", "--sae-seed 3", "--sae-no-compare", "--sae-baselines held"])
+    again = RerunCommand(
+        "benchmarks/", {}, ["--sae-docs 8", "--sae-seed 3", "--sae-no-compare", "--sae-baselines held"]
+    )
     assert again.accept(["a/b", "c"]) == (
         "pytest benchmarks/ --sae 'a/b' --sae 'c' --sae-seed 3 --sae-baselines held "
         '--sae-accept --sae-accept-reason "..."'
@@ -58,9 +62,9 @@ def test_accepting_repeats_what_decides_whether_reports_are_comparable() -> None
 
 
 def test_it_goes_through_a_report() -> None:
-    again = Again("benchmarks/", {"a": "--sae ./a"}, ["--sae-docs 8"])
-    assert Again.of(json.loads(json.dumps(again.tree()))) == again
-    assert Again.of(None) is None
+    again = RerunCommand("benchmarks/", {"a": "--sae ./a"}, ["--sae-docs 8"])
+    assert RerunCommand.of(json.loads(json.dumps(again.tree()))) == again
+    assert RerunCommand.of(None) is None
 
 
 def test_a_control_is_chosen_by_its_sae() -> None:

@@ -11,7 +11,7 @@ import pytest
 from sae_bench.judge.against_limit import against_accepted
 from sae_bench.judge.limits import parse_rule
 from sae_bench.judge.paired_change import paired_change
-from sae_bench.judge.verdicts import Outcome, Verdict
+from sae_bench.judge.verdicts import LimitOutcome, Verdict
 from sae_bench.measure.measurement import Accepted, Influence, Metric, Ratio
 from sae_bench.measure.uncertainty import interval, leave_one_out
 
@@ -103,7 +103,7 @@ def test_two_way_clustered_intervals_cover_and_one_way_ones_do_not() -> None:
     assert _rate(one) < 0.9
 
 
-def _outcome(now: Ratio, old: Ratio, limit: str, alpha: float = 0.01) -> Outcome:
+def _outcome(now: Ratio, old: Ratio, limit: str, alpha: float = 0.01) -> LimitOutcome:
     ids = range(len(old.numerator))
     change = paired_change(now, old, ids, ids)
     assert change is not None
@@ -182,7 +182,7 @@ def test_a_ten_percent_rise_is_found(documents: int, least: float) -> None:
 def test_the_detectable_change_is_detected() -> None:
     rng = np.random.default_rng(17)
 
-    def outcome(factor: float) -> Outcome:
+    def outcome(factor: float) -> LimitOutcome:
         old, tokens = _documents(rng, 128)
         now = old * factor * rng.lognormal(-0.005, 0.1, 128)
         return _outcome(Ratio(now * tokens, tokens), Ratio(old * tokens, tokens), "2%")

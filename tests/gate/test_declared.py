@@ -123,7 +123,7 @@ def test_limits_judge_an_accepted_file_as_a_run_would(gate, sound, tmp_path: Pat
     assert f"{100 * run.confidence:g}% intervals" in printed
     wanted = run.by_metric["kl_sae"]
     line = next(line for line in printed.splitlines() if "kl_gap.kl_sae" in line)
-    assert verdict_word(wanted.verdict, wanted.beyond) in line
+    assert verdict_word(wanted.verdict, wanted.exceeds_limit) in line
 
 
 def test_limits_that_are_hard_were_judged_when_the_values_were_accepted(gate, sound, tmp_path: Path, capsys) -> None:

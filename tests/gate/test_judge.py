@@ -144,7 +144,7 @@ def test_a_run_over_calm_documents_says_by_how_much_its_errors_grow(gate) -> Non
         f"over the 32 documents that both have, which vary less than all 64: errors times {factor:.1f}" in calm.message
     )
     assert calm.verdict is Verdict.INCONCLUSIVE
-    assert calm.beyond
+    assert calm.exceeds_limit
     everything = gate.judge(gate.measurement(kl_sae=Ratio(new, np.ones(64))), held).by_metric["kl_sae"]
     assert everything.verdict is Verdict.FAIL
     assert "errors times" not in everything.message
@@ -157,10 +157,10 @@ def test_fitted_quantities_wait_for_the_same_documents(gate) -> None:
 
     old = gate.accepted(fitted(0.9, 64))
     near = gate.judge(fitted(0.91, 16), old, own=["kl_sae:5%"])
-    assert (near.verdict, near.beyond, near.exit_code) == (Verdict.INCONCLUSIVE, False, 0)
+    assert (near.verdict, near.exceeds_limit, near.exit_code) == (Verdict.INCONCLUSIVE, False, 0)
     assert near.by_metric["kl_sae"].needed_documents == 64
     far = gate.judge(fitted(1.5, 16), old, own=["kl_sae:5%"])
-    assert (far.verdict, far.beyond, far.exit_code) == (Verdict.INCONCLUSIVE, True, 11)
+    assert (far.verdict, far.exceeds_limit, far.exit_code) == (Verdict.INCONCLUSIVE, True, 11)
     assert gate.judge(fitted(1.5, 64), old, own=["kl_sae:5%"]).verdict is Verdict.FAIL
 
 
@@ -334,7 +334,7 @@ def test_judging_does_not_depend_on_the_order_of_documents(gate, sound) -> None:
 def test_what_follows_from_unchanged_weights_may_not_change_at_all(gate) -> None:
     """Whatever moves it then is a fault of the measurement; with other weights it is only reported."""
     metric = Metric("nn1_all", "cosine", "reported", "of all features", noise_free=True, of_weights=True)
-    gate.declared = replace(gate.declared, metrics=(metric,), headline="nn1_all", limits=())
+    gate.declared = replace(gate.declared, metrics=(metric,), primary_metric="nn1_all", limits=())
 
     def judged(value: float, now: str, before: str) -> Verdict | None:
         held = AcceptedProperty({"nn1_all": Accepted(0.4, Exact(0.4), (), 1)}, gate.context, weights=before)

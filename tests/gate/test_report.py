@@ -103,7 +103,7 @@ def test_a_result_can_be_judged_again_from_its_report_alone(gate, sound, tmp_pat
     again = judge(
         result.name,
         metrics_from(result),
-        result.headline,
+        result.primary_metric,
         measurement_from(result),
         accepted_from(gate.result(sound)),
         sae="demo/topk",

@@ -14,7 +14,7 @@ from sae_bench.errors import UsageError
 from sae_bench.judge.against_limit import against_accepted
 from sae_bench.judge.limits import parse_rule
 from sae_bench.judge.paired_change import paired_change
-from sae_bench.judge.verdicts import Outcome, Verdict
+from sae_bench.judge.verdicts import LimitOutcome, Verdict
 from sae_bench.measure.measurement import Accepted, Estimate, Exact, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.uncertainty import t_quantile
 from sae_bench.run.noise import REPEATS, check_noise, measured_noise, noise
@@ -40,7 +40,7 @@ class Documents:
         drawn = self.rng.lognormal(0, own, len(IDS)) * math.exp(shared * self.rng.normal())
         return _measured(Ratio(self.truth * drawn, np.ones(len(IDS))))
 
-    def compared(self, moves: float | None, **kinds: float) -> Outcome:
+    def compared(self, moves: float | None, **kinds: float) -> LimitOutcome:
         now, held = self.measure(**kinds), self.measure(**kinds).estimates["floor"]
         change = paired_change(now.estimates["floor"], held, IDS, IDS)
         assert change is not None
@@ -51,7 +51,7 @@ class Documents:
 @pytest.mark.parametrize(
     ("kinds", "beyond"), [({"own": 0.1}, 0.0), ({"own": 0.3}, 0.0), ({"own": 0.05, "shared": 0.02}, 0.01)]
 )
-def test_an_unchanged_sae_stays_within_one_noise(kinds: dict[str, float], beyond: float) -> None:
+def test_an_unchanged_sae_stays_within_one_noise(kinds: dict[str, float], exceeds_limit: float) -> None:
     """It never fails. What all documents share is estimated from three measurements and lies beyond now and then."""
     found = []
     for seed in range(200):
@@ -59,7 +59,7 @@ def test_an_unchanged_sae_stays_within_one_noise(kinds: dict[str, float], beyond
         moves = noise([documents.measure(**kinds) for _ in range(1 + REPEATS)], "floor", ALPHA)
         found += [documents.compared(moves, **kinds) for _ in range(4)]
     assert not any(outcome.verdict is Verdict.FAIL for outcome in found)
-    assert np.mean([outcome.beyond for outcome in found]) <= beyond
+    assert np.mean([outcome.exceeds_limit for outcome in found]) <= exceeds_limit
     assert np.mean([outcome.verdict is Verdict.PASS for outcome in found]) > 0.85
 
 

@@ -28,8 +28,8 @@ TABLE = [
 ]
 
 
-def _item(verdict: Verdict, beyond: bool, strict: bool = False) -> PropertyVerdict:
-    return PropertyVerdict("kl_gap", "demo/topk", verdict, beyond, "kl_sae", (), ("text",), 0.98, strict=strict)
+def _item(verdict: Verdict, exceeds_limit: bool, strict: bool = False) -> PropertyVerdict:
+    return PropertyVerdict("kl_gap", "demo/topk", verdict, exceeds_limit, "kl_sae", (), ("text",), 0.98, strict=strict)
 
 
 def test_the_table_is_whole() -> None:
@@ -37,13 +37,13 @@ def test_the_table_is_whole() -> None:
 
 
 @pytest.mark.parametrize(("verdict", "beyond", "code", "strict_code"), TABLE)
-def test_each_row(verdict: Verdict, beyond: bool, code: int, strict_code: int) -> None:
-    assert exit_code(verdict, beyond, strict=False) == code
-    assert exit_code(verdict, beyond, strict=True) == strict_code
-    assert _item(verdict, beyond).fails == (code != 0)
-    assert _item(verdict, beyond, strict=True).fails == (strict_code != 0)
-    assert session_exit([_item(verdict, beyond)]) == code
-    assert session_exit([_item(verdict, beyond)], strict=True) == strict_code
+def test_each_row(verdict: Verdict, exceeds_limit: bool, code: int, strict_code: int) -> None:
+    assert exit_code(verdict, exceeds_limit, strict=False) == code
+    assert exit_code(verdict, exceeds_limit, strict=True) == strict_code
+    assert _item(verdict, exceeds_limit).fails == (code != 0)
+    assert _item(verdict, exceeds_limit, strict=True).fails == (strict_code != 0)
+    assert session_exit([_item(verdict, exceeds_limit)]) == code
+    assert session_exit([_item(verdict, exceeds_limit)], strict=True) == strict_code
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -93,11 +93,11 @@ EDGES = [
 
 
 @pytest.mark.parametrize(("share", "error", "verdict", "beyond"), EDGES)
-def test_intervals_against_a_limit_on_change(gate, sound, share, error, verdict, beyond) -> None:
+def test_intervals_against_a_limit_on_change(gate, sound, share, error, verdict, exceeds_limit) -> None:
     judged = gate.judge(_at(gate, sound, share, error), gate.accepted(sound))
     found = judged.by_metric["kl_sae"]
-    assert (found.verdict, found.beyond) == (verdict, beyond)
-    assert (judged.verdict, judged.beyond) == (verdict, beyond)
+    assert (found.verdict, found.exceeds_limit) == (verdict, exceeds_limit)
+    assert (judged.verdict, judged.exceeds_limit) == (verdict, exceeds_limit)
     assert found.change == pytest.approx(share * found.accepted, abs=1e-12)
     assert (found.needed_documents is not None) == (verdict is Verdict.INCONCLUSIVE)
     assert judged.lines[0] == found.message
@@ -136,13 +136,13 @@ def test_exact_metrics_are_decided_without_an_interval(gate, sound, change: floa
         (0.4, 0.1, Verdict.FAIL, True),
     ],
 )
-def test_hard_limits_need_no_accepted_value(gate, level, spread, verdict, beyond) -> None:
+def test_hard_limits_need_no_accepted_value(gate, level, spread, verdict, exceeds_limit) -> None:
     ratio = gate.ratio(spread=spread)
     level_now = Ratio(ratio.numerator * level / ratio.value, ratio.denominator)
     judged = gate.judge(gate.measurement(kl_level=level_now), own=["kl_level:max:0.25"])
-    assert (judged.verdict, judged.beyond) == (verdict, beyond)
+    assert (judged.verdict, judged.exceeds_limit) == (verdict, exceeds_limit)
     low = gate.judge(gate.measurement(kl_level=gate.scaled(level_now, -1)), own=["kl_level:min:-0.25"])
-    assert (low.verdict, low.beyond) == (verdict, beyond)
+    assert (low.verdict, low.exceeds_limit) == (verdict, exceeds_limit)
 
 
 SITUATIONS: dict[str, tuple[Verdict, Callable]] = {

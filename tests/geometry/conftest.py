@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.engine.batch import Beside
+from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench
 from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import from_documents
@@ -57,7 +57,7 @@ def make_bench() -> Callable[..., Bench]:
         corpus = from_documents(torch.arange(docs * pos).view(docs, pos).tolist(), has_bos=True)
         data = SiteData(model, SITE, corpus, include_bos=False, memory_bytes=1 << 28)
         data.fill()
-        return Bench(sae, model, corpus, data, Settings(**settings), beside=Beside(partner=partner))
+        return Bench(sae, model, corpus, data, Settings(**settings), related=RelatedInputs(partner=partner))
 
     return make
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 DEMO = "from sae_bench.demo import register_demo\n\nregister_demo()\n"
-STORIES = '''\
+STORIES = """\
 from pathlib import Path
 
 from sae_bench import register_sae
@@ -32,7 +32,7 @@ for name in ("topk", "gated", "standard"):
         site="blocks.3.hook_resid_pre",
         corpus=str(folder / "eval_tokens.safetensors"),
     )
-'''
+"""
 
 
 def measure(conftest: str, *options: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sae_bench.demo import paths
-from sae_bench.engine.batch import Beside
+from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench
 from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import load_corpus
@@ -44,7 +44,7 @@ def line(classes: int, width: int = 6) -> Floats:
 
 def tokens(
     rng: np.random.Generator, means: Floats, noise: float = 1.0, shared: float = 0.5, each: int = 2
-) -> tuple[Floats, stats.Labelled]:
+) -> tuple[Floats, stats.LabelledTokens]:
     """Vectors around class means, ``each`` a class and document; tokens of a document and class share a part."""
     classes, width = means.shape
     own = shared * rng.normal(size=(CLUSTERS, classes, 1, width)) + noise * rng.normal(
@@ -53,7 +53,7 @@ def tokens(
     rows = (means[None, :, None] + own).reshape(-1, width)
     of_class = np.tile(np.repeat(np.arange(classes), each), CLUSTERS)
     cluster_of = np.repeat(np.arange(CLUSTERS), classes * each)
-    return rows, stats.Labelled(of_class, cluster_of, classes, CLUSTERS)
+    return rows, stats.LabelledTokens(of_class, cluster_of, classes, CLUSTERS)
 
 
 def exact(means: Floats) -> Floats:
@@ -127,11 +127,11 @@ def test_noise_that_the_halves_do_not_share_adds_no_power() -> None:
 def test_products_without_a_cluster_are_those_of_the_others() -> None:
     rows, given = tokens(np.random.default_rng(4), circle(7))
     some = np.random.default_rng(5).random(len(rows)) < 0.8  # classes of unequal sizes
-    given = stats.Labelled(given.of_class[some], given.cluster_of[some], 7, CLUSTERS)
+    given = stats.LabelledTokens(given.of_class[some], given.cluster_of[some], 7, CLUSTERS)
     found = stats.Products.of(rows[some], given)
     for cluster in (0, 1, 6, 39):
         kept = given.cluster_of != cluster
-        others = stats.Labelled(given.of_class[kept], given.cluster_of[kept], 7, CLUSTERS)
+        others = stats.LabelledTokens(given.of_class[kept], given.cluster_of[kept], 7, CLUSTERS)
         np.testing.assert_allclose(
             found.without(cluster), stats.Products.of(rows[some][kept], others).whole, atol=1e-12
         )
@@ -248,7 +248,13 @@ class Planted:
         settings = Settings(tier=TIERS[tier])
         return measure(
             Bench(
-                self.sae(lost), model, corpus, self.data, settings, beside=Beside(concepts=str(file)), id="planted/one"
+                self.sae(lost),
+                model,
+                corpus,
+                self.data,
+                settings,
+                related=RelatedInputs(concepts=str(file)),
+                id="planted/one",
             )
         )
 
@@ -310,9 +316,11 @@ def test_a_transcoder_is_read_where_it_reads_and_held_against_where_it_writes(da
     half = dataclasses.replace(sae, W_enc=sae.W_enc / 2)
     settings = Settings(tier=TIERS["smoke"])
     found = measure(
-        Bench(half, model, corpus, planted.data, settings, beside=Beside(concepts=str(days())), source=source)
+        Bench(half, model, corpus, planted.data, settings, related=RelatedInputs(concepts=str(days())), source=source)
     ).estimates
-    plain = measure(Bench(sae, model, corpus, planted.data, settings, beside=Beside(concepts=str(days())))).estimates
+    plain = measure(
+        Bench(sae, model, corpus, planted.data, settings, related=RelatedInputs(concepts=str(days())))
+    ).estimates
     assert found["kept"].value == pytest.approx(plain["kept"].value, abs=1e-5)
     assert found["circular_share"].value == plain["circular_share"].value
 
@@ -369,10 +377,10 @@ def test_without_cycles_and_with_too_few_documents_there_is_no_value(
     assert set(found.estimates) == {metric.name for metric in METRICS}
     assert all("[[cycle]]" in each.reason for each in found.estimates.values())
     (tmp_path / "plain.toml").write_text('[[concept]]\nname = "a"\npositive = ["monday"]\n')
-    bench.beside = Beside(concepts=str(tmp_path / "plain.toml"))
+    bench.related = RelatedInputs(concepts=str(tmp_path / "plain.toml"))
     assert isinstance(measure(bench).estimates["kept"], Undefined)
     few = demo_bench(documents=4)
-    few.beside = Beside(concepts=str(days()))
+    few.related = RelatedInputs(concepts=str(days()))
     assert "fewer than two odd or two even documents" in measure(few).estimates["kept"].reason
 
 
@@ -391,7 +399,7 @@ def test_an_sae_without_a_decoder_is_measured_without_a_cluster(days: Callable[.
         corpus,
         planted.data,
         Settings(tier=TIERS["smoke"]),
-        beside=Beside(concepts=str(days())),
+        related=RelatedInputs(concepts=str(days())),
     )
     found = measure(bench)
     assert found.estimates["kept"].value == pytest.approx(1, abs=0.1)
@@ -403,7 +411,7 @@ def test_the_demos_days_and_months_are_reported_whatever_they_are(demo_bench: Ca
     kept = {}
     for name in ("standard", "topk"):
         bench = demo_bench(name=name, tier=TIERS["standard"], documents=None)
-        bench.beside = Beside(concepts=str(paths.CONCEPTS))
+        bench.related = RelatedInputs(concepts=str(paths.CONCEPTS))
         found = measure(bench)
         assert set(found.estimates) == {metric.name for metric in METRICS}
         table = columns(found, "cycles")

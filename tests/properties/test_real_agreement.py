@@ -46,10 +46,12 @@ def test_saelens_agrees(sae: str, measured: Any, golden_saelens: Any) -> None:
 @pytest.mark.parametrize("sae", SAES)
 def test_arms_without_noise_agree_with_the_reference(sae: str, measured: Any, golden: Any) -> None:
     ours, reference = measured(sae, "kl_gap").estimates, golden(sae)
-    for arm in (*EXACT_ARMS, *ABLATIONS):
-        assert ours[f"kl_{arm}"].value == pytest.approx(reference[f"kl_{arm}"]["value"], rel=1e-5), arm
-    for arm in ABLATIONS:
-        assert ours[f"ce_{arm}"].value == pytest.approx(reference[f"ce_{arm}"], rel=1e-5), arm
+    for condition in (*EXACT_ARMS, *ABLATIONS):
+        assert ours[f"kl_{condition}"].value == pytest.approx(reference[f"kl_{condition}"]["value"], rel=1e-5), (
+            condition
+        )
+    for condition in ABLATIONS:
+        assert ours[f"ce_{condition}"].value == pytest.approx(reference[f"ce_{condition}"], rel=1e-5), condition
     assert ours["kl_sae"].value == pytest.approx(reference["kl_sae"]["value"], rel=1e-5)
 
 
@@ -57,10 +59,10 @@ def test_arms_without_noise_agree_with_the_reference(sae: str, measured: Any, go
 def test_noise_arms_agree_within_their_monte_carlo_error(sae: str, measured: Any, golden: Any, real_bench: Any) -> None:
     ours, reference = measured(sae, "kl_gap").estimates, golden(sae)
     draws = real_bench(sae).settings.tier.draws
-    for arm in NOISE_ARMS:
-        theirs = reference[f"kl_{arm}"]
+    for condition in NOISE_ARMS:
+        theirs = reference[f"kl_{condition}"]
         error = theirs["mc_sd_one_draw"] * math.sqrt(1 / draws + 1 / DRAWS_GOLDEN)
-        assert abs(ours[f"kl_{arm}"].value - theirs["value"]) < 3 * error, arm
+        assert abs(ours[f"kl_{condition}"].value - theirs["value"]) < 3 * error, condition
 
 
 @pytest.mark.parametrize("sae", SAES)
@@ -68,13 +70,18 @@ def test_standard_errors_are_those_of_the_reference(sae: str, measured: Any, gol
     from sae_bench.measure.uncertainty import standard_error
 
     ours, reference = measured(sae, "kl_gap").estimates, golden(sae)
-    for arm in ("sae", "norm_corrected", "reflected_error"):
-        assert standard_error(ours[f"kl_{arm}"]) == pytest.approx(reference[f"kl_{arm}"]["se"], rel=0.02), arm
+    for condition in ("sae", "norm_corrected", "reflected_error"):
+        assert standard_error(ours[f"kl_{condition}"]) == pytest.approx(reference[f"kl_{condition}"]["se"], rel=0.02), (
+            condition
+        )
 
 
 @pytest.mark.parametrize("sae", ["standard", "topk"])
 def test_the_published_order_of_the_arms(sae: str, measured: Any) -> None:
-    kl = {arm: measured(sae, "kl_gap").estimates[f"kl_{arm}"].value for arm in ("sae", *EXACT_ARMS, *NOISE_ARMS)}
+    kl = {
+        condition: measured(sae, "kl_gap").estimates[f"kl_{condition}"].value
+        for condition in ("sae", *EXACT_ARMS, *NOISE_ARMS)
+    }
     assert kl["sae"] > kl["isotropic"]
     assert kl["sae"] > kl["covariance"]
     assert kl["norm_corrected"] == pytest.approx(kl["sae"], rel=0.1)

@@ -170,4 +170,4 @@ def test_every_property_is_listed() -> None:
     text = README.read_text()
     for name in property_names():
         assert f"| `{name}` |" in text, name
-        assert f"`{load_property(name).headline}`" in text, name
+        assert f"`{load_property(name).primary_metric}`" in text, name

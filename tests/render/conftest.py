@@ -87,7 +87,7 @@ def prop(name: str, metrics: Mapping[str, MetricResult], **given: Any) -> Proper
         "headline": next(iter(metrics), ""),
         "verdict": worst, "confidence": 0.98, "seconds": 12.3, "clusters": tuple(range(128)),
         "lines": tuple(each.message for each in metrics.values()),
-        "beyond": any(each.beyond for each in metrics.values() if each.verdict is worst),
+        "beyond": any(each.exceeds_limit for each in metrics.values() if each.verdict is worst),
     }  # fmt: skip
     return PropertyResult(name=name, metrics=metrics, **{**fields, **given})
 
@@ -103,8 +103,8 @@ def report_of(saes: Mapping[str, Mapping[str, PropertyResult]], run: Provenance 
 def kl_series(seed: int, documents: int = 64) -> dict[str, Series]:
     """Series of kl_gap with the shape of measured ones."""
     rng = np.random.default_rng(seed)
-    arms = ("sae", "isotropic", "covariance", "real_difference", "norm_corrected", "sae_norm")
-    draws = {arm: rng.lognormal(-3 - row / 2, 1.2, 2_000) for row, arm in enumerate(arms)}
+    conditions = ("sae", "isotropic", "covariance", "real_difference", "norm_corrected", "sae_norm")
+    draws = {condition: rng.lognormal(-3 - row / 2, 1.2, 2_000) for row, condition in enumerate(conditions)}
     edges = np.geomspace(1e-6, 1e2, 65)
     q = [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999]
     positions = list(range(1, 64))

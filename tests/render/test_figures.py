@@ -120,8 +120,8 @@ def test_a_stored_report_which_sorts_its_columns_gives_the_same_pictures(make: A
         for name, series in result.series.items():
             turned = Series(series.kind, dict(sorted(series.columns.items())), series.title, series.x, series.log_x)
             assert picture(name, turned) == picture(name, series)
-    arms = Series("curve", {"x": [0, 1], "covariance": [1.0, 2.0], "sae": [3.0, 4.0]})
-    figure = picture("c", arms)
+    conditions = Series("curve", {"x": [0, 1], "covariance": [1.0, 2.0], "sae": [3.0, 4.0]})
+    figure = picture("c", conditions)
     assert figure is not None
     assert [trace["name"] for trace in figure.data] == ["sae", "covariance"]
 

@@ -36,8 +36,8 @@ def test_every_verdict_is_shown_and_loud_only_where_somebody_must_act(make: Any,
 
 
 def test_inconclusive_is_loud_beyond_its_limit_and_says_what_would_decide(make: Any) -> None:
-    for beyond, word in ((True, "INCONCLUSIVE"), (False, "inconclusive")):
-        found = make.metric(0.04, Verdict.INCONCLUSIVE, beyond=beyond, needed_documents=310)
+    for exceeds_limit, word in ((True, "INCONCLUSIVE"), (False, "inconclusive")):
+        found = make.metric(0.04, Verdict.INCONCLUSIVE, exceeds_limit=exceeds_limit, needed_documents=310)
         text = summary(make.report({"a": {"kl_gap": make.prop("kl_gap", {"kl_sae": found})}}))
         assert word in text
         assert "about 310 documents would decide" in text

@@ -117,10 +117,10 @@ def test_properties_of_one_reason_share_a_line(make: Any) -> None:
 def test_of_a_measured_property_at_most_four_metrics_are_named_those_of_the_table_first(make: Any) -> None:
     many = {f"a{row:02}": without(make, WHY) for row in range(20)}
     limits = {"z_limited": without(make, WHY, "max:1"), "head": without(make, WHY), "fine": make.metric()}
-    report = make.report({"a": {"steering": make.prop("steering", {**many, **limits}, headline="head")}})
+    report = make.report({"a": {"steering": make.prop("steering", {**many, **limits}, primary_metric="head")}})
     assert undefined(report) == {WITHOUT_SOME: [f"steering.{{head, z_limited, a00, a01, +18 more}}: {WHY}"]}
     four = {**dict(list(many.items())[:4]), "fine": make.metric()}
-    assert undefined(make.report({"a": {"p": make.prop("p", four, headline="fine")}})) == {
+    assert undefined(make.report({"a": {"p": make.prop("p", four, primary_metric="fine")}})) == {
         WITHOUT_SOME: [f"p.{{a00, a01, a02, a03}}: {WHY}"]
     }
     text = summary(report)
@@ -132,7 +132,7 @@ def test_of_a_measured_property_at_most_four_metrics_are_named_those_of_the_tabl
 def test_a_value_that_was_lost_stays_loud(make: Any) -> None:
     lost = make.metric(None, Verdict.MISSING, message="circuits.m00 of a was accepted at 1 but has no value now")
     held = dict(nothing(make, "circuits").metrics)
-    report = make.report({"a": {"circuits": make.prop("circuits", {**held, "m00": lost}, headline="kept")}})
+    report = make.report({"a": {"circuits": make.prop("circuits", {**held, "m00": lost}, primary_metric="kept")}})
     text = summary(report)
     assert "MISSING" in next(line for line in text.splitlines() if "circuits.m00" in line)
     assert "was accepted at 1 but has no value now" in text

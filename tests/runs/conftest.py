@@ -42,7 +42,16 @@ def _imported() -> None:
     """Everything once, before pytester takes its snapshot of modules: numpy cannot be imported twice."""
     for needed in ("filelock", "hypothesis", "pandas", "rich.console", "rich.table", "scipy.special"):
         importlib.import_module(needed)
-    for part in ("frontends.pytest", "run", "frontends.cli", "demo", "measure.properties", "show", "show.html", "show.charts"):
+    for part in (
+        "frontends.pytest",
+        "run",
+        "frontends.cli",
+        "demo",
+        "measure.properties",
+        "show",
+        "show.html",
+        "show.charts",
+    ):
         package = importlib.import_module(f"sae_bench.{part}")
         for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
             if part != "demo":

@@ -93,7 +93,7 @@ def measure(name: str, bench: ToyBench) -> Measurement:
     if name == "sparsity":
         estimates |= {"alive": Exact(17.0), "dense_groups": Undefined("no feature is dense")}
     if what == "drop":
-        del estimates[load_property(name).headline]
+        del estimates[load_property(name).primary_metric]
     documents = bench.settings.documents or DOCUMENTS
     kept = {key: _first(each, documents) for key, each in estimates.items()}
     series = {"shape": Series("histogram", {"edges": [0.0, 0.1, 1 / 3], "tokens": [1, 2]}, "A histogram")}
@@ -108,12 +108,12 @@ def _first(estimate: Any, documents: int) -> Any:
 
 def toy_metrics(name: str) -> tuple[Any, ...]:
     declared = load_property(name)
-    return tuple(metric for metric in declared.metrics if metric.name in (declared.headline, *KEPT))
+    return tuple(metric for metric in declared.metrics if metric.name in (declared.primary_metric, *KEPT))
 
 
 def toy_property(name: str) -> Any:
     declared = load_property(name)
-    limits = (f"{declared.headline}:5%",)
+    limits = (f"{declared.primary_metric}:5%",)
     return replace(declared, measure=lambda bench: measure(name, bench), limits=limits, metrics=toy_metrics(name))
 
 

@@ -219,7 +219,7 @@ def verdict(measured: Measurement, known: dict[str, str] | None = None) -> Verdi
     return judge(
         "shrinkage",
         PROPERTY.metrics,
-        PROPERTY.headline,
+        PROPERTY.primary_metric,
         measured,
         None,
         sae="x",

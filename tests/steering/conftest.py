@@ -60,10 +60,10 @@ class SolvedModel:
         return self.d_model
 
     def capture(self, tokens: Tensor, site: Site) -> Any:
-        from sae_bench.model.language_model import Capture
+        from sae_bench.model.language_model import SiteCapture
 
         x = self.embed(tokens)
-        return Capture(value=x, block_input=x)
+        return SiteCapture(value=x, block_input=x)
 
     def resume(
         self,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sae_bench.demo import paths
-from sae_bench.engine.batch import Beside
+from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import from_documents, load_corpus
@@ -168,7 +168,7 @@ class Planted:
         settings = Settings(tier=TIERS[tier])
         circuit = None if path is None else str(path)
         return measure(
-            self.bench_of(self.model, self.corpus, sae or self.sae, settings, beside=Beside(circuit=circuit))
+            self.bench_of(self.model, self.corpus, sae or self.sae, settings, related=RelatedInputs(circuit=circuit))
         )
 
     def deaf_to(self, feature: int) -> LinearDecoderSAE:
@@ -291,7 +291,11 @@ def test_a_transcoder_has_no_value(solved: Any, bench_of: Any, write: Callable[.
         planted.model, parse_site("blocks.0.hook_resid_pre"), planted.corpus, include_bos=False, memory_bytes=1 << 20
     )
     bench = bench_of(
-        planted.model, planted.corpus, planted.sae, beside=Beside(circuit=str(write(crossed()))), source=elsewhere
+        planted.model,
+        planted.corpus,
+        planted.sae,
+        related=RelatedInputs(circuit=str(write(crossed()))),
+        source=elsewhere,
     )
     assert {each.reason for each in measure(bench).estimates.values()} == {TRANSCODER}
 
@@ -408,14 +412,19 @@ def demo() -> Callable[..., Bench]:
         settings = Settings(tier=TIERS[tier])
         data = site_data(model, site, corpus, settings)
         return Bench(
-            read_sae(str(paths.SAES[name])), model, corpus, data, settings, beside=Beside(circuit=str(paths.CIRCUIT))
+            read_sae(str(paths.SAES[name])),
+            model,
+            corpus,
+            data,
+            settings,
+            related=RelatedInputs(circuit=str(paths.CIRCUIT)),
         )
 
     return get
 
 
-def given(bench: Bench, count: int = 6) -> tuple[CircuitSet, runs.Task]:
-    asked = read_circuit(bench.beside.circuit or "")
+def given(bench: Bench, count: int = 6) -> tuple[CircuitSet, runs.TokenisedPrompts]:
+    asked = read_circuit(bench.related.circuit or "")
     return asked, runs.task(bench, asked, asked.prompts[:count])
 
 

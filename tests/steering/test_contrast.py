@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_bench.engine.batch import Beside
+from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import from_documents
 from sae_bench.engine.settings import TIERS, Settings
@@ -28,7 +28,7 @@ from sae_bench.measure.measurement import Undefined
 from sae_bench.measure.properties.contrast import METRICS, PROPERTY, measure
 from sae_bench.measure.properties.contrast.propensity import MULTIPLIERS, _propensities, samples, slopes
 from sae_bench.measure.shared.factors import holm, omega_squared, permutation_p, worst_level
-from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.registry.site import parse_site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
 
@@ -213,7 +213,7 @@ class Asked:
     def bench(self, path: Path | None, **settings: Any) -> Bench:
         chosen = Settings(tier=TIERS["smoke"], **settings)
         contrast = None if path is None else str(path)
-        made: Bench = self.bench_of(self.model, self.corpus, self.sae, chosen, beside=Beside(contrast=contrast))
+        made: Bench = self.bench_of(self.model, self.corpus, self.sae, chosen, related=RelatedInputs(contrast=contrast))
         return made
 
 
@@ -284,13 +284,13 @@ def test_floors_are_run_once_for_all_saes_of_a_site(
 ) -> None:
     asked, path = Asked(solved, bench_of, False), write(balanced())
     runs: list[int] = []
-    shifted = LastPosition.shifted
+    shifted = LastPositionRunner.shifted
 
-    def counted(runner: LastPosition, prompts: Any, shifts: torch.Tensor) -> Any:
+    def counted(runner: LastPositionRunner, prompts: Any, shifts: torch.Tensor) -> Any:
         runs.append(len(prompts) * len(shifts))
         return shifted(runner, prompts, shifts)
 
-    monkeypatch.setattr(LastPosition, "shifted", counted)
+    monkeypatch.setattr(LastPositionRunner, "shifted", counted)
     first = measure(asked.bench(path)).estimates
     alone = sum(runs)
     runs.clear()
@@ -309,9 +309,9 @@ def test_answers_of_several_tokens_are_steered_up_to_their_end(
     rows = [{**each, "prompt": each["prompt"].replace("is ", "")} for each in rows]
     asked = Asked(solved, bench_of, True)
     bench = asked.bench(write(rows))
-    dataset = read_contrast(bench.beside.contrast or "")
+    dataset = read_contrast(bench.related.contrast or "")
     found = samples(bench, dataset, dataset.pairs)
-    runner = LastPosition(asked.model, parse_site("blocks.0.hook_resid_pre"), 1 << 20)
+    runner = LastPositionRunner(asked.model, parse_site("blocks.0.hook_resid_pre"), 1 << 20)
     sample, shift = found[0], 0.3 * asked.trait
     wanted = []
     for tokens, answer in zip((each.tokens for each in sample.answered), sample.answers, strict=True):
@@ -336,7 +336,7 @@ def test_questions_the_model_cannot_read_name_their_line(
     bench = Asked(solved, bench_of, False).bench(write(changed(balanced(), 2, **change)))
     with pytest.raises(MeasurementError, match=named):
         measure(bench)
-    dataset = read_contrast(bench.beside.contrast or "")
+    dataset = read_contrast(bench.related.contrast or "")
     with pytest.raises(MeasurementError, match=named):  # also in a tier that does not ask it
         samples(bench, dataset, dataset.pairs[10:12])
 
@@ -346,7 +346,7 @@ def test_without_a_dataset_everything_is_undefined_and_nothing_fails(solved: Any
     assert set(found.estimates) == {metric.name for metric in METRICS}
     assert all(isinstance(each, Undefined) for each in found.estimates.values())
     rules = [parse_rule(f"contrast.{limit}", "property") for limit in PROPERTY.limits]
-    verdict = judge("contrast", METRICS, PROPERTY.headline, found, None, sae="x", rules=rules, context={})
+    verdict = judge("contrast", METRICS, PROPERTY.primary_metric, found, None, sae="x", rules=rules, context={})
     assert verdict.verdict is Verdict.UNDEFINED
     assert not verdict.fails
 
@@ -420,8 +420,8 @@ def test_the_report_holds_curves_of_single_questions_and_the_variance_by_factor(
     solved: Any, bench_of: Any, write: Callable[..., Path]
 ) -> None:
     found = measure(Asked(solved, bench_of, True).bench(write(balanced())))
-    arms = {"": "", "_mean_difference": "mean_difference", "_random_direction": "random_direction"}
-    for suffix in arms:
+    conditions = {"": "", "_mean_difference": "mean_difference", "_random_direction": "random_direction"}
+    for suffix in conditions:
         lines = found.series[f"propensity_lines{suffix}"]
         assert lines.kind == "curve"
         assert lines.columns["x"] == list(MULTIPLIERS)
@@ -443,7 +443,7 @@ def test_tiers_choose_the_same_feature_and_nest(solved: Any, bench_of: Any, writ
     asked, path = Asked(solved, bench_of, False), write(balanced())
     few = Settings(tier=dataclasses.replace(TIERS["smoke"], questions=8))
     small, large = (
-        measure(bench_of(asked.model, asked.corpus, asked.sae, settings, beside=Beside(contrast=str(path))))
+        measure(bench_of(asked.model, asked.corpus, asked.sae, settings, related=RelatedInputs(contrast=str(path))))
         for settings in (few, Settings(tier=TIERS["standard"]))
     )
     assert len(small.clusters) == 8

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.prompts import Prompt
 from sae_bench.model.language_model import Model
 from sae_bench.model.load import load_model
@@ -78,7 +78,7 @@ def full_passes(model: Model, site: Any, prompt: Prompt, values: torch.Tensor) -
 @pytest.mark.parametrize("architecture", list(CONFIGS))
 def test_it_gives_what_whole_prompts_give(models: dict[str, Model], architecture: str, name: str) -> None:
     model, site = models[architecture], parse_site(name)
-    runner = LastPosition(model, site, 1 << 30)
+    runner = LastPositionRunner(model, site, 1 << 30)
     for length in (2, 9, 12):
         prompt = prompt_of(model, site, length)
         generator = torch.Generator().manual_seed(1)
@@ -102,7 +102,7 @@ def test_prompts_that_are_run_together_give_what_each_gives(
         seen = model.capture(tokens[None], site)
         prompts.append(Prompt(f"prompt {seed}", tokens, seen.block_input[0], seen.value[0]))
     shifts = torch.randn(5, 16, generator=torch.Generator().manual_seed(3)) * prompts[0].x.std()
-    found = dict(LastPosition(model, site, memory).shifted(prompts, shifts))
+    found = dict(LastPositionRunner(model, site, memory).shifted(prompts, shifts))
     assert sorted(found) == list(range(7))
     for index, prompt in enumerate(prompts):
         wanted = full_passes(model, site, prompt, prompt.last + shifts)
@@ -114,11 +114,11 @@ def test_parts_are_handed_out_in_order_and_within_memory(models: dict[str, Model
     model, site = models["GPT2"], parse_site("blocks.1.hook_resid_pre")
     prompt = prompt_of(model, site, 9)
     values = prompt.last + torch.randn(40, 16, generator=torch.Generator().manual_seed(2))
-    little = LastPosition(model, site, 16 * 61 * 4 * 7)
+    little = LastPositionRunner(model, site, 16 * 61 * 4 * 7)
     parts = list(little.log_probs(prompt, values))
     assert [len(rows) for rows, _ in parts] == [7] * 5 + [5]
     assert [(where.start, where.stop) for _, where in parts][:2] == [(0, 7), (7, 14)]
-    whole = torch.cat([rows for rows, _ in LastPosition(model, site, 1 << 30).log_probs(prompt, values)])
+    whole = torch.cat([rows for rows, _ in LastPositionRunner(model, site, 1 << 30).log_probs(prompt, values)])
     torch.testing.assert_close(torch.cat([rows for rows, _ in parts]), whole, atol=1e-5, rtol=0)
 
 
@@ -132,7 +132,7 @@ def test_an_attention_that_takes_no_mask_runs_whole_prompts(solved: Any) -> None
     weights = torch.randn(5, 11, generator=torch.Generator().manual_seed(0))
     model = Stubborn(lambda tokens: weights.T[tokens], lambda x: x @ weights, [str(index) for index in range(11)], 5)
     x = weights.T[torch.tensor([1, 2, 3])]
-    runner = LastPosition(model, parse_site("blocks.0.hook_resid_pre"), 1 << 20)
+    runner = LastPositionRunner(model, parse_site("blocks.0.hook_resid_pre"), 1 << 20)
     values = torch.randn(3, 5)
     found = torch.cat([rows for rows, _ in runner.log_probs(Prompt("p", torch.tensor([1, 2, 3]), x, x), values)])
     torch.testing.assert_close(found, functional.log_softmax(values @ weights, dim=-1))

@@ -17,17 +17,17 @@ from sae_bench.measure.properties.steering.significance import against_floors, e
 from sae_bench.measure.shared.directions import covariance_directions, other_features, random_directions
 from sae_bench.measure.shared.feature_choice import choose_features, drawn_order, halves
 from sae_bench.measure.shared.target_tokens import find_targets, target_sets
-from sae_bench.measure.shared.two_way_clusters import Arm, Grid, mean, slopes, two_way
+from sae_bench.measure.shared.two_way_clusters import ConditionSlopes, Grid, mean, slopes, two_way
 from sae_bench.measure.uncertainty import interval, standard_error
 
 K = (-2, -1, 0, 1, 2)
 
 
-def arm(slope: np.ndarray, noise: np.ndarray | float = 0.0) -> Arm:
+def condition(slope: np.ndarray, noise: np.ndarray | float = 0.0) -> ConditionSlopes:
     rows, prompts = slope.shape
     effect = slope[..., None] * np.array(K) + noise
     flat = np.zeros_like(effect)
-    return Arm(effect, flat, flat, Grid(np.arange(prompts), np.arange(rows)), K)
+    return ConditionSlopes(effect, flat, flat, Grid(np.arange(prompts), np.arange(rows)), K)
 
 
 def test_halves_never_split_a_text() -> None:
@@ -155,30 +155,30 @@ def test_the_slope_of_a_noiseless_line_is_exact(slope: float, offset: float) -> 
 @pytest.mark.parametrize("ratio", [-0.5, 0.0, 0.5, 1.0, 2.0])
 def test_anti_share_of_normal_slopes_is_their_normal_tail(ratio: float) -> None:
     generator = np.random.default_rng(int(10 * ratio) + 50)
-    found = arm(generator.normal(ratio, 1.0, (64, 64)))
+    found = condition(generator.normal(ratio, 1.0, (64, 64)))
     low, high = interval(mean(found.backwards, found.grid), 0.01) or (math.nan, math.nan)
     assert low < 0.5 * math.erfc(ratio / math.sqrt(2)) < high
 
 
 def test_no_slope_at_all_counts_as_backwards() -> None:
     values = np.array([[1.0, -1.0, 0.0, 1e-9]])
-    np.testing.assert_array_equal(arm(values).backwards, [[0, 1, 1, 1]])
+    np.testing.assert_array_equal(condition(values).backwards, [[0, 1, 1, 1]])
 
 
 def test_counting_opposites_makes_a_symmetric_arm_exact() -> None:
     generator = np.random.default_rng(0)
-    both = arm(generator.normal(size=(5, 7)), generator.normal(size=(5, 7, 5))).both_ways()
+    both = condition(generator.normal(size=(5, 7)), generator.normal(size=(5, 7, 5))).both_ways()
     assert mean(both.backwards, both.grid).value == 0.5
     assert mean(both.slopes, both.grid).value == pytest.approx(0, abs=1e-12)
     assert both.grid.features == 5
 
 
 def test_linearity_and_saturation_of_known_curves() -> None:
-    straight = arm(np.full((4, 6), 2.0))
+    straight = condition(np.full((4, 6), 2.0))
     assert straight.linearity().value == pytest.approx(1)
     assert straight.saturation().value == pytest.approx(0)
     effect = np.broadcast_to(np.array([-1.5, -1.0, 0.0, 1.0, 1.5]), (4, 6, 5))
-    bent = Arm(effect, effect * 0, effect * 0, straight.grid, K)
+    bent = ConditionSlopes(effect, effect * 0, effect * 0, straight.grid, K)
     assert bent.saturation().value == pytest.approx(0.5)
     assert bent.linearity().value < 1
 
@@ -186,23 +186,23 @@ def test_linearity_and_saturation_of_known_curves() -> None:
 def test_spread_is_within_a_direction() -> None:
     generator = np.random.default_rng(1)
     slope = generator.normal(0, 3.0, (40, 1)) + generator.normal(0, 0.5, (40, 30))
-    spread = arm(slope).spread()
+    spread = condition(slope).spread()
     assert spread.value == pytest.approx(0.5, abs=0.05)
-    assert isinstance(arm(np.ones((3, 3))).spread(), Undefined)
+    assert isinstance(condition(np.ones((3, 3))).spread(), Undefined)
 
 
 def test_cost_per_effect_is_a_ratio_of_sums() -> None:
     slope = np.full((3, 4), 2.0)
-    base = arm(slope)
-    costly = Arm(base.effect, np.broadcast_to(np.square(K) * 1.0, base.effect.shape), base.ce, base.grid, K)
+    base = condition(slope)
+    costly = ConditionSlopes(base.effect, np.broadcast_to(np.square(K) * 1.0, base.effect.shape), base.ce, base.grid, K)
     found = costly.per_effect(costly.kl, lambda k: k != 0)
     assert found.value == pytest.approx((4 + 1 + 1 + 4) / (2 * (2 + 1 + 1 + 2)))
 
 
 def test_split_half_follows_features_not_noise() -> None:
     generator = np.random.default_rng(2)
-    steady = arm(generator.normal(0, 1, (30, 1)) + generator.normal(0, 0.2, (30, 20))).split_half()
-    noise = arm(generator.normal(0, 1, (30, 20))).split_half()
+    steady = condition(generator.normal(0, 1, (30, 1)) + generator.normal(0, 0.2, (30, 20))).split_half()
+    noise = condition(generator.normal(0, 1, (30, 20))).split_half()
     assert steady.value > 0.9
     assert isinstance(noise, Influence)
     low, high = interval(noise, 0.01) or (math.nan, math.nan)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_bench.engine.batch import Beside
+from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import MeasurementError
 from sae_bench.judge.judge import judge
@@ -21,7 +21,7 @@ from sae_bench.judge.limits import parse_rule
 from sae_bench.judge.verdicts import PropertyVerdict, Verdict
 from sae_bench.measure.measurement import Influence, Measurement, Undefined
 from sae_bench.measure.properties.steering import METRICS, PROPERTY, measure
-from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.steering_responses import STRENGTHS, respond, unit_strength
 from sae_bench.measure.shared.target_tokens import find_targets
 from sae_bench.measure.uncertainty import interval
@@ -30,7 +30,7 @@ from sae_bench.sae import ReLU, controls
 
 def judged(found: Measurement) -> PropertyVerdict:
     rules = [parse_rule(f"steering.{limit}", "property") for limit in PROPERTY.limits]
-    return judge("steering", METRICS, PROPERTY.headline, found, None, sae="x", rules=rules, context={})
+    return judge("steering", METRICS, PROPERTY.primary_metric, found, None, sae="x", rules=rules, context={})
 
 
 def random_decoder(sae: Any, seed: int = 5) -> Any:
@@ -76,7 +76,7 @@ def test_slopes_on_a_linear_model_have_their_closed_form(planted: Any) -> None:
     features = [3, 7, 11]
     targets = find_targets(bench, range(0, 128, 2), features)
     directions = planted.directions[features]
-    runner = LastPosition(planted.model, bench.site, bench.settings.memory_bytes)
+    runner = LastPositionRunner(planted.model, bench.site, bench.settings.memory_bytes)
     pairs = [(0, 0), (1, 1), (2, 2), (0, 1)]
     found = respond(bench, runner, [1, 3, 5], directions, pairs, [0, 1, 2], targets)
     wanted = planted.unembedding.double() @ targets.weights.double() - planted.unembedding.double().mean(1)[:, None]
@@ -90,7 +90,7 @@ def test_slopes_on_a_linear_model_have_their_closed_form(planted: Any) -> None:
 def test_kl_and_loss_are_those_of_the_steered_distribution(planted: Any) -> None:
     bench = planted.bench()
     targets = find_targets(bench, range(0, 128, 2), [3])
-    runner = LastPosition(planted.model, bench.site, bench.settings.memory_bytes)
+    runner = LastPositionRunner(planted.model, bench.site, bench.settings.memory_bytes)
     found = respond(bench, runner, [1], planted.directions[[3]], [(0, 0)], [], targets)
     tokens = bench.corpus.tokens[1]
     at = len(tokens) - 2
@@ -230,7 +230,7 @@ def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae, tier: 
     settings = Settings(tier=TIERS[tier])
     data = site_data(model, parse_site(paths.SITE), corpus, settings)
     sae = change(read_sae(str(paths.SAES[name])))
-    return Bench(sae, model, corpus, data, settings, beside=Beside(contrast=str(paths.CONTRAST)))
+    return Bench(sae, model, corpus, data, settings, related=RelatedInputs(contrast=str(paths.CONTRAST)))
 
 
 def test_the_demo_has_a_feature_that_steers_its_persona_whatever_the_letter() -> None:
@@ -246,9 +246,9 @@ def test_the_demo_has_a_feature_that_steers_its_persona_whatever_the_letter() ->
     # The floors stand beside it: random directions steer a fourth as much, and backwards in a third of the questions.
     assert value(found, "steerability") > 3 * value(found, "steerability_random_direction")
     assert value(found, "anti_share_random_direction") > 0.3
-    arms = {"feature", "mean_difference", "random_direction"}
-    assert arms <= set(found.series["slopes"].columns)
-    assert arms <= set(found.series["variance_by_factor"].columns)
+    conditions = {"feature", "mean_difference", "random_direction"}
+    assert conditions <= set(found.series["slopes"].columns)
+    assert conditions <= set(found.series["variance_by_factor"].columns)
     assert 90 <= len(found.series["propensity_lines"].columns) - 1 <= 100
 
 
@@ -264,4 +264,6 @@ def test_the_demo_is_green_and_without_meaning_in_its_decoder_red(name: str) -> 
         assert value(found, "steer_share") <= 1 / 32
         verdict = judged(found)
         assert verdict.fails
-        assert verdict.by_metric["steer_share"].beyond or verdict.by_metric["steer_share"].verdict is Verdict.FAIL
+        assert (
+            verdict.by_metric["steer_share"].exceeds_limit or verdict.by_metric["steer_share"].verdict is Verdict.FAIL
+        )

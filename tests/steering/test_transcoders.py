@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.engine.batch import Beside
+from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.corpus import from_documents
 from sae_bench.engine.settings import TIERS, Settings
@@ -62,7 +62,13 @@ def as_transcoder(bench: Bench) -> Bench:
         pre_bias=sae.pre_bias @ model.turn,
     )
     return Bench(
-        moved, model, bench.corpus, written, bench.settings, beside=Beside(contrast=bench.beside.contrast), source=read
+        moved,
+        model,
+        bench.corpus,
+        written,
+        bench.settings,
+        related=RelatedInputs(contrast=bench.related.contrast),
+        source=read,
     )
 
 
@@ -131,7 +137,7 @@ def test_a_trait_is_told_by_codes_from_where_the_transcoder_reads(
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     corpus = from_documents([[0, *row] for row in tokens.tolist()], has_bos=True, source="asked")
-    bench = bench_of(model, corpus, sae, Settings(tier=TIERS["smoke"]), beside=Beside(contrast=str(path)))
+    bench = bench_of(model, corpus, sae, Settings(tier=TIERS["smoke"]), related=RelatedInputs(contrast=str(path)))
     alone, found = contrast.measure(bench), contrast.measure(as_transcoder(bench))
     assert_same(alone, found)
     named = found.series["candidates"].columns

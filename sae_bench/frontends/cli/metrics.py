@@ -44,13 +44,15 @@ def _section(declared: Property) -> list[str]:
     for limit in declared.limits:
         metric, _, rule = limit.partition(":")
         limits.setdefault(metric, []).append(f"`{rule}`")
-    rows = [_row(metric, limits.get(metric.name, []), metric.name == declared.headline) for metric in declared.metrics]
+    rows = [
+        _row(metric, limits.get(metric.name, []), metric.name == declared.primary_metric) for metric in declared.metrics
+    ]
     head = ["", f"## {declared.name}", "", declared.question, "", "| metric | | unit | meaning | limit |"]
     return [*head, "|---|---|---|---|---|", *rows]
 
 
-def _row(metric: Metric, limits: list[str], headline: bool) -> str:
-    name = f"**`{metric.name}`**" if headline else f"`{metric.name}`"
+def _row(metric: Metric, limits: list[str], primary_metric: bool) -> str:
+    name = f"**`{metric.name}`**" if primary_metric else f"`{metric.name}`"
     arrow = ARROWS[metric.better] + (f" {metric.target:g}" if metric.target is not None else "")
     cells = [name, arrow, metric.unit, metric.meaning.replace("|", "\\|"), ", ".join(limits)]
     return "| " + " | ".join(cells) + " |"

@@ -80,7 +80,7 @@ def _judge_again(
     verdict = judge(
         name,
         metrics,
-        result.headline,
+        result.primary_metric,
         measurement,
         accepted,
         sae=sae,
@@ -112,7 +112,7 @@ def _rules(
         if kept_none and not any(fnmatchcase(result.name, rule.property) for rule in given):
             raise UsageError(
                 f"{result.name} of {sae} was accepted when accepted files kept no limits, so that it cannot be judged; "
-                f"accept it again, or add --limit '{result.name}.{result.headline}:5%'"
+                f"accept it again, or add --limit '{result.name}.{result.primary_metric}:5%'"
             )
     return [*rules, *given]
 

@@ -53,7 +53,7 @@ def property_of(item: pytest.Item) -> str | None:
     return getattr(getattr(item, "function", None), PROPERTY_ATTRIBUTE, None)
 
 
-class VanishedItem(pytest.Item):
+class MissingItem(pytest.Item):
     """Fails because something accepted is not measured any more: an SAE, or one property of one."""
 
     def __init__(self, *, sae: str, property: str | None, **kwargs: Any) -> None:
@@ -61,10 +61,10 @@ class VanishedItem(pytest.Item):
         self.sae, self.property = sae, property
 
     @classmethod
-    def of(cls, parent: pytest.Collector | pytest.Session, sae: str, property: str | None) -> VanishedItem:
+    def of(cls, parent: pytest.Collector | pytest.Session, sae: str, property: str | None) -> MissingItem:
         """The item for an SAE that is registered no more, or for one of its properties."""
         name = f"accepted[{sae}]" if property is None else f"accepted_{property}[{sae}]"
-        item: VanishedItem = cls.from_parent(parent, name=name, sae=sae, property=property)
+        item: MissingItem = cls.from_parent(parent, name=name, sae=sae, property=property)
         return item
 
     def runtest(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from sae_bench.errors import SAEBenchError
 from sae_bench.frontends.pytest import options as sae_options
-from sae_bench.frontends.pytest.items import SESSION, VanishedItem, is_timed, property_of, session_of, spec_of
+from sae_bench.frontends.pytest.items import SESSION, MissingItem, is_timed, property_of, session_of, spec_of
 
 if TYPE_CHECKING:
     from sae_bench.run.run import Run
@@ -150,7 +150,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         parent = suite[0].parent or suite[0].session
         pairs: list[tuple[str, str | None]] = [(sae, None) for sae in session.vanished()]
         pairs += session.unmeasured({(spec_of(item).id, str(property_of(item))) for item in kept})
-        items.extend(VanishedItem.of(parent, sae, name) for sae, name in pairs)
+        items.extend(MissingItem.of(parent, sae, name) for sae, name in pairs)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

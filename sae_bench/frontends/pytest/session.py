@@ -25,7 +25,7 @@ from sae_bench.report.declared_limits import with_overruled
 from sae_bench.report.provenance import Provenance, author, utc
 from sae_bench.report.records import PropertyResult, SAEResult
 from sae_bench.report.report import Report, write_report
-from sae_bench.report.rerun_commands import SAME, Again
+from sae_bench.report.rerun_commands import SAME, RerunCommand
 from sae_bench.run.preflight import check_accepted_reports, check_words, rules_for
 from sae_bench.run.run import Run
 from sae_bench.show import github, terminal
@@ -64,10 +64,10 @@ class Session:
         self.report: Report | None = None
         self.run = Run(self.options)
         named = {spec.id: spec.chosen_by for spec in self.specs if spec.chosen_by is not None}
-        self.run.again = self.again = Again("", named, resolved.typed(SAME))
+        self.run.again = self.again = RerunCommand("", named, resolved.typed(SAME))
         self.name = run_folder.run_name(config.rootpath)
-        self._claim: run_folder.Claim | None = None
-        self._earlier: list[run_folder.Claim] = []
+        self._claim: run_folder.LockedRunFolder | None = None
+        self._earlier: list[run_folder.LockedRunFolder] = []
         self._opened = False
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 
-class Factored(Protocol):
+class HasFactors(Protocol):
     """A question, or a group of prompts, of which the levels of some factors are known."""
 
     @property
@@ -15,10 +15,10 @@ class Factored(Protocol):
         ...
 
 
-T = TypeVar("T", bound=Factored)
+T = TypeVar("T", bound=HasFactors)
 
 
-def cells(items: Sequence[Factored]) -> list[list[int]]:
+def cells(items: Sequence[HasFactors]) -> list[list[int]]:
     """Indices of the items of every cell, cells in the order in which they first occur."""
     found: dict[tuple[str, ...], list[int]] = {}
     for index, item in enumerate(items):

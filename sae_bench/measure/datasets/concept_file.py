@@ -48,28 +48,28 @@ _DIGITS = re.compile(r"[0-9a-f]{12,64}")
 
 
 @dataclass(frozen=True)
-class Words:
+class TokenList:
     """Tokens by their text."""
 
     words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Pattern:
+class TokenPattern:
     """Tokens whose whole text matches a regular expression."""
 
     regex: str
 
 
 @dataclass(frozen=True)
-class Positions:
+class LabelledPositions:
     """Places in the corpus."""
 
     places: tuple[tuple[int, int], ...]
     "(document, position), from 0."
 
 
-Labelled: TypeAlias = Words | Pattern | Positions
+Labelled: TypeAlias = TokenList | TokenPattern | LabelledPositions
 
 
 @dataclass(frozen=True)
@@ -163,15 +163,15 @@ def _concept(where: str, entry: Mapping[str, Any]) -> Concept:
 
 def _check_sides(where: str, concept: Concept) -> None:
     positive, negative, corpus = concept.positive, concept.negative, concept.corpus
-    if isinstance(positive, Positions):
-        if not isinstance(negative, Positions):
+    if isinstance(positive, LabelledPositions):
+        if not isinstance(negative, LabelledPositions):
             raise LoadError(f"{where} gives positions; give those that do not have it as 'negative'")
         if not isinstance(corpus, str) or not _DIGITS.fullmatch(corpus):
             raise LoadError(
                 f"{where} gives positions and corpus = {corpus!r}; name the corpus they are of by 12 or more digits of "
                 f"its sha256, which sae_bench.engine.corpus.load_corpus(path).sha256 is"
             )
-    elif corpus is not None or isinstance(negative, Positions):
+    elif corpus is not None or isinstance(negative, LabelledPositions):
         raise LoadError(f"{where} is about words, so it takes neither a corpus nor positions")
     both = sorted(set(_items(positive)) & set(_items(negative)), key=str)
     if both:
@@ -180,7 +180,7 @@ def _check_sides(where: str, concept: Concept) -> None:
 
 def _check_paired(where: str, concept: Concept) -> None:
     positive, negative = concept.positive, concept.negative
-    if not isinstance(positive, Words) or not isinstance(negative, Words):
+    if not isinstance(positive, TokenList) or not isinstance(negative, TokenList):
         raise LoadError(f"{where} is paired, which takes a list of words as 'positive' and as 'negative'")
     if len(positive.words) != len(negative.words):
         raise LoadError(
@@ -190,9 +190,9 @@ def _check_paired(where: str, concept: Concept) -> None:
 
 
 def _items(side: Labelled | None) -> Sequence[Any]:
-    if isinstance(side, Words):
+    if isinstance(side, TokenList):
         return side.words
-    return side.places if isinstance(side, Positions) else ()
+    return side.places if isinstance(side, LabelledPositions) else ()
 
 
 def _labelled(where: str, value: Any) -> Labelled:
@@ -201,15 +201,15 @@ def _labelled(where: str, value: Any) -> Labelled:
             re.compile(value)
         except re.error as error:
             raise LoadError(f"{where} is {value!r}, which is no regular expression: {error}") from None
-        return Pattern(value)
+        return TokenPattern(value)
     if isinstance(value, list) and value and all(isinstance(item, list) for item in value):
         for item in value:
             if len(item) != 2 or any(type(number) is not int or number < 0 for number in item):
                 raise LoadError(f"{where} holds {item!r}; a position is [document, position], both counted from 0")
         places = tuple((int(document), int(position)) for document, position in value)
         _distinct(where, places)
-        return Positions(places)
-    return Words(_words(where, value))
+        return LabelledPositions(places)
+    return TokenList(_words(where, value))
 
 
 def _words(where: str, value: Any) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_bench.errors import LoadError, near
-from sae_bench.measure.datasets.concept_file import Concept, Cycle, Labelled, Words
+from sae_bench.measure.datasets.concept_file import Concept, Cycle, Labelled, TokenList
 
 _MARKS = "ĠĊ▁ \t\r\n"
 """What tokenizers write for a space or a line's end. 'Ġ' and 'Ċ' are upper-case letters to Python, so they must be
@@ -78,7 +78,7 @@ def concept_tokens(concept: Concept, words: Sequence[str], path: str = "") -> To
             f"{where}: {words[shared[0]]!r} is positive and negative; make the expressions exclude each other"
         )
     pairs: list[tuple[int, int]] = []
-    if concept.paired and isinstance(concept.positive, Words) and isinstance(concept.negative, Words):
+    if concept.paired and isinstance(concept.positive, TokenList) and isinstance(concept.negative, TokenList):
         couples = zip(concept.positive.words, concept.negative.words, strict=True)
         # A word may be several tokens (with and without a space in front); those in the same place go together.
         pairs = [pair for one, other in couples for pair in zip(by_word[one], by_word[other], strict=False)]
@@ -101,7 +101,7 @@ def _by_word(words: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _tokens(where: str, side: Labelled, words: Sequence[str], by_word: Mapping[str, list[int]]) -> list[int]:
-    if isinstance(side, Words):
+    if isinstance(side, TokenList):
         return _ids(where, side.words, by_word)
     regex = re.compile(getattr(side, "regex", ""))
     found = [token for token, word in enumerate(words) if word and regex.fullmatch(word)]

@@ -35,7 +35,7 @@ class Property:
     name: str
     question: str
     "One sentence, shown by ``--sae-list``."
-    headline: str
+    primary_metric: str
     "The metric shown when all is well."
     metrics: tuple[Metric, ...]
     limits: tuple[str, ...]
@@ -49,7 +49,7 @@ class Property:
 
     def __post_init__(self) -> None:
         names = {metric.name for metric in self.metrics}
-        unknown = {self.headline, *(limit.split(":", 1)[0] for limit in self.limits)} - names
+        unknown = {self.primary_metric, *(limit.split(":", 1)[0] for limit in self.limits)} - names
         if unknown:
             raise ValueError(f"property {self.name!r} speaks of metrics it does not declare: {sorted(unknown)}")
 

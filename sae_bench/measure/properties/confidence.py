@@ -184,7 +184,7 @@ def _correlation(sums: Floats) -> Floats:
 PROPERTY = Property(
     name="confidence",
     question="Does the SAE change how sure the model is, rather than what it is sure of?",
-    headline="entropy_shift",
+    primary_metric="entropy_shift",
     metrics=METRICS,
     limits=(),
     measure=measure,

@@ -102,7 +102,7 @@ def _series(kept: Mapping[str, Floats]) -> dict[str, Series]:
 PROPERTY = Property(
     name="reconstruction",
     question="How much of the activation does the reconstruction keep?",
-    headline="fvu",
+    primary_metric="fvu",
     metrics=METRICS,
     limits=("fvu:5%", "explained_variance:min:0.5"),
     measure=measure,

@@ -186,7 +186,7 @@ def _series(bench: Bench, l0: Tensor, density: Floats) -> dict[str, Series]:
 PROPERTY = Property(
     name="sparsity",
     question="How many features fire, how often, and are some of them always on?",
-    headline="l0",
+    primary_metric="l0",
     metrics=METRICS,
     limits=("l0:5%",),
     measure=measure,

@@ -39,7 +39,7 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Largest cosines both ways and one-to-one matches of the alive features of two SAEs."""
-    partner = bench.beside.partner
+    partner = bench.related.partner
     if partner is None:
         none = Undefined("no second SAE registered: partner=...")
         return Measurement({metric.name: none for metric in METRICS}, bench.clusters)
@@ -130,7 +130,7 @@ def _series(found: Matching, d: int) -> Series:
 PROPERTY = Property(
     name="stability",
     question="Does a second SAE of another seed find the same features?",
-    headline="mmcs",
+    primary_metric="mmcs",
     metrics=METRICS,
     limits=(),
     measure=measure,

@@ -175,7 +175,7 @@ def _stride(bench: Bench, d: int) -> int:
 PROPERTY = Property(
     name="superposition",
     question="How much do active features disturb each other, and do codes scale with the activation?",
-    headline="interference_excess",
+    primary_metric="interference_excess",
     metrics=METRICS,
     limits=(),
     measure=measure,

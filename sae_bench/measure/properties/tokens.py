@@ -47,7 +47,7 @@ METRICS = (
 
 
 @dataclass(frozen=True)
-class Types:
+class TokenTypes:
     """What is known of each token type; all (types,)."""
 
     token: NDArray[np.int64]
@@ -114,7 +114,7 @@ def measure(bench: Bench) -> Measurement:
     return Measurement(estimates, bench.clusters, {"token_types": _table(bench, found, q)}, notes=(note,))
 
 
-def compare(total: Floats, count: Floats, sums: Floats, counts: Floats, token: NDArray[np.int64]) -> Types:
+def compare(total: Floats, count: Floats, sums: Floats, counts: Floats, token: NDArray[np.int64]) -> TokenTypes:
     """Types against the mean of all tokens.
 
     Args:
@@ -130,7 +130,7 @@ def compare(total: Floats, count: Floats, sums: Floats, counts: Floats, token: N
     influence = (sums - gap * counts) / n - ((total - mean * count) / count.sum())[:, None]
     square = (influence**2).sum(0)
     carriers = square**2 / np.maximum((influence**4).sum(0), np.finfo(float).tiny)
-    return Types(token, n, gap, np.sqrt(clusters / (clusters - 1) * square), carriers, mean)
+    return TokenTypes(token, n, gap, np.sqrt(clusters / (clusters - 1) * square), carriers, mean)
 
 
 def _with_errors(total: Floats, count: Floats, sums: Floats, counts: Floats) -> dict[str, Estimate]:
@@ -152,7 +152,7 @@ def _with_errors(total: Floats, count: Floats, sums: Floats, counts: Floats) -> 
     }
 
 
-def _table(bench: Bench, found: Types, q: Floats) -> Series:
+def _table(bench: Bench, found: TokenTypes, q: Floats) -> Series:
     """The types that differ most from the mean, by their distance in standard errors."""
     distance = (found.gap - found.mean) / np.maximum(found.error, 1e-300)
     first = np.argsort(-np.abs(distance), kind="stable")[:LISTED]
@@ -174,7 +174,7 @@ def _table(bench: Bench, found: Types, q: Floats) -> Series:
 PROPERTY = Property(
     name="tokens",
     question="On which tokens does the model lose more than noise would cost, once chance is taken out?",
-    headline="between_types_share",
+    primary_metric="between_types_share",
     metrics=METRICS,
     limits=(),
     measure=measure,

@@ -67,7 +67,7 @@ def firing_counts(bench: Bench, documents: Sequence[int]) -> tuple[Tensor, int]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FeatureChoice:
     """Features in the order in which they are taken; a tier takes a prefix."""
 
     order: tuple[int, ...]
@@ -77,7 +77,7 @@ class Choice:
     "float64 (n,) on the selection half."
 
 
-def choose_features(count: Tensor, tokens: int, norms: Tensor, seed: int) -> Choice:
+def choose_features(count: Tensor, tokens: int, norms: Tensor, seed: int) -> FeatureChoice:
     """Features with a decoder direction, alive, of a density in `DENSITY`; drawn from `STRATA` strata in turn.
 
     Args:
@@ -113,4 +113,4 @@ def choose_features(count: Tensor, tokens: int, norms: Tensor, seed: int) -> Cho
     strata = [drawn_order(stratum.tolist(), seed, "features") for stratum in np.array_split(ranked, STRATA)]
     rounds = range(max(len(stratum) for stratum in strata))
     order = [stratum[turn] for turn in rounds for stratum in strata if turn < len(stratum)]
-    return Choice(tuple(order), tuple(alive.nonzero().flatten().tolist()), density)
+    return FeatureChoice(tuple(order), tuple(alive.nonzero().flatten().tolist()), density)

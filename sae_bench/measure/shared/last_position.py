@@ -29,7 +29,7 @@ _TOLERANCE = 1e-4
 "Largest difference of two log-probabilities (nats) that float32 rounding explains."
 
 
-class LastPosition:
+class LastPositionRunner:
     """Runs prompts of one model with replacements at one site."""
 
     def __init__(self, model: Model, site: Site, memory_bytes: int) -> None:

@@ -17,7 +17,7 @@ _NAMED = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Dictionary:
+class LiveFeatures:
     """Neighbours among the alive features and among all; features that write nothing are in neither."""
 
     alive: Neighbours
@@ -26,12 +26,12 @@ class Dictionary:
     notes: tuple[str, ...]
 
 
-def dictionary(bench: Bench) -> Dictionary:
+def dictionary(bench: Bench) -> LiveFeatures:
     """The geometry of the bench's SAE, computed once for all properties that ask."""
     return bench.shared("dictionary", lambda: _dictionary(bench))
 
 
-def _dictionary(bench: Bench) -> Dictionary:
+def _dictionary(bench: Bench) -> LiveFeatures:
     from sae_bench.measure.geometry import finite_norms, neighbours
 
     W_dec, firing = bench.sae.W_dec, bench.firing
@@ -47,7 +47,7 @@ def _dictionary(bench: Bench) -> Dictionary:
             f"{len(named)} decoder rows are zero and have no direction, so they are left out: "
             f"features {', '.join(map(str, named[:_NAMED]))}{more}"
         )
-    return Dictionary(among_alive, among_all, tuple(notes))
+    return LiveFeatures(among_alive, among_all, tuple(notes))
 
 
 def check_alive(sae: Any, alive: Tensor, tokens: int, what: str) -> None:

@@ -10,12 +10,12 @@ from sae_bench.measure.shared.live_features import check_alive
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sae_bench.engine.batch import Companion
+    from sae_bench.engine.batch import RelatedSAE
     from sae_bench.engine.bench import Bench
     from sae_bench.sae import SAE
 
 
-def alive_rows(bench: Bench, companion: Companion | None = None) -> Tensor:
+def alive_rows(bench: Bench, companion: RelatedSAE | None = None) -> Tensor:
     """int64 (n,) features that fire on the corpus and write a direction; a `MeasurementError` where there is none.
 
     ``companion`` says that the bench is its: several SAEs of a run read the same one, so it is looked at once.
@@ -40,7 +40,7 @@ def shows_decoder(sae: SAE) -> bool:
     return True
 
 
-def check_explains(bench: Bench, companion: Companion) -> None:
+def check_explains(bench: Bench, companion: RelatedSAE) -> None:
     """A `MeasurementError` where a companion explains nothing of its site: it was trained on other activations."""
     batch = next(iter(bench.batches()))
     x, xhat = batch.x[batch.keep].double(), bench.reconstruct(batch)[batch.keep].double()

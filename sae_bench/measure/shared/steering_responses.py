@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_bench.engine.bench import Bench
-from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.prompts import Prompt
-from sae_bench.measure.shared.target_tokens import Targets
+from sae_bench.measure.shared.target_tokens import TargetTokens
 
 Floats = NDArray[np.float64]
 
@@ -30,7 +30,7 @@ PROMPT_TOKENS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Responses:
+class SteeringResponses:
     """Effects (mean logit of a target set minus the vocabulary's mean logit, nats) of directions."""
 
     effect: Floats
@@ -79,13 +79,13 @@ def document_prompt(bench: Bench, document: int) -> tuple[Prompt, int]:
 
 def respond(
     bench: Bench,
-    runner: LastPosition,
+    runner: LastPositionRunner,
     documents: Sequence[int],
     directions: Tensor,
     pairs: Sequence[tuple[int, int]],
     compared: Sequence[int],
-    targets: Targets,
-) -> Responses:
+    targets: TargetTokens,
+) -> SteeringResponses:
     """Add every strength of every direction to the last position of every prompt.
 
     Args:
@@ -122,7 +122,7 @@ def respond(
         slopes[:, at] = torch.einsum("dkf,k->df", moved[list(compared)], weights)
         bench.advance("steering", at + 1, len(documents))
     still = clean_effect[:, on.numpy()].T[:, :, None]  # (A, P, 1)
-    return Responses(
+    return SteeringResponses(
         effect=_with_clean(effect, still),
         kl=_with_clean(kl, np.zeros_like(still)),
         ce=_with_clean(ce, np.broadcast_to(clean_ce[None, :, None], still.shape)),

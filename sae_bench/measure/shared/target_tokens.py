@@ -27,7 +27,7 @@ _TOKENS = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Targets:
+class TargetTokens:
     """Target sets of the chosen features."""
 
     tokens: tuple[tuple[int, ...], ...]
@@ -53,7 +53,7 @@ def special_tokens(bench: Bench) -> Tensor:
     return special
 
 
-def find_targets(bench: Bench, documents: Sequence[int], features: Sequence[int]) -> Targets:
+def find_targets(bench: Bench, documents: Sequence[int], features: Sequence[int]) -> TargetTokens:
     """Per feature the `TARGETS` tokens whose mean clean log-probability rises most where the feature fires.
 
     Against the positions where it does not; over the kept positions of ``documents``, special tokens left out.
@@ -75,7 +75,7 @@ def find_targets(bench: Bench, documents: Sequence[int], features: Sequence[int]
     return target_sets(rise, special_tokens(bench), bench.settings.device)
 
 
-def target_sets(rise: Tensor, special: Tensor, device: str = "cpu") -> Targets:
+def target_sets(rise: Tensor, special: Tensor, device: str = "cpu") -> TargetTokens:
     """The tokens of largest ``rise`` (F, V), none of them ``special`` (V,)."""
     usable = int((~special).sum())
     if usable <= TARGETS:
@@ -88,10 +88,10 @@ def target_sets(rise: Tensor, special: Tensor, device: str = "cpu") -> Targets:
     chosen = rise.masked_fill(special, -torch.inf).topk(TARGETS, dim=-1).indices  # (F, TARGETS)
     weights = torch.zeros(rise.shape[1], rise.shape[0])
     weights[chosen.T, torch.arange(len(rise))] = 1 / TARGETS
-    return Targets(tuple(tuple(row) for row in chosen.tolist()), weights.to(device))
+    return TargetTokens(tuple(tuple(row) for row in chosen.tolist()), weights.to(device))
 
 
-def mean_differences(bench: Bench, documents: Sequence[int], targets: Targets) -> Tensor:
+def mean_differences(bench: Bench, documents: Sequence[int], targets: TargetTokens) -> Tensor:
     """(F, d) unit differences of the site's mean where a target set is likely and where it is not.
 
     Likely: the tenth of the selection half's positions with the largest clean effect. What a labelled direction could

@@ -39,8 +39,8 @@ def _gap(bench: Bench, batch: Batch) -> Tensor:
     noise = []
     for index in range(bench.settings.tier.draws):
         value = noise_floors.isotropic(x, error, bench.pool(), bench.draw(batch, "isotropic", index))
-        noise.append(bench.outcome(batch, value, arm=f"isotropic/{index}").kl.double())
-    return bench.outcome(batch, x + error, arm="sae").kl.double() - torch.stack(noise).mean(0)
+        noise.append(bench.outcome(batch, value, condition=f"isotropic/{index}").kl.double())
+    return bench.outcome(batch, x + error, condition="sae").kl.double() - torch.stack(noise).mean(0)
 
 
 def type_sums(bench: Bench, table: Tensor) -> tuple[Floats, Floats, NDArray[np.int64]]:

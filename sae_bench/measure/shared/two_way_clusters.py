@@ -77,7 +77,7 @@ def mean(cells: Floats, grid: Grid) -> Influence:
 
 
 @dataclass(frozen=True, eq=False)
-class Arm:
+class ConditionSlopes:
     """Everything one kind of direction did to the target sets it is scored on."""
 
     effect: Floats
@@ -89,7 +89,7 @@ class Arm:
     grid: Grid
     strengths: Sequence[int]
 
-    def both_ways(self) -> Arm:
+    def both_ways(self) -> ConditionSlopes:
         """The same with every direction counted with its opposite as well, which costs no run: k becomes -k.
 
         A direction drawn from a symmetric distribution is as likely as its opposite, so this changes no expectation and
@@ -97,7 +97,7 @@ class Arm:
         """
         effect, kl, ce = (np.concatenate([table, table[..., ::-1]]) for table in (self.effect, self.kl, self.ce))
         grid = Grid(self.grid.cluster_of, np.concatenate([self.grid.feature_of] * 2))
-        return Arm(effect, kl, ce, grid, self.strengths)
+        return ConditionSlopes(effect, kl, ce, grid, self.strengths)
 
     @cached_property
     def slopes(self) -> Floats:

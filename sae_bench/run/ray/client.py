@@ -24,7 +24,7 @@ from sae_bench.report import run_folder
 from sae_bench.run.fingerprint import sources_sha256
 from sae_bench.run.options import RunOptions
 from sae_bench.run.ray import pinned_files
-from sae_bench.run.ray.worker import Answer, Job, measure
+from sae_bench.run.ray.worker import TaskAnswer, TaskRequest, measure
 
 RETRIES = 3
 "How often Ray runs a task again whose process or machine died."
@@ -36,10 +36,10 @@ Pair = tuple[SAESpec, str]
 
 
 @dataclass
-class Part:
+class RayTask:
     """One task of the cluster."""
 
-    job: Job
+    job: TaskRequest
     needs: dict[str, float]
     "As Ray's options: ``num_cpus``, ``num_gpus``, ``memory`` in bytes."
     answers: Any = None
@@ -53,8 +53,8 @@ class RayFront:
     def __init__(self, address: str, wait: float, root: Path, progress: Callable[[str, int, int], None]) -> None:
         self.address, self.wait, self.root, self.progress = address, wait, root, progress
         self.ray, self._connected_here = _connect(address)
-        self._parts: list[Part] = []
-        self._found: dict[tuple[str, str], Answer] = {}
+        self._parts: list[RayTask] = []
+        self._found: dict[tuple[str, str], TaskAnswer] = {}
         self._asked = 0
         self._moved = time.monotonic()
 
@@ -75,7 +75,7 @@ class RayFront:
         parts = divided(specs, self._places(gpus))
         cpus = max(1, int(self._total("CPU")) // max(len(parts), self._places(0)))
         for part in parts:
-            job = Job(
+            job = TaskRequest(
                 name=uuid.uuid4().hex,
                 work=tuple((spec, tuple(work[spec.id][1])) for spec in part),
                 others=others,
@@ -84,7 +84,7 @@ class RayFront:
                 properties=registered,
                 sources=sources_sha256(),
             )
-            self._start(Part(job, {"num_cpus": cpus, "num_gpus": gpus, "memory": memory(part, options)}))
+            self._start(RayTask(job, {"num_cpus": cpus, "num_gpus": gpus, "memory": memory(part, options)}))
 
     def record(self, sae: str, name: str) -> run_folder.Record:
         """What was found; waits for it. An error of the task, or of its placing, is a `MeasurementError`."""
@@ -110,14 +110,14 @@ class RayFront:
         if self._connected_here:
             self.ray.shutdown()
 
-    def _start(self, part: Part) -> None:
+    def _start(self, part: RayTask) -> None:
         task = self.ray.remote(measure).options(
             num_returns="streaming", max_retries=RETRIES, name=f"sae_bench {part.job.work[0][0].id}", **part.needs
         )
         part.answers = task.remote(part.job, self.ray.get)
         self._parts.append(part)
 
-    def _open(self) -> list[Part]:
+    def _open(self) -> list[RayTask]:
         return [part for part in self._parts if part.answers is not None]
 
     def _step(self) -> None:
@@ -135,9 +135,9 @@ class RayFront:
                 where = f"no place on the Ray cluster at {self.address} within {self.wait:g} s"
                 self._end(part, f"{where}: {self._why(part)}")
 
-    def _take(self, part: Part) -> None:
+    def _take(self, part: RayTask) -> None:
         try:
-            answer: Answer = self.ray.get(next(part.answers))
+            answer: TaskAnswer = self.ray.get(next(part.answers))
         except StopIteration:
             self._end(part, "its Ray task ended without an answer")
         except self.ray.exceptions.RayError as error:
@@ -148,14 +148,14 @@ class RayFront:
             if answer.property:
                 self._found[answer.sae, answer.property] = answer
 
-    def _end(self, part: Part, why: str) -> None:
+    def _end(self, part: RayTask, why: str) -> None:
         """No more answers of ``part``; what it still owes is an error."""
         part.answers = None
         for spec, names in part.job.work:
             for name in names:
-                self._found.setdefault((spec.id, name), Answer(spec.id, name, error=why))
+                self._found.setdefault((spec.id, name), TaskAnswer(spec.id, name, error=why))
 
-    def _why(self, part: Part) -> str:
+    def _why(self, part: RayTask) -> str:
         needs = part.needs
         gpu = f"{needs['num_gpus']:g} GPU, " if needs["num_gpus"] else ""
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
@@ -165,7 +165,7 @@ class RayFront:
         )
         return f"a task needs {gpu}{needs['num_cpus']:g} CPU and {needs['memory'] / 1e9:.1f} GB, nodes have {has}"
 
-    def _pinned(self, specs: Sequence[SAESpec]) -> dict[tuple[str, str], pinned_files.Pinned]:
+    def _pinned(self, specs: Sequence[SAESpec]) -> dict[tuple[str, str], pinned_files.PinnedPath]:
         """Files that registrations name, each read once; a cluster that is this machine alone has them."""
         ours = self.ray.util.get_node_ip_address()
         alone = all(node["NodeManagerAddress"] == ours for node in self.ray.nodes() if node["Alive"])

@@ -23,7 +23,7 @@ FIELDS = (*SAES, "model", *DATA)
 
 
 @dataclass(frozen=True)
-class Pinned:
+class PinnedPath:
     """A path of a registration, with what lies there."""
 
     path: str
@@ -40,17 +40,17 @@ class Pinned:
         return os.path.relpath(self.path, self.folder)
 
 
-def pinned(path: str, field: str, put: Callable[[bytes], Any] | None) -> Pinned | None:
+def pinned(path: str, field: str, put: Callable[[bytes], Any] | None) -> PinnedPath | None:
     """What lies at ``path``, each file handed to ``put``; None where nothing does (a name on the hub, a module)."""
     path = os.path.abspath(path)
     folder, files = _listed(path, field)
     if not files:
         return None
     given = {name: put(file.read_bytes()) for name, file in files.items()} if put is not None else {}
-    return Pinned(path, _sha256(files), str(folder), given)
+    return PinnedPath(path, _sha256(files), str(folder), given)
 
 
-def here(held: Pinned, field: str, fetch: Callable[[Any], bytes]) -> str:
+def here(held: PinnedPath, field: str, fetch: Callable[[Any], bytes]) -> str:
     """A path of this machine with the content of ``held``: the same one, or a copy's."""
     if _same(held, field):
         return held.path
@@ -80,7 +80,7 @@ def size(spec: SAESpec, field: str) -> int:
     return sum(file.stat().st_size for path in named(spec, field) for file in _listed(path, field)[1].values())
 
 
-def _copy(held: Pinned, fetch: Callable[[Any], bytes]) -> str:
+def _copy(held: PinnedPath, fetch: Callable[[Any], bytes]) -> str:
     target = copies() / held.sha256
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def copies() -> Path:
     return Path(user_cache_dir("pytest-sae-bench")) / "content"
 
 
-def _same(held: Pinned, field: str) -> bool:
+def _same(held: PinnedPath, field: str) -> bool:
     _, files = _listed(held.path, field)
     return bool(files) and _sha256(files) == held.sha256
 

@@ -22,12 +22,12 @@ from sae_bench.registry.spec import SAESpec
 from sae_bench.report import run_folder
 from sae_bench.run.fingerprint import sources_sha256
 from sae_bench.run.options import RunOptions
-from sae_bench.run.ray.pinned_files import Pinned, here, localised
+from sae_bench.run.ray.pinned_files import PinnedPath, here, localised
 from sae_bench.run.run import Run
 
 
 @dataclass(frozen=True)
-class Job:
+class TaskRequest:
     """One task."""
 
     name: str
@@ -37,7 +37,7 @@ class Job:
     others: tuple[SAESpec, ...]
     "Registered SAEs that those of `work` name: of other layers, of other widths."
     options: RunOptions
-    files: Mapping[tuple[str, str], Pinned]
+    files: Mapping[tuple[str, str], PinnedPath]
     "By field and path of a registration."
     properties: Mapping[str, Property]
     "Those that a ``conftest.py`` registered."
@@ -46,7 +46,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TaskAnswer:
     """One property of one SAE, or, without a property, that the task has found its place."""
 
     sae: str = ""
@@ -58,13 +58,13 @@ class Answer:
     host: str = ""
 
 
-def measure(job: Job, fetch: Callable[[Any], bytes]) -> Iterator[Answer]:
+def measure(job: TaskRequest, fetch: Callable[[Any], bytes]) -> Iterator[TaskAnswer]:
     """Every answer of a task; ``fetch`` gets the bytes of a file."""
-    yield Answer(host=socket.gethostname())
+    yield TaskAnswer(host=socket.gethostname())
     try:
         paths = _prepared(job, fetch)
     except SAEBenchError as error:
-        yield from (Answer(spec.id, name, error=str(error)) for spec, names in job.work for name in names)
+        yield from (TaskAnswer(spec.id, name, error=str(error)) for spec, names in job.work for name in names)
         return
     folder = Path(tempfile.gettempdir()) / "sae-bench-ray" / job.name
     run = Run(_unjudged(job.options), folder, earlier=run_folder.earlier_records([folder]))
@@ -75,7 +75,7 @@ def measure(job: Job, fetch: Callable[[Any], bytes]) -> Iterator[Answer]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prepared(job: Job, fetch: Callable[[Any], bytes]) -> dict[tuple[str, str], str]:
+def _prepared(job: TaskRequest, fetch: Callable[[Any], bytes]) -> dict[tuple[str, str], str]:
     """Where the job's files lie on this machine; the properties of its ``conftest.py`` are known from here on."""
     if job.sources != sources_sha256():
         raise LoadError(
@@ -92,14 +92,14 @@ def _prepared(job: Job, fetch: Callable[[Any], bytes]) -> dict[tuple[str, str], 
     return paths
 
 
-def _answer(run: Run, spec: SAESpec, name: str) -> Answer:
+def _answer(run: Run, spec: SAESpec, name: str) -> TaskAnswer:
     checked = run.check(spec, name)
     if (spec.id, name) in run.errors:
-        return Answer(spec.id, name, error=run.errors[spec.id, name], notes=checked.result.notes)
+        return TaskAnswer(spec.id, name, error=run.errors[spec.id, name], notes=checked.result.notes)
     path = dict(checked.user_properties)[run_folder.RECORD]
     if not path:
-        return Answer(spec.id, name, error=run.unwritten[-1])
-    return Answer(spec.id, name, record=Path(path).read_bytes())
+        return TaskAnswer(spec.id, name, error=run.unwritten[-1])
+    return TaskAnswer(spec.id, name, record=Path(path).read_bytes())
 
 
 def _unjudged(options: RunOptions) -> RunOptions:

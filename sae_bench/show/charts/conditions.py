@@ -58,8 +58,8 @@ def families(result: PropertyResult) -> dict[str, Figure]:
         if len(members) > 1:
             found[f"{prefix} {unit}"] = _family(title, members, unit, result)
     for base, title in _STEERED.items():
-        names = {"feature": base, **{arm: f"{base}_{arm}" for arm in ARMS}}
-        held = {arm: _valued(result)[name] for arm, name in names.items() if name in _valued(result)}
+        names = {"feature": base, **{condition: f"{base}_{condition}" for condition in ARMS}}
+        held = {condition: _valued(result)[name] for condition, name in names.items() if name in _valued(result)}
         if len(held) > 1:
             found[base] = _family(title, held, held[next(iter(held))].unit, result)
     for prefix, title in _SHARES.items():
@@ -119,22 +119,22 @@ def _family(title: str, members: Mapping[str, MetricResult], unit: str, result: 
 
 def _bars(result: PropertyResult, prefix: str, title: str) -> Figure | None:
     """Shares of variance by factor, a bar per arm."""
-    arms: dict[str, dict[str, MetricResult]] = {}
+    conditions: dict[str, dict[str, MetricResult]] = {}
     for name, metric in _valued(result).items():
         if name.startswith(prefix):
             factor = name.removeprefix(prefix)
-            arm = next((arm for arm in ARMS if factor.endswith(f"_{arm}")), "feature")
-            arms.setdefault(arm, {})[factor.removesuffix(f"_{arm}")] = metric
-    if not arms:
+            condition = next((condition for condition in ARMS if factor.endswith(f"_{condition}")), "feature")
+            conditions.setdefault(condition, {})[factor.removesuffix(f"_{condition}")] = metric
+    if not conditions:
         return None
-    factors = sorted({factor for held in arms.values() for factor in held})
+    factors = sorted({factor for held in conditions.values() for factor in held})
     data = []
-    for index, arm in enumerate(sorted(arms, key=lambda arm: (arm != "feature", arm))):
-        held = [factor for factor in factors if factor in arms[arm]]
+    for index, condition in enumerate(sorted(conditions, key=lambda condition: (condition != "feature", condition))):
+        held = [factor for factor in factors if factor in conditions[condition]]
         data.append({
-            "type": "bar", "name": label(arm), "x": [label(factor) for factor in held],
-            "y": [shorten(arms[arm][factor].value or 0.0) for factor in held],
-            "error_y": _bars_of([arms[arm][factor] for factor in held], "$ink"),
+            "type": "bar", "name": label(condition), "x": [label(factor) for factor in held],
+            "y": [shorten(conditions[condition][factor].value or 0.0) for factor in held],
+            "error_y": _bars_of([conditions[condition][factor] for factor in held], "$ink"),
             "marker": {"color": f"${index % 8}", "pattern": {"shape": _PATTERNS[index % 8]}},
         })  # fmt: skip
     layout = {"xaxis": axis(type="category"), "yaxis": axis("share of variance", tickformat=".0%"), "barmode": "group"}

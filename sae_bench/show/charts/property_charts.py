@@ -78,7 +78,7 @@ def moved(result: PropertyResult, before: PropertyResult | None) -> list[tuple[i
     """Documents on which the headline moved, farthest first: (cluster, change)."""
     if before is None:
         return []
-    now, then = per_document(result, result.headline), per_document(before, result.headline)
+    now, then = per_document(result, result.primary_metric), per_document(before, result.primary_metric)
     changes = [
         (cluster, now[cluster] - then[cluster])
         for cluster in now
@@ -89,12 +89,12 @@ def moved(result: PropertyResult, before: PropertyResult | None) -> list[tuple[i
 
 def documents(result: PropertyResult, before: PropertyResult | None) -> Figure | None:
     """Each document's headline value, accepted against now; points on the diagonal did not move."""
-    now = per_document(result, result.headline)
-    then = per_document(before, result.headline) if before is not None else {}
+    now = per_document(result, result.primary_metric)
+    then = per_document(before, result.primary_metric) if before is not None else {}
     both = [cluster for cluster in now if cluster in then]
     if len(both) < 2:
         return None
-    metric = result.metrics[result.headline]
+    metric = result.metrics[result.primary_metric]
     x, y = [then[cluster] for cluster in both], [now[cluster] for cluster in both]
     low, high = min(*x, *y), max(*x, *y)
     log = low > 0 and high / low > 10
@@ -109,7 +109,7 @@ def documents(result: PropertyResult, before: PropertyResult | None) -> Figure |
                 "line": {"color": "$ink", "dash": "dash", "width": 1}, "hoverinfo": "skip"}  # fmt: skip
     unit = f", {metric.unit}" if metric.unit else ""
     layout: dict[str, Any] = {"xaxis": axis(f"accepted{unit}", log=log), "yaxis": axis(f"now{unit}", log=log)}
-    title = f"{result.headline} of each document, accepted and now"
+    title = f"{result.primary_metric} of each document, accepted and now"
     return Figure(title, [*data, unchanged], layout, _counted(metric, dict(changes), len(both)))
 
 

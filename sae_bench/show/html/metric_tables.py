@@ -38,12 +38,14 @@ def glyph(verdict: Verdict) -> str:
     return f'<span class="v v-{verdict.value.lower()}">{GLYPHS[verdict]}</span>'
 
 
-def mark(verdict: Verdict | None, beyond: bool = False, more: str = "", metric: MetricResult | None = None) -> str:
+def mark(
+    verdict: Verdict | None, exceeds_limit: bool = False, more: str = "", metric: MetricResult | None = None
+) -> str:
     """A verdict as glyph and word."""
     if verdict is None:
         return f'<span class="v v-none">· {words.unjudged_word(metric)}</span>'
-    alarm = " alarm" if words.needs_attention(verdict, beyond) else ""
-    word = words.verdict_word(verdict, beyond)
+    alarm = " alarm" if words.needs_attention(verdict, exceeds_limit) else ""
+    word = words.verdict_word(verdict, exceeds_limit)
     return f'<span class="v v-{verdict.value.lower()}{alarm}">{GLYPHS[verdict]} {word}{escape(more)}</span>'
 
 
@@ -58,7 +60,7 @@ def rows_table(rows: Sequence[Row], sae: bool = True) -> str:
 
 def _row(row: Row, sae: bool, width: int) -> str:
     metric = row.result
-    cells = [f"<td>{mark(row.verdict, row.beyond, f' (+{row.more})' if row.more else '', metric)}</td>"]
+    cells = [f"<td>{mark(row.verdict, row.exceeds_limit, f' (+{row.more})' if row.more else '', metric)}</td>"]
     cells += [f"<td class=name>{escape(row.sae).replace('/', '/<wbr>')}</td>"] if sae else []
     name = escape(row.name if sae else row.metric or row.name)
     title = f' title="{escape(metric.meaning)}"' if metric is not None and metric.meaning else ""
@@ -117,7 +119,7 @@ def table_data(report: Report) -> dict[str, Any]:
     columns = ["SAE", "metric", "now", "accepted", "change", "interval", "allowed", "verdict"]
     rows = []
     for row in all_rows(report):
-        metric, word = row.result, words.verdict_word(row.verdict, row.beyond)
+        metric, word = row.result, words.verdict_word(row.verdict, row.exceeds_limit)
         numbers: list[Any] = [None, None, None, "", ""]
         if metric is not None:
             unit = words.unit(metric)

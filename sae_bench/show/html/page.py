@@ -54,7 +54,7 @@ def report_html(report: Report, *, accepted: Report | None = None, title: str = 
     """
     gallery = sections.Gallery()
     results = [result for _, _, result in properties(report)]
-    calm = not any(cells.needs_attention(result.verdict, result.beyond) for result in results)
+    calm = not any(cells.needs_attention(result.verdict, result.exceeds_limit) for result in results)
     parts = [
         f"<h1>{escape(title)}: {escape(verdict_line(report))}</h1>",
         f"<p class=quiet>{escape(context.context_line(report))}</p>",
@@ -94,7 +94,7 @@ def history_page(entries: Sequence[AcceptedAt], *, title: str = "Accepted report
     for row, entry in enumerate(ordered):
         for sae, name, result in properties(entry.report):
             for metric, found in result.metrics.items():
-                if found.better != "reported" or found.limit or metric == result.headline:
+                if found.better != "reported" or found.limit or metric == result.primary_metric:
                     column = values.setdefault(f"{name}.{metric}", {}).setdefault(sae, [None] * len(ordered))
                     column[row] = found
     figures = [history.history(metric, labels, values[metric]) for metric in sorted(values)]

@@ -60,7 +60,7 @@ def grid(report: Report) -> str:
                 continue
             said = f"{name} of {sae}: {words.verdict_word(result.verdict)}"
             calm = result.verdict if len(names) > ROOMY and result.verdict in _CALM else None
-            shown = mark(result.verdict, result.beyond) if calm is None else glyph(calm)
+            shown = mark(result.verdict, result.exceeds_limit) if calm is None else glyph(calm)
             cells.append(
                 f'<td><a href="{link(sae, name)}" title="{escape(said)}" aria-label="{escape(said)}">{shown}</a></td>'
             )
@@ -135,7 +135,7 @@ def property_section(
 ) -> str:
     """One property of one SAE: its verdict in words, its numbers, its pictures."""
     result = found.properties[name]
-    alarm = words.needs_attention(result.verdict, result.beyond)
+    alarm = words.needs_attention(result.verdict, result.exceeds_limit)
     first = result.lines[0] if result.lines else ""
     rows = list(property_rows(sae, name, result))
     judged = [row for row in rows if row.result is not None and (row.verdict not in _SILENT or row.result.limit)]
@@ -158,7 +158,7 @@ def property_section(
     shown = " open" if alarm or opened else ""
     return (
         f'<details class="property{" alarm" if alarm else ""}" id="{escape(anchor(sae, name))}"{shown}>'
-        f"<summary>{mark(result.verdict, result.beyond)} <b>{escape(name)}</b>"
+        f"<summary>{mark(result.verdict, result.exceeds_limit)} <b>{escape(name)}</b>"
         f'<span class="line quiet">{escape(first)}</span></summary><div class="body">{"".join(parts)}</div></details>'
     )
 

@@ -33,7 +33,7 @@ from sae_bench.measure.datasets.concept_file import ConceptFile, read_concepts
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
 from sae_bench.measure.properties.circles import stats
-from sae_bench.measure.properties.circles.measured_cycle import Found, measured
+from sae_bench.measure.properties.circles.measured_cycle import MeasuredCycle, measured
 from sae_bench.measure.properties.circles.series import circle_series, sentences, site_p
 from sae_bench.measure.properties.circles.tokens import ENOUGH, LARGEST, MOST, PER_CLASS, SIMILAR, places
 
@@ -62,9 +62,9 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Class means of every declared cycle at the site, through the SAE and in the features that hold it."""
-    if bench.beside.concepts is None:
+    if bench.related.concepts is None:
         return Measurement({metric.name: Undefined(NO_CYCLES) for metric in METRICS})
-    file = read_concepts(bench.beside.concepts)
+    file = read_concepts(bench.related.concepts)
     if not file.cycles:
         return Measurement({metric.name: Undefined(NO_CYCLES) for metric in METRICS})
     found, missing = _each(bench, file)
@@ -79,13 +79,13 @@ def measure(bench: Bench) -> Measurement:
     )
 
 
-def _each(bench: Bench, file: ConceptFile) -> tuple[dict[str, Found], dict[str, str]]:
+def _each(bench: Bench, file: ConceptFile) -> tuple[dict[str, MeasuredCycle], dict[str, str]]:
     """What was found by cycle, and why of the others nothing."""
     found, missing = {}, {}
     for rank, cycle in enumerate(file.cycles):
         at = places(bench, file, cycle)
         held = measured(bench, cycle, at)
-        if isinstance(held, Found):
+        if isinstance(held, MeasuredCycle):
             found[cycle.name] = held
         else:
             missing[cycle.name] = held
@@ -93,7 +93,7 @@ def _each(bench: Bench, file: ConceptFile) -> tuple[dict[str, Found], dict[str, 
     return found, missing
 
 
-def _of_a_cycle(found: Found) -> dict[str, Estimate]:
+def _of_a_cycle(found: MeasuredCycle) -> dict[str, Estimate]:
     site, ours, residual = found.products["site"], found.products["reconstruction"], found.products["residual"]
     flat, still = "the class means have no power at the first frequencies", "the site has no circular power"
     estimates: dict[str, Estimate] = {
@@ -145,7 +145,7 @@ def _settings(bench: Bench, file: ConceptFile) -> dict[str, object]:
 PROPERTY = Property(
     name="circles",
     question="Are cyclic concepts circles at the site, and how much of the circle does the SAE keep?",
-    headline="kept",
+    primary_metric="kept",
     metrics=METRICS,
     limits=(),
     measure=measure,

@@ -14,7 +14,7 @@ import numpy as np
 from sae_bench.measure.datasets.concept_file import Cycle
 from sae_bench.measure.measurement import Floats
 from sae_bench.measure.properties.circles import stats
-from sae_bench.measure.properties.circles.tokens import Places, Seen, labelled, seen
+from sae_bench.measure.properties.circles.tokens import CycleActivations, CyclePositions, labelled, seen
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -37,7 +37,7 @@ class Plane:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class MeasuredCycle:
     """A cycle as it was measured."""
 
     classes: tuple[str, ...]
@@ -47,7 +47,7 @@ class Found:
     "By arm; `cluster` only where there are features, and with it `rest`: x without what they write."
     features: tuple[int, ...]
     found_by: str
-    steps: tuple[stats.Left, ...]
+    steps: tuple[stats.EliminationStep, ...]
     "Backward elimination of the features."
     planes: tuple[Plane, ...]
     outline: Mapping[str, Floats]
@@ -61,7 +61,7 @@ class Found:
     width: int
 
 
-def measured(bench: Bench, cycle: Cycle, at: Places) -> Found | str:
+def measured(bench: Bench, cycle: Cycle, at: CyclePositions) -> MeasuredCycle | str:
     """What was found, or why there is nothing: a class with too few documents of the tier."""
     given = labelled(bench, at, len(cycle.classes))
     thin = given.thin()
@@ -73,15 +73,15 @@ def measured(bench: Bench, cycle: Cycle, at: Places) -> Found | str:
     return _found(bench, cycle, seen(bench, cycle, at))
 
 
-def _found(bench: Bench, cycle: Cycle, held: Seen) -> Found:
+def _found(bench: Bench, cycle: Cycle, held: CycleActivations) -> MeasuredCycle:
     written = held.codes @ held.directions  # (N, d)
-    arms = {"site": held.x, "reconstruction": held.xhat, "residual": held.x - held.xhat}
+    conditions = {"site": held.x, "reconstruction": held.xhat, "residual": held.x - held.xhat}
     if held.features:
-        arms |= {"cluster": written, "rest": held.x - written}
-    products = {arm: stats.Products.of(rows, held.labels) for arm, rows in arms.items()}
+        conditions |= {"cluster": written, "rest": held.x - written}
+    products = {condition: stats.Products.of(rows, held.labels) for condition, rows in conditions.items()}
     basis = _span(held.directions)  # (dimensions, d)
     centred = held.x - bench.site_data.mean.numpy()
-    return Found(
+    return MeasuredCycle(
         classes=tuple(words[0] for words in cycle.classes),
         tokens=len(held.x),
         products=products,
@@ -89,7 +89,7 @@ def _found(bench: Bench, cycle: Cycle, held: Seen) -> Found:
         found_by=held.found_by,
         steps=tuple(_steps(held)),
         planes=tuple(_planes(written, held.labels)) if held.features else (),
-        outline=_outline({arm: arms[arm] for arm in ("site", "reconstruction")}, held.labels),
+        outline=_outline({condition: conditions[condition] for condition in ("site", "reconstruction")}, held.labels),
         random=tuple(stats.Products.of(part, held.labels) for rows in held.others for part in (rows, held.x - rows)),
         energy=(
             _energy(centred @ basis.T, held.labels),
@@ -101,17 +101,17 @@ def _found(bench: Bench, cycle: Cycle, held: Seen) -> Found:
     )
 
 
-def _steps(held: Seen) -> list[stats.Left]:
+def _steps(held: CycleActivations) -> list[stats.EliminationStep]:
     codes, site = (stats.class_means(rows, held.labels) for rows in (held.codes, held.x))
     return stats.eliminate(codes, held.directions, site)
 
 
-def _outline(arms: Mapping[str, Floats], given: stats.Labelled) -> dict[str, Floats]:
+def _outline(conditions: Mapping[str, Floats], given: stats.LabelledTokens) -> dict[str, Floats]:
     """Principal components know nothing of the order; in a plane that is fitted to it anything looks like a circle."""
-    means = {arm: stats.class_means(rows, given).mean(0) for arm, rows in arms.items()}
+    means = {condition: stats.class_means(rows, given).mean(0) for condition, rows in conditions.items()}
     centre = means["site"].mean(0)
     _, _, components = np.linalg.svd(means["site"] - centre, full_matrices=False)
-    return {arm: (each - centre) @ components[:2].T for arm, each in means.items()}
+    return {condition: (each - centre) @ components[:2].T for condition, each in means.items()}
 
 
 def _span(directions: Floats) -> Floats:
@@ -122,12 +122,12 @@ def _span(directions: Floats) -> Floats:
     return np.asarray(rows[size > 1e-6 * size[0]])
 
 
-def _energy(rows: Floats, given: stats.Labelled) -> Floats:
+def _energy(rows: Floats, given: stats.LabelledTokens) -> Floats:
     """(S,) squared norms of rows (N, ...) by cluster."""
     return np.asarray(np.bincount(given.cluster_of, np.square(rows).sum(1), given.clusters), dtype=np.float64)
 
 
-def _planes(written: Floats, given: stats.Labelled) -> list[Plane]:
+def _planes(written: Floats, given: stats.LabelledTokens) -> list[Plane]:
     """Neighbouring principal components of what the cluster writes, where any of its features fires."""
     fires = np.any(written != 0, axis=1)
     if fires.sum() < 2:

@@ -18,7 +18,7 @@ from itertools import accumulate
 
 from sae_bench.measure.measurement import Estimate, Series
 from sae_bench.measure.properties.circles import stats
-from sae_bench.measure.properties.circles.measured_cycle import ARMS, Found
+from sae_bench.measure.properties.circles.measured_cycle import ARMS, MeasuredCycle
 from sae_bench.measure.shared.factors import holm
 from sae_bench.measure.uncertainty import standard_error
 
@@ -34,7 +34,7 @@ _SHARE = {
     "residual": "circular_share_residual",
 }
 Estimates = Mapping[str, Mapping[str, Estimate]]
-Cycles = Mapping[str, Found]
+Cycles = Mapping[str, MeasuredCycle]
 
 
 def circle_series(found: Cycles, estimates: Estimates, corrected: Mapping[str, float], seed: int) -> dict[str, Series]:
@@ -86,7 +86,7 @@ def _called(p: float, roundness: float) -> str:
     return "circular" if roundness >= ROUND else "in order, but on a line rather than a circle"
 
 
-def _needed(held: Found, whole: Estimate) -> list[bool]:
+def _needed(held: MeasuredCycle, whole: Estimate) -> list[bool]:
     """Of each step of the elimination, whether its feature must stay: from the first on that leaves too little."""
     least = whole.value - (standard_error(whole) or 0.0)
     short = [not step.kept >= least for step in held.steps]
@@ -105,41 +105,41 @@ def _table(rows: list[dict[str, object]], title: str) -> Series:
 def _cycles(found: Cycles, estimates: Estimates, corrected: Mapping[str, float], seed: int) -> Series:
     rows: list[dict[str, object]] = []
     for name, held in found.items():
-        for arm in (arm for arm in ARMS if arm in held.products):
-            share, products = estimates[name][_SHARE[arm]], held.products[arm].whole
+        for condition in (condition for condition in ARMS if condition in held.products):
+            share, products = estimates[name][_SHARE[condition]], held.products[condition].whole
             error = standard_error(share)
             rows.append({
                 "cycle": name,
-                "arm": arm,
+                "arm": condition,
                 "circular_share": _rounded(share.value),
                 "se": _rounded(error),
                 "p": _rounded(stats.permutation_p(products, seed)),
-                "p_holm": _rounded(corrected[name]) if arm == "site" else None,
+                "p_holm": _rounded(corrected[name]) if condition == "site" else None,
                 "roundness": _rounded(stats.roundness(products)),
                 "power_of_site": _rounded(stats.of_site(products, held.products["site"].whole)),
             })  # fmt: skip
     return _table(rows, "Cycles: how circular the class means are in their order")
 
 
-def _spectrum(name: str, held: Found) -> Series:
+def _spectrum(name: str, held: MeasuredCycle) -> Series:
     classes = len(held.classes)
     columns: dict[str, list[float | None]] = {"x": [float(f) for f in range(1, classes // 2 + 1)]}
-    for arm in (arm for arm in ARMS if arm in held.products):
-        power = stats.powers(held.products[arm].whole)
+    for condition in (condition for condition in ARMS if condition in held.products):
+        power = stats.powers(held.products[condition].whole)
         # The last frequency of an even number of classes is a single wave, the others are two: a sine and a cosine.
         spread = [float(each) * (1 if 2 * f == classes else 2) for f, each in enumerate(power, 1)]
         total = sum(spread)
-        columns[arm] = [_rounded(each / total) if total > 0 else None for each in spread]
+        columns[condition] = [_rounded(each / total) if total > 0 else None for each in spread]
     return Series("curve", columns, f"{name}: spread of the class means by frequency of the order", "frequency")
 
 
-def _outlines(name: str, held: Found) -> dict[str, Series]:
+def _outlines(name: str, held: MeasuredCycle) -> dict[str, Series]:
     found = {}
-    for arm, means in held.outline.items():
+    for condition, means in held.outline.items():
         closed = [[_rounded(each) for each in (*column, column[0])] for column in means.T]
-        title = f"{name}, {arm}: class means from {held.classes[0]} round to {held.classes[0]}"
+        title = f"{name}, {condition}: class means from {held.classes[0]} round to {held.classes[0]}"
         columns = {"x": closed[0], "component 2": closed[1]}
-        key = f"outline_{name}" if arm == "site" else f"outline_{name}_{arm}"
+        key = f"outline_{name}" if condition == "site" else f"outline_{name}_{condition}"
         found[key] = Series("curve", columns, title, "component 1")
     return found
 

@@ -38,7 +38,7 @@ DRAWN = 4999
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class LabelledTokens:
     """Which class, which cluster and which half each token belongs to."""
 
     of_class: Ints
@@ -77,7 +77,7 @@ class Products:
     "(S, C)"
 
     @classmethod
-    def of(cls, rows: Floats, given: Labelled) -> Products:
+    def of(cls, rows: Floats, given: LabelledTokens) -> Products:
         """Of vectors (N, d)."""
         means = class_means(rows, given)  # (2, C, d)
         counts = given.counts()
@@ -97,7 +97,7 @@ class Products:
         return np.asarray((half[None, :] * self.whole - self.parts[cluster].T) / left[None, :])
 
 
-def class_means(rows: Floats, given: Labelled) -> Floats:
+def class_means(rows: Floats, given: LabelledTokens) -> Floats:
     """(2, C, d) of vectors (N, d), in even and in odd clusters."""
     sums = np.zeros((2, given.classes, rows.shape[1]))
     np.add.at(sums, (given.odd, given.of_class), rows)
@@ -217,7 +217,7 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
 
 
 @dataclass(frozen=True)
-class Left:
+class EliminationStep:
     """One step of backward elimination: what is left when a feature goes."""
 
     gone: int
@@ -228,7 +228,7 @@ class Left:
     "(C, C) K of what they write."
 
 
-def eliminate(means: Floats, directions: Floats, site: Floats) -> list[Left]:
+def eliminate(means: Floats, directions: Floats, site: Floats) -> list[EliminationStep]:
     """Features out of a cluster one by one, first the one that holds the least of the site's circle.
 
     What features hold of the circle adds up, so each one's part decides when it goes.
@@ -247,5 +247,5 @@ def eliminate(means: Floats, directions: Floats, site: Floats) -> list[Left]:
     while inside:
         gone, *inside = inside
         products = means[1][:, inside] @ gram[np.ix_(inside, inside)] @ means[0][:, inside].T
-        steps.append(Left(gone, float(sum(parts[index] for index in inside)), products))
+        steps.append(EliminationStep(gone, float(sum(parts[index] for index in inside)), products))
     return steps

@@ -16,7 +16,7 @@ import numpy as np
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.datasets.concept_file import ConceptFile, Cycle
 from sae_bench.measure.measurement import Floats
-from sae_bench.measure.properties.circles.stats import Labelled
+from sae_bench.measure.properties.circles.stats import LabelledTokens
 from sae_bench.measure.shared.factors import Ints
 from sae_bench.measure.shared.live_features import dictionary
 
@@ -41,10 +41,10 @@ RANDOM_SETS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class CycleActivations:
     """A cycle's tokens in the documents of the tier, at the site and through the SAE."""
 
-    labels: Labelled
+    labels: LabelledTokens
     x: Floats
     "(N, d)"
     xhat: Floats
@@ -71,7 +71,7 @@ def cycle_words(bench: Bench) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class CyclePositions:
     """Where the words of a cycle stand in the whole corpus, document by document."""
 
     document: Ints
@@ -80,10 +80,10 @@ class Places:
     of_class: Ints
 
 
-def places(bench: Bench, file: ConceptFile, cycle: Cycle) -> Places:
+def places(bench: Bench, file: ConceptFile, cycle: Cycle) -> CyclePositions:
     """Kept positions of the corpus that hold a word of the cycle, at most `MOST`; the same for all SAEs of a site."""
 
-    def compute() -> Places:
+    def compute() -> CyclePositions:
         from sae_bench.measure.datasets.concept_tokens import cycle_tokens
 
         class_of = np.full(bench.model.d_vocab, -1)
@@ -92,18 +92,18 @@ def places(bench: Bench, file: ConceptFile, cycle: Cycle) -> Places:
         label = np.where(bench.site_data.keep.numpy(), class_of[bench.corpus.tokens.numpy()], -1)
         document, position = np.nonzero(label >= 0)
         document, position = document[:MOST], position[:MOST]
-        return Places(document, position, label[document, position])
+        return CyclePositions(document, position, label[document, position])
 
     return bench.site_data.shared(("cycle", file.sha256, cycle.name), compute)
 
 
-def labelled(bench: Bench, at: Places, classes: int) -> Labelled:
+def labelled(bench: Bench, at: CyclePositions, classes: int) -> LabelledTokens:
     """The tokens in documents of the tier."""
     inside = at.document < bench.documents
-    return Labelled(at.of_class[inside], bench.cluster_of[at.document[inside]], classes, len(bench.clusters))
+    return LabelledTokens(at.of_class[inside], bench.cluster_of[at.document[inside]], classes, len(bench.clusters))
 
 
-def seen(bench: Bench, cycle: Cycle, at: Places) -> Seen:
+def seen(bench: Bench, cycle: Cycle, at: CyclePositions) -> CycleActivations:
     """What the site and the SAE hold of a cycle."""
     import torch
 
@@ -115,7 +115,7 @@ def seen(bench: Bench, cycle: Cycle, at: Places) -> Seen:
     means = _means(bench, codes, at, given.classes)  # (2, C, n)
     features, found_by = _cluster(bench, cycle, means, W_dec)
     chosen = list(features)
-    return Seen(
+    return CycleActivations(
         labels=given,
         x=bench.site_data.x[document, position][tier].double().numpy(),
         xhat=xhat[tier].double().numpy(),
@@ -127,7 +127,7 @@ def seen(bench: Bench, cycle: Cycle, at: Places) -> Seen:
     )
 
 
-def _through(bench: Bench, at: Places) -> tuple[SparseCodes, Tensor]:
+def _through(bench: Bench, at: CyclePositions) -> tuple[SparseCodes, Tensor]:
     """Codes and reconstructions (N, d) of the places, a document at a time."""
     import torch
 
@@ -159,7 +159,7 @@ def _columns(codes: SparseCodes, features: list[int]) -> Tensor:
     return dense[:, [ascending.index(feature) for feature in features]]
 
 
-def _means(bench: Bench, codes: SparseCodes, at: Places, classes: int) -> Tensor:
+def _means(bench: Bench, codes: SparseCodes, at: CyclePositions, classes: int) -> Tensor:
     """float32 (2, C, n) class means in even and odd clusters of the corpus; 0 for a class without a token there."""
     import torch
 
@@ -190,10 +190,10 @@ def _cluster(bench: Bench, cycle: Cycle, means: Tensor, W_dec: Tensor | None) ->
     apart = (centred[0] * centred[1]).sum(0) * W_dec.square().sum(1)  # (n,)
     named = cycle.latents.get(bench.id)
     if named is not None:
-        beyond = [index for index in named if index >= len(apart)]
-        if beyond:
+        exceeds_limit = [index for index in named if index >= len(apart)]
+        if exceeds_limit:
             raise MeasurementError(
-                f"cycle {cycle.name!r} names latent {beyond[0]} of {bench.id!r}, which has {len(apart)}; count from 0"
+                f"cycle {cycle.name!r} names latent {exceeds_limit[0]} of {bench.id!r}, which has {len(apart)}; count from 0"
             )
         return tuple(sorted(named, key=lambda index: -float(apart[index]))), "file"
     best, power = _strongest(bench.shared("similar directions", lambda: _similar(bench)), centred, W_dec)

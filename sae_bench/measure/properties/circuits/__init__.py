@@ -31,9 +31,9 @@ import numpy as np
 from sae_bench.measure.datasets.circuit_file import FACTORS, CircuitSet, read_circuit
 from sae_bench.measure.measurement import Estimate, Floats, Measurement, Metric, Undefined
 from sae_bench.measure.properties import TRANSCODER, Property
-from sae_bench.measure.properties.circuits.conditions import CHOOSING, LATENTS, TRIED, Circuit, circuit_arms
+from sae_bench.measure.properties.circuits.conditions import CHOOSING, LATENTS, TRIED, CircuitConditions, circuit_arms
 from sae_bench.measure.properties.circuits.series import circuit_series
-from sae_bench.measure.properties.circuits.stats import Design, Features, compare_features
+from sae_bench.measure.properties.circuits.stats import Design, FeatureComparison, compare_features
 from sae_bench.measure.uncertainty import standard_error
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Logit differences of the scored half in every arm, and what leaving out single features does to them."""
-    if bench.beside.circuit is None:
+    if bench.related.circuit is None:
         return Measurement({metric.name: Undefined(NO_PROMPTS) for metric in METRICS})
     if bench.source is not bench.site_data:
         return Measurement({metric.name: Undefined(TRANSCODER) for metric in METRICS})
-    asked = read_circuit(bench.beside.circuit)
+    asked = read_circuit(bench.related.circuit)
     found = circuit_arms(bench, asked)
     design = Design(found.cluster_of, found.factors)
     features = compare_features(design, found.effects, bench.settings.seed)
@@ -101,8 +101,8 @@ def measure(bench: Bench) -> Measurement:
     )
 
 
-def _of_the_sae(design: Design, found: Circuit) -> dict[str, Estimate]:
-    clean, ours, ablated = (found.arms[name] for name in ("clean", "sae", "mean_ablation"))
+def _of_the_sae(design: Design, found: CircuitConditions) -> dict[str, Estimate]:
+    clean, ours, ablated = (found.conditions[name] for name in ("clean", "sae", "mean_ablation"))
     lost = clean - ours
     estimates: dict[str, Estimate] = {
         "logit_difference_clean": design.mean(clean),
@@ -111,7 +111,7 @@ def _of_the_sae(design: Design, found: Circuit) -> dict[str, Estimate]:
         "logit_difference_sae_sd": design.spread(ours),
         "kept": design.share(ours, clean),
         "kept_over_ablation": design.share(ours - ablated, clean - ablated),
-        "kept_isotropic": design.share(found.arms["isotropic"], clean),
+        "kept_isotropic": design.share(found.conditions["isotropic"], clean),
         "lost": design.mean(lost),
         "lost_sd": design.spread(lost),
         **{f"variance_explained_{factor}": design.explained(lost, factor) for factor in FACTORS},
@@ -132,7 +132,7 @@ def _unsolved(design: Design, clean: Floats) -> dict[str, Estimate]:
     return dict.fromkeys(NOT_KEPT, Undefined(why))
 
 
-def _of_the_first_feature(design: Design, found: Circuit) -> dict[str, Estimate]:
+def _of_the_first_feature(design: Design, found: CircuitConditions) -> dict[str, Estimate]:
     if not found.features:
         names = [metric.name for metric in METRICS if metric.name.startswith("latent_")]
         return dict.fromkeys(names, Undefined(found.missing))
@@ -159,7 +159,7 @@ def _settings(bench: Bench, asked: CircuitSet) -> dict[str, object]:
     }
 
 
-def _notes(asked: CircuitSet, found: Circuit, features: Features) -> tuple[str, ...]:
+def _notes(asked: CircuitSet, found: CircuitConditions, features: FeatureComparison) -> tuple[str, ...]:
     notes = [
         f"{len(asked.prompts)} prompts in {len(asked.clusters)} clusters, {len(found.prompts)} of them in "
         f"{len(found.clusters)} clusters scored"
@@ -175,7 +175,7 @@ def _notes(asked: CircuitSet, found: Circuit, features: Features) -> tuple[str, 
 PROPERTY = Property(
     name="circuits",
     question="Does a circuit still work through the reconstruction, and in every kind of prompt?",
-    headline="kept",
+    primary_metric="kept",
     metrics=METRICS,
     limits=("worst_level_sign:0.1",),
     measure=measure,

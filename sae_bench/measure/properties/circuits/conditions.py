@@ -22,7 +22,7 @@ from sae_bench.measure.shared.factors import Ints, levels
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.properties.circuits.runs import Coded, Task
+    from sae_bench.measure.properties.circuits.runs import EncodedPrompts, TokenisedPrompts
 
 LATENTS = 8
 "Features that are measured."
@@ -35,7 +35,7 @@ CHOOSING = 48
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class CircuitConditions:
     """All that was found on one SAE. N scored prompts, S clusters, K features."""
 
     prompts: tuple[CircuitPrompt, ...]
@@ -46,7 +46,7 @@ class Circuit:
     "(N,) each, level of every factor as a number, in the order of `names`."
     names: Mapping[str, tuple[str, ...]]
     "Levels of every factor by name."
-    arms: Mapping[str, Floats]
+    conditions: Mapping[str, Floats]
     "(N,) logit differences, nats: `clean`, `sae`, `isotropic`, `mean_ablation`."
     features: tuple[int, ...]
     "The chosen ones, the best first; none where no feature of the SAE has an effect."
@@ -62,7 +62,7 @@ class Circuit:
     "Why no feature could be looked at."
 
 
-def circuit_arms(bench: Bench, asked: CircuitSet) -> Circuit:
+def circuit_arms(bench: Bench, asked: CircuitSet) -> CircuitConditions:
     """Choose features on one half of the clusters, and run the scored half through every arm."""
     from sae_bench.measure.datasets.balanced_sampling import first_of_cells, halves_by_cell
     from sae_bench.measure.properties.circuits import runs
@@ -75,7 +75,7 @@ def circuit_arms(bench: Bench, asked: CircuitSet) -> Circuit:
     seen = runs.coded(bench, given)
     rows = range(len(prompts))
     clean = runs.clean(bench, given)
-    arms = {
+    conditions = {
         "clean": clean,
         "sae": runs.differences(bench, given, rows, seen.xhat),
         "isotropic": runs.differences(bench, given, rows, runs.noisy(bench, given, seen)),
@@ -84,13 +84,13 @@ def circuit_arms(bench: Bench, asked: CircuitSet) -> Circuit:
     features = tuple(chosen)
     effects, fires = _effects(bench, given, seen, features, clean)
     random, _ = _effects(bench, given, seen, features, clean, elsewhere=True)
-    return Circuit(
+    return CircuitConditions(
         prompts=prompts,
         cluster_of=np.repeat(np.arange(len(kept)), [len(cluster.prompts) for cluster in kept]),
         clusters=tuple(cluster.id for cluster in kept),
         factors={name: levels([prompt.factors[name] for prompt in prompts]) for name in FACTORS},
         names={name: tuple(sorted({prompt.factors[name] for prompt in prompts})) for name in FACTORS},
-        arms={name: _rounded(values, clean) for name, values in arms.items()},
+        conditions={name: _rounded(values, clean) for name, values in conditions.items()},
         features=features,
         signs=np.array(list(chosen.values())),
         fires=fires,
@@ -143,7 +143,12 @@ def _sure(effects: Floats, orders: Ints, cluster_of: Ints) -> tuple[Floats, Floa
 
 
 def _effects(
-    bench: Bench, given: Task, seen: Coded, features: tuple[int, ...], clean: Floats, elsewhere: bool = False
+    bench: Bench,
+    given: TokenisedPrompts,
+    seen: EncodedPrompts,
+    features: tuple[int, ...],
+    clean: Floats,
+    elsewhere: bool = False,
 ) -> tuple[Floats, Floats]:
     """Effects (K, N) of leaving each feature out, and the share of prompts it fires in.
 

@@ -32,7 +32,7 @@ from sae_bench.measure.shared.prompts import (
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class TokenisedPrompts:
     """Some prompts of a circuit as the model reads them."""
 
     asked: tuple[CircuitPrompt, ...]
@@ -50,16 +50,16 @@ class Task:
             yield [rows[index] for index in group]
 
 
-def task(bench: Bench, circuit: CircuitSet, asked: Sequence[CircuitPrompt]) -> Task:
+def task(bench: Bench, circuit: CircuitSet, asked: Sequence[CircuitPrompt]) -> TokenisedPrompts:
     """Some prompts of a dataset, tokenised and captured; the same ones for all SAEs of a site.
 
     A prompt of the dataset that the model cannot read is a `MeasurementError` with its line, wanted or not.
     """
 
-    def compute() -> Task:
+    def compute() -> TokenisedPrompts:
         ids = bench.site_data.shared(("circuit tokens", circuit.sha256), lambda: _tokenised(bench, circuit))
         texts = [(f"{circuit.path}, line {prompt.line}", ids[prompt.line][0]) for prompt in asked]
-        return Task(
+        return TokenisedPrompts(
             tuple(asked),
             tuple(captured_prompts(bench, texts, "circuits: prompts")),
             torch.tensor([ids[prompt.line][1] for prompt in asked]),
@@ -96,7 +96,7 @@ def _tokenised(bench: Bench, circuit: CircuitSet) -> dict[int, tuple[list[int], 
     return found
 
 
-def differences(bench: Bench, given: Task, rows: Sequence[int], values: Sequence[Tensor]) -> Floats:
+def differences(bench: Bench, given: TokenisedPrompts, rows: Sequence[int], values: Sequence[Tensor]) -> Floats:
     """(len(rows),) logit differences of the prompts ``rows`` with ``values`` (p, d) in place of their activations."""
     place = {row: at for at, row in enumerate(rows)}
     found = np.zeros(len(rows))
@@ -116,7 +116,7 @@ def differences(bench: Bench, given: Task, rows: Sequence[int], values: Sequence
     return found
 
 
-def _last(given: Task, group: Sequence[int]) -> Tensor:
+def _last(given: TokenisedPrompts, group: Sequence[int]) -> Tensor:
     """bool (b, p), true at the last position."""
     select = torch.zeros(len(group), len(given.read[group[0]].tokens), dtype=torch.bool)
     select[:, -1] = True
@@ -129,12 +129,12 @@ def _difference(logits: Tensor, answers: Tensor) -> Tensor:
     return right - wrong
 
 
-def clean(bench: Bench, given: Task) -> Floats:
+def clean(bench: Bench, given: TokenisedPrompts) -> Floats:
     """(N,) with nothing changed; the same for all SAEs of a site."""
     return _shared(bench, given, "clean", lambda prompt: prompt.x)
 
 
-def mean_ablated(bench: Bench, given: Task) -> Floats:
+def mean_ablated(bench: Bench, given: TokenisedPrompts) -> Floats:
     """(N,) with the corpus' mean activation at every position; the same for all SAEs of a site."""
     mean = bench.site_data.mean.float()
 
@@ -146,15 +146,15 @@ def mean_ablated(bench: Bench, given: Task) -> Floats:
     return _shared(bench, given, "mean ablation", ablated)
 
 
-def _shared(bench: Bench, given: Task, arm: str, value: Callable[[Prompt], Tensor]) -> Floats:
+def _shared(bench: Bench, given: TokenisedPrompts, condition: str, value: Callable[[Prompt], Tensor]) -> Floats:
     rows = range(len(given.read))
     return bench.site_data.shared(
-        (given.key, arm), lambda: differences(bench, given, rows, [value(prompt) for prompt in given.read])
+        (given.key, condition), lambda: differences(bench, given, rows, [value(prompt) for prompt in given.read])
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Coded:
+class EncodedPrompts:
     """What an SAE makes of the prompts."""
 
     codes: list[Tensor]
@@ -163,9 +163,9 @@ class Coded:
     "(p, d); x where nothing is intervened on."
 
 
-def coded(bench: Bench, given: Task) -> Coded:
+def coded(bench: Bench, given: TokenisedPrompts) -> EncodedPrompts:
     """Codes and reconstructions, one prompt at a time, so that they depend on nothing else."""
-    found = Coded([], [])
+    found = EncodedPrompts([], [])
     for prompt in given.read:
         x = prompt.x[given.first :]
         with torch.no_grad():
@@ -179,17 +179,19 @@ def coded(bench: Bench, given: Task) -> Coded:
     return found
 
 
-def noisy(bench: Bench, given: Task, seen: Coded) -> list[Tensor]:
+def noisy(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts) -> list[Tensor]:
     """(p, d) each: isotropic noise of the error's own norm in place of the error."""
     found = []
     for asked, prompt, xhat in zip(given.asked, given.read, seen.xhat, strict=True):
-        draw = noise_floors.Draw(bench.settings.seed, (asked.line,), (len(prompt.tokens),), "circuit isotropic", 0)
+        draw = noise_floors.SeededDraws(
+            bench.settings.seed, (asked.line,), (len(prompt.tokens),), "circuit isotropic", 0
+        )
         x = prompt.x[None]
         found.append(noise_floors.isotropic(x, xhat[None] - x, bench.pool(), draw)[0])
     return found
 
 
-def written(bench: Bench, given: Task, seen: Coded, row: int, feature: int) -> Tensor | None:
+def written(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts, row: int, feature: int) -> Tensor | None:
     """(p, d) what one feature writes into a prompt; None where it does not fire."""
     codes = seen.codes[row]
     fires = (codes[:, feature] != 0).nonzero().flatten()
@@ -206,7 +208,7 @@ def written(bench: Bench, given: Task, seen: Coded, row: int, feature: int) -> T
     return found
 
 
-def gradients(bench: Bench, given: Task) -> list[Tensor]:
+def gradients(bench: Bench, given: TokenisedPrompts) -> list[Tensor]:
     """(p, d) float32 derivative of each prompt's logit difference by its activations; the same for all SAEs."""
 
     def compute() -> list[Tensor]:
@@ -227,7 +229,7 @@ def gradients(bench: Bench, given: Task) -> list[Tensor]:
     return bench.site_data.shared((given.key, "gradients"), compute)
 
 
-def first_order(bench: Bench, given: Task, seen: Coded) -> Tensor:
+def first_order(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts) -> Tensor:
     """float64 (N, n) what removing each feature costs each prompt to first order: its codes times its slope, summed."""
     W_dec = bench.sae.W_dec.float()
     rows = [

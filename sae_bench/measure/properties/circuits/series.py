@@ -15,12 +15,14 @@ import math
 import numpy as np
 
 from sae_bench.measure.measurement import Series
-from sae_bench.measure.properties.circuits.conditions import Circuit
-from sae_bench.measure.properties.circuits.stats import Design, Features
+from sae_bench.measure.properties.circuits.conditions import CircuitConditions
+from sae_bench.measure.properties.circuits.stats import Design, FeatureComparison
 from sae_bench.measure.shared.factors import holm, omega_squared
 
 
-def circuit_series(found: Circuit, design: Design, features: Features, seed: int) -> dict[str, Series]:
+def circuit_series(
+    found: CircuitConditions, design: Design, features: FeatureComparison, seed: int
+) -> dict[str, Series]:
     """Tables and a histogram of one measurement."""
     series = {"differences": _differences(found), "levels": _levels(found, design, seed)}
     if found.features:
@@ -32,9 +34,9 @@ def _rounded(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def _differences(found: Circuit) -> Series:
-    edges = np.histogram_bin_edges(np.concatenate(list(found.arms.values())), bins=30)
-    counts = {arm: np.histogram(values, edges)[0].tolist() for arm, values in found.arms.items()}
+def _differences(found: CircuitConditions) -> Series:
+    edges = np.histogram_bin_edges(np.concatenate(list(found.conditions.values())), bins=30)
+    counts = {condition: np.histogram(values, edges)[0].tolist() for condition, values in found.conditions.items()}
     return Series(
         "histogram",
         {"edges": [_rounded(edge) for edge in edges], **counts},
@@ -43,8 +45,8 @@ def _differences(found: Circuit) -> Series:
     )
 
 
-def _levels(found: Circuit, design: Design, seed: int) -> Series:
-    clean, ours = found.arms["clean"], found.arms["sae"]
+def _levels(found: CircuitConditions, design: Design, seed: int) -> Series:
+    clean, ours = found.conditions["clean"], found.conditions["sae"]
     lost = clean - ours
     p = holm([float(design.p(lost[None], name, seed)[0]) for name in found.factors])
     titles = ("factor", "level", "prompts", "clean", "sae", "lost", "preferred", "omega_squared", "p_holm")
@@ -59,7 +61,7 @@ def _levels(found: Circuit, design: Design, seed: int) -> Series:
     return Series("table", columns, title="Orders and templates, and what of the circuit is lost in each")
 
 
-def _features(found: Circuit, features: Features) -> Series:
+def _features(found: CircuitConditions, features: FeatureComparison) -> Series:
     orders = found.names["order"]
     columns: dict[str, list[object]] = {
         "feature": list(found.features),

@@ -107,7 +107,7 @@ NDArrayBool = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class FeatureComparison:
     """What the declared factors do to each feature's effect; (K,) each."""
 
     means: Floats
@@ -120,7 +120,7 @@ class Features:
     "The order that each matters for, if it matters for no other; -1 else."
 
 
-def compare_features(design: Design, effects: Floats, seed: int) -> Features:
+def compare_features(design: Design, effects: Floats, seed: int) -> FeatureComparison:
     """Of effects (K, N)."""
     order = design.factors["order"]
     means = np.stack([effects[:, order == level].mean(1) for level in np.unique(order)], axis=1)
@@ -133,4 +133,4 @@ def compare_features(design: Design, effects: Floats, seed: int) -> Features:
         most = int(row.argmax())
         alone = all(each < ONLY * row[most] for level, each in enumerate(row) if level != most)
         only.append(most if sure and alone else -1)
-    return Features(means, explained, p, tuple(only))
+    return FeatureComparison(means, explained, p, tuple(only))

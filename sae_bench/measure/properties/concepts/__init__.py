@@ -29,11 +29,11 @@ import numpy as np
 from sae_bench.measure.datasets.concept_file import UPPER_CASE
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.concepts.in_sae import InSAE, in_sae
+from sae_bench.measure.properties.concepts.in_sae import ConceptInSAE, in_sae
 from sae_bench.measure.properties.concepts.occurrences import placed_concepts
-from sae_bench.measure.properties.concepts.probes import Scored, mean_of, worst_of
+from sae_bench.measure.properties.concepts.probes import ProbeScore, mean_of, worst_of
 from sae_bench.measure.properties.concepts.series import concept_series
-from sae_bench.measure.properties.concepts.spaces import SPARSE, AtSite, at_site
+from sae_bench.measure.properties.concepts.spaces import SPARSE, ConceptAtSite, at_site
 from sae_bench.measure.uncertainty import leave_one_out
 
 if TYPE_CHECKING:
@@ -101,15 +101,15 @@ def measure(bench: Bench) -> Measurement:
     )
 
 
-def _estimate(scored: Scored) -> Influence:
+def _estimate(scored: ProbeScore) -> Influence:
     return Influence(scored.value, leave_one_out(scored.without, scored.value))
 
 
-def _mean(parts: Sequence[Scored], why: str = "") -> Estimate:
+def _mean(parts: Sequence[ProbeScore], why: str = "") -> Estimate:
     return _estimate(mean_of(parts)) if parts else Undefined(why)
 
 
-def _directions(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Estimate]:
+def _directions(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
     changes = [sae.kept - site.found for site, sae in zip(sites, saes, strict=True)]
     embedded = [site.embedded for site in sites if site.embedded is not None]
     no_words = Undefined("no concept of words whose embeddings the model shows")
@@ -134,14 +134,14 @@ def _directions(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Est
     }
 
 
-def _probes(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Estimate]:
+def _probes(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {f"probe_x_{k}": _mean([site.probes[k] for site in sites]) for k in SPARSE}
     for space in SPACES[1:]:
         found |= {f"probe_{space}_{k}": _mean([sae.probes[space, k] for sae in saes]) for k in SPARSE}
     return found
 
 
-def _searches(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Estimate]:
+def _searches(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
     few = "no concept has enough pairs of a positive and a negative in either half; measure more documents"
     clean = [site.searched.found for site in sites if site.searched is not None]
     kept, error = (
@@ -158,7 +158,7 @@ def _searches(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Estim
     }
 
 
-def _upper_case(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Estimate]:
+def _upper_case(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
     for site, sae in zip(sites, saes, strict=True):
         if site.placed.name == UPPER_CASE:
             return {
@@ -175,7 +175,7 @@ def _upper_case(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Est
 PROPERTY = Property(
     name="concepts",
     question="Is a labelled concept, upper case first, a direction at the site, and does the SAE keep it?",
-    headline="auroc_change",
+    primary_metric="auroc_change",
     metrics=METRICS,
     limits=("auroc_change:0.02", "upper_case_auroc_change:0.02"),
     measure=measure,

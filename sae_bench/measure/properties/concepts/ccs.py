@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sae_bench.measure.measurement import Floats
-from sae_bench.measure.properties.concepts.occurrences import Ints, Placed
-from sae_bench.measure.properties.concepts.probes import Half, Reader, Scored, auroc, cross, mean_of
+from sae_bench.measure.properties.concepts.occurrences import ConceptPositions, Ints
+from sae_bench.measure.properties.concepts.probes import Half, Probe, ProbeScore, auroc, cross, mean_of
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 "Share of pairs with y = +1 in the half that is searched; the other half is always balanced."
@@ -34,10 +34,10 @@ _STEPS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Searched:
+class CCSResult:
     """What the search finds in one space."""
 
-    found: Scored
+    found: ProbeScore
     "AUROC on balanced pairs at p = .5 without a distractor."
     truth: Floats
     "(rho, p) AUROC of the concept along what is found"
@@ -45,7 +45,7 @@ class Searched:
     "(rho, p) AUROC of the distractor along it"
 
 
-def pairs_of(placed: Placed, half: int) -> Ints:
+def pairs_of(placed: ConceptPositions, half: int) -> Ints:
     """(P, 2) rows of the half, positive and negative, matched so that partners stand as far into their documents.
 
     Where they stand is the largest difference between two places of many models, and would be what the search finds.
@@ -77,17 +77,17 @@ def paired_half(half: Half, pairs: Ints) -> Half:
     return Half(x, positive, half.clusters, np.concatenate([row, row + len(pairs)]), np.concatenate([of, of]))
 
 
-def search(halves: Sequence[Half], clusters: int, seed: int) -> Searched:
+def search(halves: Sequence[Half], clusters: int, seed: int) -> CCSResult:
     """Both halves of `paired_half`, each searched and scored on the other."""
     axes = [principal_axes(half.x[: len(half.x) // 2]) for half in halves]
     readers = [first_component(half, each) for half, each in zip(halves, axes, strict=True)]
     curves = np.mean(
         [imbalance_curves(halves[fold], halves[1 - fold], axes[fold], seed + fold) for fold in (0, 1)], axis=0
     )
-    return Searched(cross(readers, halves, clusters), curves[0], curves[1])
+    return CCSResult(cross(readers, halves, clusters), curves[0], curves[1])
 
 
-def salience(halves: Sequence[Half], clusters: int) -> tuple[Scored, Scored]:
+def salience(halves: Sequence[Half], clusters: int) -> tuple[ProbeScore, ProbeScore]:
     """How much the truth stands out among balanced differences.
 
     Returns:
@@ -98,7 +98,7 @@ def salience(halves: Sequence[Half], clusters: int) -> tuple[Scored, Scored]:
     return mean_of([each[0] for each in found]), mean_of([each[1] for each in found])
 
 
-def first_component(half: Half, axes: Floats) -> Reader:
+def first_component(half: Half, axes: Floats) -> Probe:
     """The first principal component of balanced differences, turned towards the positives; ``axes`` (r, d) are all."""
     at = half.x[: len(half.x) // 2] @ axes.T  # (P, r)
     turn = np.sign(at[:, 0].mean()) or 1.0
@@ -110,7 +110,7 @@ def first_component(half: Half, axes: Floats) -> Reader:
         along[half.row[here], half.of[here]] = 0
         weights = at.T @ along
         weights /= np.maximum(np.linalg.norm(weights, axis=0), np.finfo(float).tiny)
-    return Reader(turn * axes[0], axes.T @ weights, half.clusters)
+    return Probe(turn * axes[0], axes.T @ weights, half.clusters)
 
 
 def principal_axes(difference: Floats) -> Floats:
@@ -122,7 +122,7 @@ def principal_axes(difference: Floats) -> Floats:
     return axes
 
 
-def _salience(half: Half, clusters: int) -> tuple[Scored, Scored]:
+def _salience(half: Half, clusters: int) -> tuple[ProbeScore, ProbeScore]:
     difference = half.x[: len(half.x) // 2]
     count, total = len(difference), difference.sum(0)
     axes = np.linalg.svd(difference, full_matrices=False)[2]  # (r, d)
@@ -140,7 +140,7 @@ def _salience(half: Half, clusters: int) -> tuple[Scored, Scored]:
     full = of(np.zeros(0, dtype=np.int64))
     without = np.tile(full, (clusters, 1))
     without[half.clusters] = [of(half.row[half.of == cluster]) for cluster in range(len(half.clusters))]
-    return Scored(full[0], without[:, 0]), Scored(full[1], without[:, 1])
+    return ProbeScore(full[0], without[:, 0]), ProbeScore(full[1], without[:, 1])
 
 
 def imbalance_curves(

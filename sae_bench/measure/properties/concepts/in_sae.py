@@ -12,35 +12,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_bench.measure.measurement import Floats
-from sae_bench.measure.properties.concepts.ccs import Searched, search
-from sae_bench.measure.properties.concepts.occurrences import Found
-from sae_bench.measure.properties.concepts.probes import Scored, best_column, cross, probe
-from sae_bench.measure.properties.concepts.spaces import SPARSE, AtSite, at_site, differences, halves_of, rows_of
+from sae_bench.measure.properties.concepts.ccs import CCSResult, search
+from sae_bench.measure.properties.concepts.occurrences import MeasurableConcepts
+from sae_bench.measure.properties.concepts.probes import ProbeScore, best_column, cross, probe
+from sae_bench.measure.properties.concepts.spaces import SPARSE, ConceptAtSite, at_site, differences, halves_of, rows_of
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
 
 
 @dataclass(frozen=True, eq=False)
-class InSAE:
+class ConceptInSAE:
     """The same concept in what one SAE makes of it."""
 
-    kept: Scored
+    kept: ProbeScore
     "AUROC of the site's own direction, read on the reconstruction."
-    best_feature: Scored
+    best_feature: ProbeScore
     feature: int
     "Best feature of the first half."
-    cosine: Scored | None
+    cosine: ProbeScore | None
     "Largest |cosine| of the direction with a decoder row; None where the SAE shows no decoder."
     floor_cosine: float
     "The same for directions of labels dealt anew, their mean."
     random_cosine: float
     "The same for as many random decoder rows."
-    probes: Mapping[tuple[str, int], Scored]
-    searched: Mapping[str, Searched]
+    probes: Mapping[tuple[str, int], ProbeScore]
+    searched: Mapping[str, CCSResult]
 
 
-def in_sae(bench: Bench, found: Found) -> tuple[InSAE, ...]:
+def in_sae(bench: Bench, found: MeasurableConcepts) -> tuple[ConceptInSAE, ...]:
     """Every concept in the SAE's reconstruction, error and codes."""
     sites = at_site(bench, found)
     place = {where: row for row, where in enumerate(sorted({w for site in sites for w in site.placed.place}))}
@@ -55,8 +55,13 @@ def in_sae(bench: Bench, found: Found) -> tuple[InSAE, ...]:
 
 
 def _in_sae(
-    bench: Bench, found: Found, site: AtSite, reconstruction: Floats, codes: Any, decoder: Floats | None
-) -> InSAE:
+    bench: Bench,
+    found: MeasurableConcepts,
+    site: ConceptAtSite,
+    reconstruction: Floats,
+    codes: Any,
+    decoder: Floats | None,
+) -> ConceptInSAE:
     placed, clusters, seed = site.placed, len(found.clusters), bench.settings.seed
     again, active, error = (
         halves_of(placed, rows, found.clusters)
@@ -73,7 +78,7 @@ def _in_sae(
         for space, halves in (("reconstruction", again), ("error", error)):
             searched[space] = search(differences(halves, site.pairs), clusters, seed)
     assert best[0].chosen is not None
-    return InSAE(
+    return ConceptInSAE(
         kept=cross(site.readers, again, clusters),
         best_feature=cross(best, active, clusters),
         feature=int(best[0].chosen[0]),
@@ -133,7 +138,7 @@ def random_cosine(n: int, d: int) -> float:
     return float(np.sqrt(beta.ppf(share ** (1 / n), 0.5, (d - 1) / 2)).mean())
 
 
-def _cosine(site: AtSite, decoder: Floats, clusters: int) -> Scored:
+def _cosine(site: ConceptAtSite, decoder: Floats, clusters: int) -> ProbeScore:
     """Largest |cosine| of the direction of the first half with a decoder row.
 
     Without a cluster the row is held, which is exact to first order: the row is the best one there is.
@@ -145,4 +150,4 @@ def _cosine(site: AtSite, decoder: Floats, clusters: int) -> Scored:
     best = decoder[int(cosines.argmax())].astype(np.float64)
     without = np.full(clusters, float(cosines.max()))
     without[reader.clusters] = np.abs(best @ reader.without) / np.linalg.norm(reader.without, axis=0)
-    return Scored(float(cosines.max()), without)
+    return ProbeScore(float(cosines.max()), without)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_bench.errors import LoadError
-from sae_bench.measure.datasets.concept_file import UPPER_CASE, Concept, Positions, read_concepts
+from sae_bench.measure.datasets.concept_file import UPPER_CASE, Concept, LabelledPositions, read_concepts
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -39,7 +39,7 @@ BOTH = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class ConceptPositions:
     """A concept's places in the corpus; rows are sorted by document."""
 
     name: str
@@ -65,7 +65,7 @@ class Placed:
     "(V,) half of every token of the concept; empty for positions"
 
     @cached_property
-    def only_scored(self) -> Placed:
+    def only_scored(self) -> ConceptPositions:
         """The places that are scored."""
         names = ("document", "position", "cluster", "positive", "half", "unit", "pair", "scored")
         return replace(self, **{name: getattr(self, name)[self.scored] for name in names})
@@ -77,10 +77,10 @@ class Placed:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class MeasurableConcepts:
     """All concepts of a file that can be measured, and why others cannot."""
 
-    concepts: tuple[Placed, ...]
+    concepts: tuple[ConceptPositions, ...]
     missing: tuple[str, ...]
     "A sentence each."
     clusters: tuple[int, ...]
@@ -91,23 +91,23 @@ class Found:
     "Of the file; '' where only upper case is measured."
 
 
-def placed_concepts(bench: Bench) -> Found:
+def placed_concepts(bench: Bench) -> MeasurableConcepts:
     """Upper case and every registered concept, once for all SAEs of a site.
 
     Raises:
         LoadError: the file is wrong, or speaks of another vocabulary or corpus.
     """
-    file = None if bench.beside.concepts is None else read_concepts(bench.beside.concepts)
+    file = None if bench.related.concepts is None else read_concepts(bench.related.concepts)
     key = ("concepts", "" if file is None else file.sha256, bench.settings.seed)
 
-    def place() -> Found:
+    def place() -> MeasurableConcepts:
         declared = () if file is None else file.concepts
         return _place(bench, declared, "" if file is None else file.path, key, "" if file is None else file.sha256)
 
     return bench.site_data.shared(key, place)
 
 
-def _place(bench: Bench, declared: Sequence[Concept], path: str, key: Hashable, sha256: str) -> Found:
+def _place(bench: Bench, declared: Sequence[Concept], path: str, key: Hashable, sha256: str) -> MeasurableConcepts:
     from sae_bench.measure.datasets.concept_tokens import concept_tokens, upper_case, vocabulary_words
 
     found, missing = [], []
@@ -116,7 +116,7 @@ def _place(bench: Bench, declared: Sequence[Concept], path: str, key: Hashable, 
     without = f"model {bench.model.name!r} came without a tokenizer, so no token of it has a text"
     asked: list[tuple[str, TokenSets | Concept | None]] = [(UPPER_CASE, None if words is None else upper_case(words))]
     for concept in declared:
-        if isinstance(concept.positive, Positions):
+        if isinstance(concept.positive, LabelledPositions):
             asked.append((concept.name, concept))
         else:
             asked.append((concept.name, None if words is None else concept_tokens(concept, words, path)))
@@ -132,7 +132,7 @@ def _place(bench: Bench, declared: Sequence[Concept], path: str, key: Hashable, 
             found.append(placed)
     present = {cluster for placed in found for cluster in placed.cluster.tolist()}
     clusters = tuple(cluster for cluster in dict.fromkeys(bench.corpus.cluster) if cluster in present)
-    return Found(tuple(found), tuple(missing), clusters, key, sha256)
+    return MeasurableConcepts(tuple(found), tuple(missing), clusters, key, sha256)
 
 
 def halves_of_words(sets: TokenSets, size: int, seed: int) -> Ints:
@@ -150,7 +150,7 @@ def halves_of_words(sets: TokenSets, size: int, seed: int) -> Ints:
     return half
 
 
-def _tokens(bench: Bench, name: str, sets: TokenSets) -> Placed:
+def _tokens(bench: Bench, name: str, sets: TokenSets) -> ConceptPositions:
     size = bench.model.d_vocab
     label, pair, half = (
         np.full(size, -1),
@@ -168,7 +168,7 @@ def _tokens(bench: Bench, name: str, sets: TokenSets) -> Placed:
     return _placed(bench, name, places, label[ids] == 1, ids, pair[ids], sets, half)
 
 
-def _positions(bench: Bench, concept: Concept, path: str) -> Placed:
+def _positions(bench: Bench, concept: Concept, path: str) -> ConceptPositions:
     where, corpus, keep = f"concept {concept.name!r} of {path}", bench.corpus, bench.site_data.keep.numpy()
     if not corpus.sha256.startswith(concept.corpus or "none"):
         raise LoadError(
@@ -227,14 +227,14 @@ def _placed(
     pair: Ints,
     tokens: TokenSets | None = None,
     token_half: Ints | None = None,
-) -> Placed:
+) -> ConceptPositions:
     document, position, scored = places
     cluster, half = np.array(bench.corpus.cluster)[document], halves_of_documents(bench)[document]
     words = np.zeros(0, dtype=np.int64) if token_half is None else token_half
-    return Placed(name, document, position, cluster, positive, half, unit, pair, scored, tokens, words)
+    return ConceptPositions(name, document, position, cluster, positive, half, unit, pair, scored, tokens, words)
 
 
-def _too_few(placed: Placed) -> str:
+def _too_few(placed: ConceptPositions) -> str:
     """Why a concept cannot be measured; '' where it can."""
     for label, said in ((True, "have"), (False, "do not have")):
         for half in (0, 1):

@@ -20,7 +20,7 @@ import numpy as np
 from sae_bench.measure.measurement import Floats
 from sae_bench.measure.properties.concepts.occurrences import Bools, Ints
 
-Fit: TypeAlias = "Callable[[Half], Reader]"
+Fit: TypeAlias = "Callable[[Half], Probe]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Half:
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
+class Probe:
     """A fitted direction."""
 
     weights: Floats
@@ -75,25 +75,25 @@ class Reader:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ProbeScore:
     """A value and what it is without each cluster."""
 
     value: float
     without: Floats
     "(S,)"
 
-    def __sub__(self, other: Scored) -> Scored:
-        return Scored(self.value - other.value, self.without - other.without)
+    def __sub__(self, other: ProbeScore) -> ProbeScore:
+        return ProbeScore(self.value - other.value, self.without - other.without)
 
 
-def mean_of(parts: Sequence[Scored]) -> Scored:
+def mean_of(parts: Sequence[ProbeScore]) -> ProbeScore:
     """Their mean."""
-    return Scored(float(np.mean([part.value for part in parts])), np.mean([part.without for part in parts], axis=0))
+    return ProbeScore(float(np.mean([part.value for part in parts])), np.mean([part.without for part in parts], axis=0))
 
 
-def worst_of(parts: Sequence[Scored]) -> Scored:
+def worst_of(parts: Sequence[ProbeScore]) -> ProbeScore:
     """Their smallest."""
-    return Scored(min(part.value for part in parts), np.min([part.without for part in parts], axis=0))
+    return ProbeScore(min(part.value for part in parts), np.min([part.without for part in parts], axis=0))
 
 
 def sums(values: Floats, of: Ints, groups: int) -> Floats:
@@ -138,7 +138,7 @@ def auroc_without(scores: Floats, half: Half) -> Floats:
     return found
 
 
-def score(reader: Reader, half: Half, clusters: int) -> Scored:
+def score(reader: Probe, half: Half, clusters: int) -> ProbeScore:
     """A reader's AUROC on a half that it was not fitted on; ``clusters`` is S."""
     x = half.columns(reader.chosen)
     scores = x @ reader.weights
@@ -147,15 +147,15 @@ def score(reader: Reader, half: Half, clusters: int) -> Scored:
     without[half.clusters] = auroc_without(scores, half)
     if reader.without is not None:
         without[reader.clusters] = auroc(x @ reader.without, half.positive)
-    return Scored(value, without)
+    return ProbeScore(value, without)
 
 
-def cross(readers: Sequence[Reader], halves: Sequence[Half], clusters: int) -> Scored:
+def cross(readers: Sequence[Probe], halves: Sequence[Half], clusters: int) -> ProbeScore:
     """Each half's reader on the other half, averaged."""
     return mean_of([score(reader, half, clusters) for reader, half in zip(readers, halves[::-1], strict=True)])
 
 
-def mean_difference(half: Half) -> Reader:
+def mean_difference(half: Half) -> Probe:
     """The mean of the positives minus the mean of the negatives."""
     x = half.columns(None)
     weights, without = np.zeros(x.shape[1]), np.zeros((len(half.clusters), x.shape[1]))
@@ -164,7 +164,7 @@ def mean_difference(half: Half) -> Reader:
         weights += sign * total / count
         gone, number = half.sums(x * label[:, None]), half.sums(label.astype(np.float64))
         without += sign * (total - gone) / (count - number)[:, None]
-    return Reader(weights, without.T, half.clusters)
+    return Probe(weights, without.T, half.clusters)
 
 
 def d_prime(half: Half) -> Floats:
@@ -189,14 +189,14 @@ def d_prime(half: Half) -> Floats:
     return found
 
 
-def best_column(half: Half) -> Reader:
+def best_column(half: Half) -> Probe:
     """The column with the largest `d_prime`, read with its sign."""
     separation = d_prime(half)
     best = np.argmax(np.abs(separation))
-    return Reader(np.array([np.sign(separation[best]) or 1.0]), chosen=np.array([best]))
+    return Probe(np.array([np.sign(separation[best]) or 1.0]), chosen=np.array([best]))
 
 
-def probe(half: Half, k: int) -> Reader:
+def probe(half: Half, k: int) -> Probe:
     """Logistic regression (L2, C = 1, balanced classes) on the k standardised columns of largest `d_prime`.
 
     Without a cluster it is taken to move by one Newton step from the full fit, the same columns kept.
@@ -220,7 +220,7 @@ def probe(half: Half, k: int) -> Reader:
     curvature = full.T @ ((balance * p * (1 - p))[:, None] * full) + np.diag([*np.ones(x.shape[1]), 1e-9])
     moved = np.linalg.solve(curvature, half.sums(gradient).T)[:-1]
     without = (weights[:, None] + moved) / scale[:, None]
-    return Reader(weights / scale, without, half.clusters, chosen)
+    return Probe(weights / scale, without, half.clusters, chosen)
 
 
 def permuted(

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from sae_bench.measure.measurement import Floats, Series
-from sae_bench.measure.properties.concepts.ccs import SHARES, STRENGTHS, Searched
-from sae_bench.measure.properties.concepts.in_sae import InSAE
-from sae_bench.measure.properties.concepts.spaces import SPARSE, AtSite
+from sae_bench.measure.properties.concepts.ccs import SHARES, STRENGTHS, CCSResult
+from sae_bench.measure.properties.concepts.in_sae import ConceptInSAE
+from sae_bench.measure.properties.concepts.spaces import SPARSE, ConceptAtSite
 
 
-def concept_series(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> dict[str, Series]:
+def concept_series(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Series]:
     """The table and the two pictures; no picture of a search where no concept has pairs."""
     series = {"concepts": _table(sites, saes), "probes": _probes(sites, saes)}
     if any(site.searched is not None for site in sites):
@@ -33,7 +33,7 @@ def p_value(value: float, null: Floats) -> float:
     return float((1 + (null >= value).sum()) / (1 + len(null)))
 
 
-def _table(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> Series:
+def _table(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> Series:
     both = list(zip(sites, saes, strict=True))
     columns: dict[str, list[Any]] = {
         "concept": [site.placed.name for site in sites],
@@ -61,7 +61,7 @@ def _table(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> Series:
     return Series("table", columns, "Every concept: AUROC on held-out words and documents")
 
 
-def _probes(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> Series:
+def _probes(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> Series:
     lines: dict[str, list[float]] = {"x": list(SPARSE)}
     lines["of x"] = [float(np.mean([site.probes[k].value for site in sites])) for k in SPARSE]
     for space in ("reconstruction", "codes"):
@@ -69,8 +69,8 @@ def _probes(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> Series:
     return Series("curve", lines, "Probes on k columns, AUROC", "columns", log_x=True)
 
 
-def _search(sites: Sequence[AtSite], saes: Sequence[InSAE]) -> Series:
-    spaces: dict[str, list[Searched]] = {"x": [site.searched for site in sites if site.searched is not None]}
+def _search(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> Series:
+    spaces: dict[str, list[CCSResult]] = {"x": [site.searched for site in sites if site.searched is not None]}
     for space in ("reconstruction", "error"):
         spaces[space] = [sae.searched[space] for sae in saes if space in sae.searched]
     lines: dict[str, list[float]] = {"x": list(SHARES)}

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_bench.measure.measurement import Floats
-from sae_bench.measure.properties.concepts.ccs import FEWEST_PAIRS, Searched, paired_half, pairs_of, salience, search
-from sae_bench.measure.properties.concepts.occurrences import Found, Ints, Placed
+from sae_bench.measure.properties.concepts.ccs import FEWEST_PAIRS, CCSResult, paired_half, pairs_of, salience, search
+from sae_bench.measure.properties.concepts.occurrences import ConceptPositions, Ints, MeasurableConcepts
 from sae_bench.measure.properties.concepts.probes import (
     Half,
-    Reader,
-    Scored,
+    Probe,
+    ProbeScore,
     best_column,
     cross,
     d_prime,
@@ -42,7 +42,7 @@ WORDS = 2000
 
 
 @dataclass(frozen=True, eq=False)
-class Embedded:
+class ConceptInEmbedding:
     """One concept in the token embedding."""
 
     value: float
@@ -52,32 +52,32 @@ class Embedded:
 
 
 @dataclass(frozen=True, eq=False)
-class AtSite:
+class ConceptAtSite:
     """One concept in what the SAE reads, whatever the SAE."""
 
-    placed: Placed
+    placed: ConceptPositions
     "The places that are scored."
-    embedded: Embedded | None
+    embedded: ConceptInEmbedding | None
     "None for positions, for a class of a single word, and where the model shows no embedding."
-    readers: tuple[Reader, Reader]
+    readers: tuple[Probe, Probe]
     "Mean-difference directions of either half."
-    found: Scored
+    found: ProbeScore
     separation: float
     "d' of held-out places along the direction"
     null: Floats
     "(permutations,) the same AUROC with labels dealt anew"
     null_directions: Floats
     "(d, permutations)"
-    random: Scored
+    random: ProbeScore
     "The best of many random directions."
-    probes: Mapping[int, Scored]
+    probes: Mapping[int, ProbeScore]
     pairs: tuple[Ints, Ints] | None
     "Pairs of the contrast-consistent search; None where there are too few."
-    searched: Searched | None
-    salience: tuple[Scored, Scored] | None
+    searched: CCSResult | None
+    salience: tuple[ProbeScore, ProbeScore] | None
 
 
-def at_site(bench: Bench, found: Found) -> tuple[AtSite, ...]:
+def at_site(bench: Bench, found: MeasurableConcepts) -> tuple[ConceptAtSite, ...]:
     """Every concept at the site, once for all SAEs that look at it with the same documents and seed."""
     times = PERMUTATIONS.get(bench.settings.tier.name, MOST_PERMUTATIONS)
     return bench.site_data.shared(
@@ -85,7 +85,7 @@ def at_site(bench: Bench, found: Found) -> tuple[AtSite, ...]:
     )
 
 
-def halves_of(placed: Placed, rows: Any, clusters: Sequence[int]) -> tuple[Half, Half]:
+def halves_of(placed: ConceptPositions, rows: Any, clusters: Sequence[int]) -> tuple[Half, Half]:
     """Both halves of a concept; ``rows`` (N, d) are its places in some space, dense or sparse."""
     number = {cluster: row for row, cluster in enumerate(clusters)}
     index = np.array([number[cluster] for cluster in placed.cluster.tolist()])
@@ -97,7 +97,7 @@ def halves_of(placed: Placed, rows: Any, clusters: Sequence[int]) -> tuple[Half,
     return made[0], made[1]
 
 
-def _at_site(bench: Bench, found: Found, placed: Placed, times: int) -> AtSite:
+def _at_site(bench: Bench, found: MeasurableConcepts, placed: ConceptPositions, times: int) -> ConceptAtSite:
     clusters, seed = len(found.clusters), bench.settings.seed
     fitted = halves_of(placed, rows_of(bench.site_data.x, placed), found.clusters)
     readers = mean_difference(fitted[0]), mean_difference(fitted[1])
@@ -108,7 +108,7 @@ def _at_site(bench: Bench, found: Found, placed: Placed, times: int) -> AtSite:
     pairs = pairs_of(placed, 0), pairs_of(placed, 1)
     searchable = min(len(each) for each in pairs) >= FEWEST_PAIRS
     apart = differences(halves, pairs) if searchable else None
-    return AtSite(
+    return ConceptAtSite(
         placed=placed,
         embedded=in_embedding(bench, placed, times),
         readers=readers,
@@ -126,7 +126,7 @@ def _at_site(bench: Bench, found: Found, placed: Placed, times: int) -> AtSite:
     )
 
 
-def in_embedding(bench: Bench, placed: Placed, times: int) -> Embedded | None:
+def in_embedding(bench: Bench, placed: ConceptPositions, times: int) -> ConceptInEmbedding | None:
     """The mean-difference direction of half the words, read on the other half of them."""
     embedding = bench.model.embedding
     if placed.tokens is None or embedding is None:
@@ -143,7 +143,7 @@ def in_embedding(bench: Bench, placed: Placed, times: int) -> Embedded | None:
         halves.append(Half(embedding[words[-1]].double().cpu().numpy(), positive, none, none, none))
     readers = [mean_difference(half) for half in halves]
     null, _ = permuted(halves, halves, [(each, each) for each in words], times, bench.settings.seed)
-    return Embedded(cross(readers, halves, 0).value, null)
+    return ConceptInEmbedding(cross(readers, halves, 0).value, null)
 
 
 def _some(words: Ints, generator: np.random.Generator) -> Ints:
@@ -151,7 +151,7 @@ def _some(words: Ints, generator: np.random.Generator) -> Ints:
     return words if len(words) <= WORDS else np.sort(generator.choice(words, WORDS, replace=False))
 
 
-def _best_random(halves: Sequence[Half], clusters: int, seed: int) -> Scored:
+def _best_random(halves: Sequence[Half], clusters: int, seed: int) -> ProbeScore:
     """The random direction that does best on one half, read on the other."""
     width = halves[0].x.shape[1]
     directions = np.random.default_rng(seed).normal(size=(width, DIRECTIONS))
@@ -159,7 +159,7 @@ def _best_random(halves: Sequence[Half], clusters: int, seed: int) -> Scored:
     return cross([best_column(half) for half in seen], seen, clusters)
 
 
-def _along(reader: Reader, half: Half) -> Half:
+def _along(reader: Probe, half: Half) -> Half:
     scores = half.columns(reader.chosen) @ reader.weights
     return replace(half, x=scores[:, None])
 
@@ -169,7 +169,7 @@ def differences(halves: Sequence[Half], pairs: Sequence[Ints]) -> list[Half]:
     return [paired_half(half, each) for half, each in zip(halves, pairs, strict=True)]
 
 
-def rows_of(table: Tensor, placed: Placed) -> Floats:
+def rows_of(table: Tensor, placed: ConceptPositions) -> Floats:
     """Return the (N, d) float64 rows of a table (docs, pos, d)."""
     found: Floats = table[placed.document, placed.position].double().numpy()
     return found

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
     from sae_bench.engine.captured_activations import SiteData
     from sae_bench.measure.properties.contract.clauses import Clause
-    from sae_bench.measure.properties.contract.inputs import Drawn, Inputs, Strategy
+    from sae_bench.measure.properties.contract.inputs import InputBuilder, InputDescription, Strategy
 
 EXAMPLES = 50
 "Inputs that every clause is tried with."
@@ -61,9 +61,9 @@ def measure(bench: Bench) -> Measurement:
     import torch
 
     from sae_bench.measure.properties.contract import clauses
-    from sae_bench.measure.properties.contract.inputs import DTYPES, Inputs, strategy
+    from sae_bench.measure.properties.contract.inputs import DTYPES, InputBuilder, strategy
 
-    inputs = Inputs(bench)
+    inputs = InputBuilder(bench)
     found: dict[str, str | Undefined | None] = {}
     many = strategy(tokens=2)
     with torch.no_grad():
@@ -93,14 +93,14 @@ def measure(bench: Bench) -> Measurement:
     return Measurement(estimates, bench.clusters, settings={"examples": EXAMPLES}, notes=notes)
 
 
-def _search(bench: Bench, clause: Clause, drawn: Strategy, inputs: Inputs) -> str | None:
+def _search(bench: Bench, clause: Clause, drawn: Strategy, inputs: InputBuilder) -> str | None:
     """What is wrong with the smallest input found that breaks ``clause``; None when none was found."""
     from hypothesis import HealthCheck, Phase, find, settings
     from hypothesis.errors import Flaky, NoSuchExample
 
-    last: dict[str, tuple[Drawn, str]] = {}
+    last: dict[str, tuple[InputDescription, str]] = {}
 
-    def breaks(case: Drawn) -> bool:
+    def breaks(case: InputDescription) -> bool:
         wrong = _attempt(lambda: clause(bench.sae, inputs(case), inputs))
         if wrong is not None:
             last["seen"] = case, wrong
@@ -201,7 +201,7 @@ def _norms(bench: Bench, fired: Tensor) -> tuple[dict[str, Estimate], str | Unde
 PROPERTY = Property(
     name="contract",
     question="Does the SAE behave like one on any input: finite, deterministic, one token at a time?",
-    headline="violations",
+    primary_metric="violations",
     metrics=METRICS,
     limits=("violations:max:0", *(f"{name}:max:0" for name in CLAUSES), "explained_variance:min:0"),
     measure=measure,

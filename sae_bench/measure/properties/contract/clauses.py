@@ -11,16 +11,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from sae_bench.measure.properties.contract.inputs import Inputs
+from sae_bench.measure.properties.contract.inputs import InputBuilder
 
-Clause: TypeAlias = Callable[[Any, Tensor, Inputs], str | None]
+Clause: TypeAlias = Callable[[Any, Tensor, InputBuilder], str | None]
 _FLIPS = 2
 "Features of a token that may fire in one batch and not in another: a near tie under TopK swaps two."
 _DISTINCT = 64
 "Different values among codes from which on their precision can be told."
 
 
-def not_finite(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
+def not_finite(sae: Any, x: Tensor, inputs: InputBuilder) -> str | None:
     """Finite activations have finite codes and reconstructions."""
     codes = sae.encode(x)
     for what, found in (("encode", codes), ("decode(encode(x))", sae.decode(codes, like=x))):
@@ -29,7 +29,7 @@ def not_finite(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
     return None
 
 
-def not_deterministic(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
+def not_deterministic(sae: Any, x: Tensor, inputs: InputBuilder) -> str | None:
     """The same activations have the same codes, to the last bit, whatever was encoded in between."""
     first = sae.encode(x)
     if not _same(first, sae.encode(x)):
@@ -41,7 +41,7 @@ def not_deterministic(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
     return None if _same(xhat, sae.decode(first, like=x)) else "decode gives something else when it is asked again"
 
 
-def batch_dependent(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
+def batch_dependent(sae: Any, x: Tensor, inputs: InputBuilder) -> str | None:
     """A token's codes do not depend on which tokens share its batch, nor on their order."""
     codes = sae.encode(x)
     alone = torch.cat([sae.encode(row[None]) for row in x])
@@ -54,7 +54,7 @@ def batch_dependent(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
     return f"encode of a token changes when another token joins the batch: {wrong}" if wrong else None
 
 
-def decode_not_affine(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
+def decode_not_affine(sae: Any, x: Tensor, inputs: InputBuilder) -> str | None:
     """``decode`` is a matrix and a constant: it keeps means of codes, and twice a code is twice its direction."""
     codes = sae.encode(x)
     other = codes.roll(1, 0) if len(x) > 1 else sae.encode(inputs.real[:1].to(x.dtype))
@@ -69,7 +69,7 @@ def decode_not_affine(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
     return None
 
 
-def wrong_sign(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
+def wrong_sign(sae: Any, x: Tensor, inputs: InputBuilder) -> str | None:
     """Codes are not negative, unless the SAE's settings say ``signed``."""
     if sae.settings().get("signed") or sae.info.extra.get("signed"):
         return None
@@ -78,7 +78,7 @@ def wrong_sign(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
     return f"{negative} codes are negative, the least {float(codes.min()):.3g}" if negative else None
 
 
-def wrong_dtype_or_shape(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
+def wrong_dtype_or_shape(sae: Any, x: Tensor, inputs: InputBuilder) -> str | None:
     """Whatever precision goes in, codes (tokens, d_sae) and reconstruction (tokens, d_out) come in the weights' own."""
     codes = sae.encode(x)
     for what, found, width in (("encode", codes, sae.d_sae), ("decode", sae.decode(codes, like=x), sae.d_out)):
@@ -89,7 +89,7 @@ def wrong_dtype_or_shape(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
     return None
 
 
-def nan_hidden(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
+def nan_hidden(sae: Any, x: Tensor, inputs: InputBuilder) -> str | None:
     """A token with a NaN has NaN codes or reconstruction, or an error: never a number."""
     x = x.clone()
     x[0, -1] = torch.nan
@@ -103,7 +103,7 @@ def nan_hidden(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
     return None
 
 
-def rounded(sae: Any, x: Tensor, inputs: Inputs) -> str | None:
+def rounded(sae: Any, x: Tensor, inputs: InputBuilder) -> str | None:
     """Codes of float32 weights hold more than a half precision does: nothing rounds on the way."""
     if inputs.dtype not in (torch.float32, torch.float64):
         return None

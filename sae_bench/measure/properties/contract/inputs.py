@@ -25,7 +25,7 @@ Strategy: TypeAlias = Any
 
 
 @dataclass(frozen=True)
-class Drawn:
+class InputDescription:
     """One input, in words."""
 
     tokens: int
@@ -47,7 +47,7 @@ def strategy(tokens: int = 1, dtypes: tuple[str, ...] = ("float32",)) -> Strateg
     from hypothesis import strategies as st
 
     return st.builds(
-        Drawn,
+        InputDescription,
         tokens=st.integers(tokens, max(tokens, _TOKENS)),
         kind=st.sampled_from(KINDS),
         size=st.sampled_from(tuple(SIZES)),
@@ -56,7 +56,7 @@ def strategy(tokens: int = 1, dtypes: tuple[str, ...] = ("float32",)) -> Strateg
     )
 
 
-class Inputs:
+class InputBuilder:
     """Turns words into activations of one site."""
 
     def __init__(self, bench: Bench) -> None:
@@ -72,7 +72,7 @@ class Inputs:
         # Squares of inputs must be finite numbers of the SAE's own precision.
         self._largest = min(torch.finfo(self.dtype).max, torch.finfo(torch.float16).max ** 2) ** 0.5
 
-    def __call__(self, drawn: Drawn) -> Tensor:
+    def __call__(self, drawn: InputDescription) -> Tensor:
         """(tokens, d) of ``drawn.dtype``."""
         d = self.real.shape[1]
         at = torch.arange(drawn.tokens)

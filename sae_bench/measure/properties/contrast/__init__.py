@@ -28,7 +28,7 @@ import numpy as np
 from sae_bench.measure.datasets.contrast_file import FACTORS, ContrastSet, read_contrast, shifted_path
 from sae_bench.measure.measurement import Estimate, Floats, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.contrast.conditions import ARMS, CHOOSING, Contrasted, contrast_arms
+from sae_bench.measure.properties.contrast.conditions import ARMS, CHOOSING, ContrastConditions, contrast_arms
 from sae_bench.measure.properties.contrast.series import contrast_series
 from sae_bench.measure.shared.factors import Ints, levels, omega_squared, worst_level
 from sae_bench.measure.uncertainty import leave_one_out
@@ -51,21 +51,21 @@ OF_AN_ARM = {
 DIRECTION = {"steerability": "higher", "anti_share": "lower", "worst_level_sign": "higher"}
 
 
-def metric_of(name: str, arm: str) -> str:
+def metric_of(name: str, condition: str) -> str:
     """The feature's own metrics have bare names."""
-    return name if arm == "feature" else f"{name}_{arm}"
+    return name if condition == "feature" else f"{name}_{condition}"
 
 
 METRICS = (
     *(
         Metric(
-            metric_of(name, arm),
+            metric_of(name, condition),
             unit,
-            DIRECTION.get(name, "reported") if arm == "feature" else "reported",  # type: ignore[arg-type]
-            f"{meaning}, arm {arm}",
+            DIRECTION.get(name, "reported") if condition == "feature" else "reported",  # type: ignore[arg-type]
+            f"{meaning}, arm {condition}",
         )
         for name, (unit, meaning) in OF_AN_ARM.items()
-        for arm in ARMS
+        for condition in ARMS
     ),
     Metric("shift_correlation", "", "reported", "Spearman over directions of mean slopes as asked and shifted"),
 )
@@ -73,18 +73,18 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Slopes of every arm on the scored half, and what declared factors explain of them."""
-    if bench.beside.contrast is None:
+    if bench.related.contrast is None:
         return Measurement({metric.name: Undefined(NO_DATASET) for metric in METRICS})
-    asked = read_contrast(bench.beside.contrast)
-    beside = shifted_path(bench.beside.contrast)
+    asked = read_contrast(bench.related.contrast)
+    beside = shifted_path(bench.related.contrast)
     shifted = read_contrast(beside) if beside is not None else None
     found = contrast_arms(bench, asked, shifted)
     factors = {name: levels([pair.factors[name] for pair in found.pairs]) for name in asked.factors}
     factors = {name: level for name, level in factors.items() if level.max() > 0}
     estimates: dict[str, Estimate] = {"shift_correlation": _shift(found)}
-    for arm in ARMS:
-        each = _of_an_arm(found, arm, factors)
-        estimates |= {metric_of(name, arm): estimate for name, estimate in each.items()}
+    for condition in ARMS:
+        each = _of_an_arm(found, condition, factors)
+        estimates |= {metric_of(name, condition): estimate for name, estimate in each.items()}
     return Measurement(
         estimates,
         tuple(pair.line for pair in found.pairs),
@@ -94,9 +94,9 @@ def measure(bench: Bench) -> Measurement:
     )
 
 
-def _of_an_arm(found: Contrasted, arm: str, factors: Mapping[str, Ints]) -> dict[str, Estimate]:
+def _of_an_arm(found: ContrastConditions, condition: str, factors: Mapping[str, Ints]) -> dict[str, Estimate]:
     """Estimates of one arm; where it has several directions, of their mean."""
-    slopes = found.of_arm(arm)  # (directions, N)
+    slopes = found.of_arm(condition)  # (directions, N)
     if slopes is None:
         return {name: Undefined("no feature's activation differs between the answers") for name in OF_AN_ARM}
     ones = np.ones(slopes.shape[1])
@@ -119,7 +119,9 @@ def _of_an_arm(found: Contrasted, arm: str, factors: Mapping[str, Ints]) -> dict
         estimates[f"variance_explained_{name}"] = _left_out(slopes, _explained([name], 0), factors)
         estimates[f"variance_in_order_{name}"] = _left_out(slopes, _explained(list(factors), rank), factors)
     estimates["steerability_shifted"] = (
-        Undefined(NO_SHIFT) if found.shifted is None else _mean_elsewhere(found.shifted[found.rows[arm]], len(ones))
+        Undefined(NO_SHIFT)
+        if found.shifted is None
+        else _mean_elsewhere(found.shifted[found.rows[condition]], len(ones))
     )
     return estimates
 
@@ -153,7 +155,7 @@ def _mean_elsewhere(slopes: Floats, clusters: int) -> Estimate:
     return Influence(float(each.mean()), np.zeros(clusters), (each - each.mean()) / len(each))
 
 
-def _shift(found: Contrasted) -> Estimate:
+def _shift(found: ContrastConditions) -> Estimate:
     """Over all directions tried (candidate features, mean difference, random ones), as one trait has no other units."""
     from scipy.stats import spearmanr
 
@@ -187,7 +189,7 @@ def _settings(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> 
     }
 
 
-def _notes(asked: ContrastSet, found: Contrasted) -> tuple[str, ...]:
+def _notes(asked: ContrastSet, found: ContrastConditions) -> tuple[str, ...]:
     notes = [f"{len(asked.pairs)} questions, {len(found.pairs)} of them scored"]
     if found.chosen is not None:
         notes.append(f"feature {found.chosen} was chosen among {len(found.candidates)}")
@@ -199,7 +201,7 @@ def _notes(asked: ContrastSet, found: Contrasted) -> tuple[str, ...]:
 PROPERTY = Property(
     name="contrast",
     question="Does steering towards a labelled trait work in every question, or through a spurious factor?",
-    headline="steerability",
+    primary_metric="steerability",
     metrics=METRICS,
     # Nothing here has a natural value: steerability depends on the trait and on the model.
     limits=("steerability:10%", "anti_share:0.1", "worst_level_sign:0.1"),

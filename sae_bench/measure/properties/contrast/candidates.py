@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sae_bench.engine.bench import Bench
-from sae_bench.measure.properties.contrast.propensity import Sample, propensities, slopes
+from sae_bench.measure.properties.contrast.propensity import TokenisedPair, propensities, slopes
 from sae_bench.measure.shared.feature_choice import seeded
-from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.prompts import last_read
 from sae_bench.sae import unit_directions
 
@@ -23,7 +23,7 @@ ACTIVE = 0.1
 "Share of the questions on which a feature must be active to be told by its activation."
 
 
-def gradient(bench: Bench, runner: LastPosition, questions: Sequence[Sample], dataset: str) -> Tensor:
+def gradient(bench: Bench, runner: LastPositionRunner, questions: Sequence[TokenisedPair], dataset: str) -> Tensor:
     """float64 (d,) mean slope of propensity along each coordinate of the site, by central differences.
 
     To first order the mean slope of any direction is its inner product with this, so one pass ranks every feature of
@@ -43,7 +43,7 @@ def gradient(bench: Bench, runner: LastPosition, questions: Sequence[Sample], da
 
 
 def candidate_features(
-    bench: Bench, questions: Sequence[Sample], gradient: Tensor, count: int
+    bench: Bench, questions: Sequence[TokenisedPair], gradient: Tensor, count: int
 ) -> tuple[list[int], Tensor]:
     """Features worth steering with, and the sign with which: (at most 2 * count,) indices and signs.
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.properties.contrast.propensity import Sample
-    from sae_bench.measure.shared.last_position import LastPosition
+    from sae_bench.measure.properties.contrast.propensity import TokenisedPair
+    from sae_bench.measure.shared.last_position import LastPositionRunner
 
 ARMS = ("feature", "mean_difference", "random_direction")
 CANDIDATES = 8
@@ -29,7 +29,7 @@ RANDOM = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Contrasted:
+class ContrastConditions:
     """All that contrast steering found on one SAE. N scored questions, D directions, K multipliers."""
 
     pairs: tuple[Pair, ...]
@@ -49,22 +49,22 @@ class Contrasted:
     "Mean slope of each candidate over its spread, on the choosing half."
     chosen: int | None
 
-    def of_arm(self, arm: str) -> Floats | None:
+    def of_arm(self, condition: str) -> Floats | None:
         """(directions of the arm, N) slopes; None where the arm has no direction."""
-        return self.slopes[self.rows[arm]] if arm in self.rows else None
+        return self.slopes[self.rows[condition]] if condition in self.rows else None
 
 
-def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> Contrasted:
+def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> ContrastConditions:
     """Choose the directions on one half and steer the other half and the shifted variant with them."""
     import torch
 
     from sae_bench.measure.datasets.balanced_sampling import first_of_cells, halves_by_cell
     from sae_bench.measure.properties.contrast import propensity as engine
-    from sae_bench.measure.shared.last_position import LastPosition
+    from sae_bench.measure.shared.last_position import LastPositionRunner
 
     choosing, scored = halves_by_cell(asked.pairs)
     told = engine.samples(bench, asked, choosing)
-    runner = LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
+    runner = LastPositionRunner(bench.model, bench.site, bench.settings.memory_bytes)
     own = _candidates(bench, runner, asked, told)
     floors = torch.stack([_mean_difference(bench, told, asked.path), *_random(bench)]).to(own.directions)
 
@@ -85,7 +85,7 @@ def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None)
     best = int(np.argmax(own.reliability)) if count else None
     if best is not None:
         rows["feature"] = slice(best, best + 1)
-    return Contrasted(
+    return ContrastConditions(
         pairs=pairs,
         rows=rows,
         propensity=propensity,
@@ -107,7 +107,9 @@ class _Candidates:
     reliability: Floats
 
 
-def _candidates(bench: Bench, runner: LastPosition, asked: ContrastSet, told: Sequence[Sample]) -> _Candidates:
+def _candidates(
+    bench: Bench, runner: LastPositionRunner, asked: ContrastSet, told: Sequence[TokenisedPair]
+) -> _Candidates:
     """The features tried, and how reliably each steers some of the choosing half's questions."""
     from sae_bench.measure.datasets.balanced_sampling import first_of_cells
     from sae_bench.measure.properties.contrast import candidates
@@ -130,7 +132,7 @@ def _random(bench: Bench) -> Tensor:
     return random_directions(RANDOM, bench.site_data.x.shape[-1], bench.settings.seed)
 
 
-def _mean_difference(bench: Bench, questions: Sequence[Sample], path: str) -> Tensor:
+def _mean_difference(bench: Bench, questions: Sequence[TokenisedPair], path: str) -> Tensor:
     """(d,) unit difference of the site's means at the positive and at the negative answers."""
     import torch
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from sae_bench.engine.bench import Bench
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.datasets.contrast_file import ContrastSet, Pair
-from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.prompts import ROWS, Prompt, captured_prompts, first_token, token_ids, tokenizer_for
 from sae_bench.measure.shared.steering_responses import unit_strength
 
@@ -34,7 +34,7 @@ MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class TokenisedPair:
     """A pair as the model reads it."""
 
     pair: Pair
@@ -50,13 +50,13 @@ class Sample:
         return self.answered[0].last - self.answered[1].last
 
 
-def samples(bench: Bench, contrast: ContrastSet, pairs: Sequence[Pair]) -> list[Sample]:
+def samples(bench: Bench, contrast: ContrastSet, pairs: Sequence[Pair]) -> list[TokenisedPair]:
     """Some pairs of a dataset, tokenised and captured; the same ones for all SAEs of a site.
 
     A pair of the dataset that the model cannot read is a `MeasurementError` with its line, whether it is wanted or not.
     """
 
-    def compute() -> list[Sample]:
+    def compute() -> list[TokenisedPair]:
         ids = bench.site_data.shared(("contrast tokens", contrast.sha256), lambda: _tokenised(bench, contrast))
         texts = [
             (f"{contrast.path}, line {pair.line}", ids[pair.line][0] + answer)
@@ -70,10 +70,10 @@ def samples(bench: Bench, contrast: ContrastSet, pairs: Sequence[Pair]) -> list[
     return bench.site_data.shared(key, compute)
 
 
-def _sample(pair: Pair, ids: _Ids, positive: Prompt, negative: Prompt) -> Sample:
+def _sample(pair: Pair, ids: _Ids, positive: Prompt, negative: Prompt) -> TokenisedPair:
     last = len(ids[0])
     prompt = Prompt(positive.name, positive.tokens[:last], positive.block_input[:last], positive.x[:last])
-    return Sample(pair, prompt, (torch.tensor(ids[1]), torch.tensor(ids[2])), (positive, negative))
+    return TokenisedPair(pair, prompt, (torch.tensor(ids[1]), torch.tensor(ids[2])), (positive, negative))
 
 
 def _tokenised(bench: Bench, contrast: ContrastSet) -> dict[int, _Ids]:
@@ -99,8 +99,8 @@ def _tokenised(bench: Bench, contrast: ContrastSet) -> dict[int, _Ids]:
 
 def propensities(
     bench: Bench,
-    runner: LastPosition,
-    questions: Sequence[Sample],
+    runner: LastPositionRunner,
+    questions: Sequence[TokenisedPair],
     directions: Tensor,
     label: str,
     multipliers: Sequence[float] = MULTIPLIERS,
@@ -133,7 +133,9 @@ def slopes(propensity: Floats, multipliers: Sequence[float] = MULTIPLIERS) -> Fl
     return np.asarray(propensity @ (steps / np.square(steps).sum()))
 
 
-def _propensities(runner: LastPosition, questions: Sequence[Sample], shifts: Tensor) -> Iterator[tuple[int, Floats]]:
+def _propensities(
+    runner: LastPositionRunner, questions: Sequence[TokenisedPair], shifts: Tensor
+) -> Iterator[tuple[int, Floats]]:
     """Of every question its index and (m,) log-probabilities of the positive answer minus those of the negative one."""
     short = [at for at, sample in enumerate(questions) if all(len(answer) == 1 for answer in sample.answers)]
     for rank, found in runner.shifted([questions[at].prompt for at in short], shifts):
@@ -145,7 +147,7 @@ def _propensities(runner: LastPosition, questions: Sequence[Sample], shifts: Ten
         yield at, first - second
 
 
-def _answer_log_prob(runner: LastPosition, answered: Prompt, start: int, shifts: Tensor) -> Floats:
+def _answer_log_prob(runner: LastPositionRunner, answered: Prompt, start: int, shifts: Tensor) -> Floats:
     """(m,) log-probability of the tokens behind ``start``, steered at every position that predicts one of them."""
     tokens, answer = answered.tokens[:-1], answered.tokens[start + 1 :]
     select = (torch.arange(len(tokens)) >= start)[None]

@@ -19,14 +19,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from sae_bench.measure.measurement import Floats, Series
-from sae_bench.measure.properties.contrast.conditions import ARMS, Contrasted
+from sae_bench.measure.properties.contrast.conditions import ARMS, ContrastConditions
 from sae_bench.measure.shared.factors import Ints, holm, omega_squared, permutation_p
 
 LINES = 100
 "Questions whose propensity curves are kept, at most."
 
 
-def contrast_series(found: Contrasted, factors: Mapping[str, Ints], seed: int) -> dict[str, Series]:
+def contrast_series(found: ContrastConditions, factors: Mapping[str, Ints], seed: int) -> dict[str, Series]:
     """Tables and curves of one measurement; ``factors`` are the declared ones with two levels."""
     series = {**_lines(found), "slopes": _slopes(found), "candidates": _candidates(found)}
     if factors:
@@ -37,28 +37,28 @@ def contrast_series(found: Contrasted, factors: Mapping[str, Ints], seed: int) -
     return series
 
 
-def _lines(found: Contrasted) -> dict[str, Series]:
+def _lines(found: ContrastConditions) -> dict[str, Series]:
     from sae_bench.measure.datasets.balanced_sampling import first_of_cells
     from sae_bench.measure.properties.contrast.propensity import MULTIPLIERS
 
     shown = first_of_cells(found.pairs, LINES)[:LINES]
     place = {pair.line: index for index, pair in enumerate(found.pairs)}
     series = {}
-    for arm in (arm for arm in ARMS if arm in found.rows):
-        curves = found.propensity[found.rows[arm]][0]  # (N, K)
-        series["propensity_lines" if arm == "feature" else f"propensity_lines_{arm}"] = Series(
+    for condition in (condition for condition in ARMS if condition in found.rows):
+        curves = found.propensity[found.rows[condition]][0]  # (N, K)
+        series["propensity_lines" if condition == "feature" else f"propensity_lines_{condition}"] = Series(
             "curve",
             {"x": list(MULTIPLIERS), **{f"line {pair.line}": curves[place[pair.line]].tolist() for pair in shown}},
-            title=f"Propensity of single questions, arm {arm}",
+            title=f"Propensity of single questions, arm {condition}",
             x="multiplier of the unit strength",
         )
     return series
 
 
-def _slopes(found: Contrasted) -> Series:
-    slopes = {arm: found.slopes[rows].mean(0) for arm, rows in found.rows.items()}
+def _slopes(found: ContrastConditions) -> Series:
+    slopes = {condition: found.slopes[rows].mean(0) for condition, rows in found.rows.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(slopes.values())), bins=30)
-    counts = {arm: np.histogram(each, edges)[0].tolist() for arm, each in slopes.items()}
+    counts = {condition: np.histogram(each, edges)[0].tolist() for condition, each in slopes.items()}
     return Series(
         "histogram",
         {"edges": edges.tolist(), **counts},
@@ -67,7 +67,7 @@ def _slopes(found: Contrasted) -> Series:
     )
 
 
-def _candidates(found: Contrasted) -> Series:
+def _candidates(found: ContrastConditions) -> Series:
     return Series(
         "table",
         {
@@ -80,17 +80,17 @@ def _candidates(found: Contrasted) -> Series:
     )
 
 
-def _variance(found: Contrasted, factors: Mapping[str, Ints]) -> Series:
+def _variance(found: ContrastConditions, factors: Mapping[str, Ints]) -> Series:
     columns: dict[str, list[object]] = {"factor": [*factors, "unexplained"]}
-    for arm in (arm for arm in ARMS if arm in found.rows):
-        slopes = found.slopes[found.rows[arm]]
+    for condition in (condition for condition in ARMS if condition in found.rows):
+        slopes = found.slopes[found.rows[condition]]
         alone = [omega_squared(slopes, [level])[0].mean() for level in factors.values()]
         together = omega_squared(slopes, list(factors.values())).sum(0).mean()
-        columns[arm] = [float(each) if math.isfinite(each) else None for each in (*alone, 1 - together)]
+        columns[condition] = [float(each) if math.isfinite(each) else None for each in (*alone, 1 - together)]
     return Series("table", columns, title="Variance of slopes between questions, explained by declared factors")
 
 
-def _factor_table(slopes: Floats, found: Contrasted, factors: Mapping[str, Ints], seed: int) -> Series:
+def _factor_table(slopes: Floats, found: ContrastConditions, factors: Mapping[str, Ints], seed: int) -> Series:
     """Per declared factor and level: omega squared, permutation p (within templates), mean slope, rising slopes."""
     strata = factors.get("template", np.zeros(len(slopes), dtype=np.int64))
     p = [

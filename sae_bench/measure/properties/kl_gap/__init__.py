@@ -64,13 +64,25 @@ METRICS = (
     Metric("ratio_real_difference", "ratio", "reported", "KL against differences of real activations"),
     Metric("ratio_shuffled_error", "ratio", "reported", "KL against errors of other tokens"),
     *(
-        Metric(f"kl_{arm}", "nats", "reported", f"KL with {meaning} in its place", noise_free=arm not in NOISE_ARMS)
-        for arm, meaning in ARMS.items()
+        Metric(
+            f"kl_{condition}",
+            "nats",
+            "reported",
+            f"KL with {meaning} in its place",
+            noise_free=condition not in NOISE_ARMS,
+        )
+        for condition, meaning in ARMS.items()
     ),
     Metric("kappa_sae", "nats", "reported", "KL per squared error norm", noise_free=True),
     *(
-        Metric(f"kappa_{arm}", "nats", "reported", f"KL per squared norm: {meaning}", noise_free=arm not in NOISE_ARMS)
-        for arm, meaning in ARMS.items()
+        Metric(
+            f"kappa_{condition}",
+            "nats",
+            "reported",
+            f"KL per squared norm: {meaning}",
+            noise_free=condition not in NOISE_ARMS,
+        )
+        for condition, meaning in ARMS.items()
     ),
     Metric("ce_clean", "nats", "reported", "next-token loss of the clean model", noise_free=True),
     Metric("ce_sae", "nats", "reported", "next-token loss with the reconstruction", noise_free=True),
@@ -122,7 +134,7 @@ def _arms(bench: Bench, batch: Batch) -> dict[str, Tensor]:
     from sae_bench.engine import noise_floors
 
     x, error, pool = batch.x, bench.error(batch), bench.pool()
-    sae = bench.outcome(batch, x + error, distances=True, arm="sae")
+    sae = bench.outcome(batch, x + error, distances=True, condition="sae")
     assert sae.distance is not None
     assert sae.moved is not None
     tables: dict[str, Tensor] = {
@@ -133,15 +145,18 @@ def _arms(bench: Bench, batch: Batch) -> dict[str, Tensor]:
         "square/sae": _square(error),
         "ce/clean": bench.outcome(batch, None).ce,
     }
-    for arm in EXACT_ARMS:
-        value = noise_floors.DETERMINISTIC[arm](x, error, pool, bench.draw(batch, arm, 0))
-        tables |= {f"kl/{arm}": bench.outcome(batch, value, arm=arm).kl, f"square/{arm}": _square(value - x)}
-    for arm in NOISE_ARMS:
+    for condition in EXACT_ARMS:
+        value = noise_floors.DETERMINISTIC[condition](x, error, pool, bench.draw(batch, condition, 0))
+        tables |= {
+            f"kl/{condition}": bench.outcome(batch, value, condition=condition).kl,
+            f"square/{condition}": _square(value - x),
+        }
+    for condition in NOISE_ARMS:
         draws = range(bench.settings.tier.draws)
-        drawn = [noise_floors.NOISE[arm](x, error, pool, bench.draw(batch, arm, index)) for index in draws]
-        found = [bench.outcome(batch, value, arm=f"{arm}/{index}") for index, value in enumerate(drawn)]
-        tables[f"kl/{arm}"] = _mean([outcome.kl.double() for outcome in found])
-        tables[f"square/{arm}"] = _mean([_square(value - x) for value in drawn])
+        drawn = [noise_floors.NOISE[condition](x, error, pool, bench.draw(batch, condition, index)) for index in draws]
+        found = [bench.outcome(batch, value, condition=f"{condition}/{index}") for index, value in enumerate(drawn)]
+        tables[f"kl/{condition}"] = _mean([outcome.kl.double() for outcome in found])
+        tables[f"square/{condition}"] = _mean([_square(value - x) for value in drawn])
     return tables | _part_tables(bench, batch, sae.kl)
 
 
@@ -178,10 +193,16 @@ def _ablations(bench: Bench) -> dict[str, Tensor]:
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
         tables: dict[str, Tensor] = {}
-        for arm in ABLATIONS:
-            value = noise_floors.DETERMINISTIC[arm](batch.x, batch.x * 0, bench.pool(), bench.draw(batch, arm, 0))
+        for condition in ABLATIONS:
+            value = noise_floors.DETERMINISTIC[condition](
+                batch.x, batch.x * 0, bench.pool(), bench.draw(batch, condition, 0)
+            )
             outcome = bench.outcome(batch, value)
-            tables |= {f"kl/{arm}": outcome.kl, f"ce/{arm}": outcome.ce, f"square/{arm}": _square(value - batch.x)}
+            tables |= {
+                f"kl/{condition}": outcome.kl,
+                f"ce/{condition}": outcome.ce,
+                f"square/{condition}": _square(value - batch.x),
+            }
         return tables
 
     return bench.site_data.shared(("ablations", bench.documents), lambda: bench.collect(tokens, "ablations"))
@@ -190,14 +211,14 @@ def _ablations(bench: Bench) -> dict[str, Tensor]:
 def _levels(sums: dict[str, Floats], count: Floats) -> dict[str, Estimate]:
     """KL, kappa and ratio of every arm; an arm of size 0 has neither kappa nor ratio."""
     levels: dict[str, Estimate] = {}
-    for arm in ("sae", *ARMS):
-        kl, square = sums[f"kl/{arm}"], sums[f"square/{arm}"]
-        if arm != "sae":
-            levels[f"kl_{arm}"] = Ratio(kl, count)
-        levels[f"kappa_{arm}"] = Ratio(kl, square) if square.sum() > 0 else Undefined(NO_ERROR)
-    for arm in ("isotropic", "covariance", "real_difference", "shuffled_error"):
-        floor = sums[f"kl/{arm}"]
-        levels[f"ratio_{arm}"] = Ratio(sums["kl/sae"], floor) if floor.sum() > 0 else Undefined(NO_ERROR)
+    for condition in ("sae", *ARMS):
+        kl, square = sums[f"kl/{condition}"], sums[f"square/{condition}"]
+        if condition != "sae":
+            levels[f"kl_{condition}"] = Ratio(kl, count)
+        levels[f"kappa_{condition}"] = Ratio(kl, square) if square.sum() > 0 else Undefined(NO_ERROR)
+    for condition in ("isotropic", "covariance", "real_difference", "shuffled_error"):
+        floor = sums[f"kl/{condition}"]
+        levels[f"ratio_{condition}"] = Ratio(sums["kl/sae"], floor) if floor.sum() > 0 else Undefined(NO_ERROR)
     return levels
 
 
@@ -251,7 +272,7 @@ def _square(value: Tensor) -> Tensor:
 PROPERTY = Property(
     name="kl_gap",
     question="What does the model lose when it reads the reconstruction, and is that more than noise would cost?",
-    headline="kl_sae",
+    primary_metric="kl_sae",
     metrics=METRICS,
     limits=("kl_sae:2%", "tv_sae:2%", "ce_gap:5%+0.001", "kl_level:max:0.25", "ratio_isotropic:max:5"),
     measure=measure,

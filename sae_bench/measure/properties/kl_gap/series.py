@@ -29,29 +29,34 @@ POSITIONS = 32
 def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
     """Series of one measurement; ``tables`` holds ``kl/<arm>`` as (documents, pos)."""
     keep = bench.keep.cpu().numpy()
-    arms = {arm: tables[f"kl/{arm}"].cpu().numpy() for arm in SHOWN}
-    kept = {arm: table[keep] for arm, table in arms.items()}
+    conditions = {condition: tables[f"kl/{condition}"].cpu().numpy() for condition in SHOWN}
+    kept = {condition: table[keep] for condition, table in conditions.items()}
     edges = np.geomspace(SMALLEST, LARGEST, 65)
-    counts = {arm: np.histogram(values.clip(SMALLEST, LARGEST), edges)[0].tolist() for arm, values in kept.items()}
+    counts = {
+        condition: np.histogram(values.clip(SMALLEST, LARGEST), edges)[0].tolist() for condition, values in kept.items()
+    }
     return {
         "kl_tokens": Series(
             "histogram", {"edges": edges.tolist(), **counts}, "KL of a token, by arm", "nats", log_x=True
         ),
         "kl_quantiles": Series(
             "quantiles",
-            {"q": list(QUANTILES), **{arm: np.quantile(values, QUANTILES).tolist() for arm, values in kept.items()}},
+            {
+                "q": list(QUANTILES),
+                **{condition: np.quantile(values, QUANTILES).tolist() for condition, values in kept.items()},
+            },
             "Quantiles of a token's KL",
             "share of tokens",
         ),
-        "kl_position": _positions(arms, keep),
+        "kl_position": _positions(conditions, keep),
         "kl_documents": Series(
             "table",
-            {"document": list(range(bench.documents)), "kl_sae": _document_means(arms["sae"], keep).tolist()},
+            {"document": list(range(bench.documents)), "kl_sae": _document_means(conditions["sae"], keep).tolist()},
             "Mean KL of each document",
             "document",
         ),
         "kl_types": _types(bench, tables),
-        "kl_text": _texts(bench, arms["sae"], keep),
+        "kl_text": _texts(bench, conditions["sae"], keep),
     }
 
 
@@ -65,17 +70,17 @@ def _texts(bench: Bench, kl: Floats, keep: NDArray[np.bool_]) -> Series:
     )
 
 
-def _positions(arms: Mapping[str, Floats], keep: NDArray[np.bool_]) -> Series:
+def _positions(conditions: Mapping[str, Floats], keep: NDArray[np.bool_]) -> Series:
     """Mean KL over neighbouring positions; the SAE's with its standard error over documents."""
     kept = np.flatnonzero(keep.any(0))
     groups = [group for group in np.array_split(kept, POSITIONS) if len(group)]
     count = np.stack([keep[:, group].sum(1) for group in groups], 1)  # (documents, groups)
     columns: dict[str, list[float]] = {"x": [float(group.mean()) for group in groups]}
-    for arm, table in arms.items():
+    for condition, table in conditions.items():
         total = np.stack([(table * keep)[:, group].sum(1) for group in groups], 1)  # (documents, groups)
         mean = total.sum(0) / count.sum(0)
-        columns[arm] = mean.tolist()
-        if arm == "sae":
+        columns[condition] = mean.tolist()
+        if condition == "sae":
             scale = len(keep) / max(len(keep) - 1, 1)
             error = np.sqrt(scale * ((total - count * mean) ** 2).sum(0)) / count.sum(0)
             columns["sae_se"] = error.tolist()

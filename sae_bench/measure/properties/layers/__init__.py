@@ -52,12 +52,12 @@ _LENS_MEANINGS = {
 }
 METRICS = (
     *(
-        Metric(f"direct_cosine{arm}", "cosine", "reported", f"direct against total effect on the logits, {of}")
-        for arm, of in ARMS.items()
+        Metric(f"direct_cosine{condition}", "cosine", "reported", f"direct against total effect on the logits, {of}")
+        for condition, of in ARMS.items()
     ),
     *(
-        Metric(f"direct_share{arm}", "share", "reported", f"part of the total effect that is direct, {of}")
-        for arm, of in ARMS.items()
+        Metric(f"direct_share{condition}", "share", "reported", f"part of the total effect that is direct, {of}")
+        for condition, of in ARMS.items()
     ),
     *(
         Metric(name + suffix, unit, "reported", meaning.format(which), noise_free=True)
@@ -78,7 +78,7 @@ def measure(bench: Bench) -> Measurement:
     estimates: dict[str, Estimate] = {}
     series: dict[str, Series] = {}
     notes: list[str] = []
-    for (suffix, which), companion in zip(LAYERS.items(), (*bench.beside.next_layers, None, None), strict=False):
+    for (suffix, which), companion in zip(LAYERS.items(), (*bench.related.next_layers, None, None), strict=False):
         if companion is None:
             none = Undefined(f"no SAE of {which} is registered: next_layers=[...]")
             estimates |= {name + suffix: none for name in PERSISTENCE}
@@ -92,7 +92,7 @@ def measure(bench: Bench) -> Measurement:
         estimates, series, notes = {**estimates, **effects}, {**series, **drawn}, [*notes, *told]
     else:
         none = Undefined(f"{bench.site} is not written to the residual stream, so its features have no direct effect")
-        estimates |= {name + arm: none for name in ("direct_cosine", "direct_share") for arm in ARMS}
+        estimates |= {name + condition: none for name in ("direct_cosine", "direct_share") for condition in ARMS}
     if kind in RESIDUAL:
         estimates |= lens_estimates(bench)
     else:
@@ -104,7 +104,7 @@ def measure(bench: Bench) -> Measurement:
         series,
         settings={
             "include_bos": bench.include_bos,
-            "next_layers": [[each.sha256, str(each.site)] for each in bench.beside.next_layers[: len(LAYERS)]],
+            "next_layers": [[each.sha256, str(each.site)] for each in bench.related.next_layers[: len(LAYERS)]],
         },
         notes=tuple(notes),
     )
@@ -113,7 +113,7 @@ def measure(bench: Bench) -> Measurement:
 PROPERTY = Property(
     name="layers",
     question="Is a feature finished at its layer, and do later layers keep it?",
-    headline="direct_share",
+    primary_metric="direct_share",
     metrics=METRICS,
     limits=(),
     measure=measure,

@@ -75,10 +75,10 @@ def effect_estimates(bench: Bench) -> tuple[dict[str, Estimate], dict[str, Serie
     note = f"effects of {len({each.feature for each in writings})} of {len(chosen)} drawn features that fire"
     estimates: dict[str, Estimate] = {}
     cosines: dict[str, list[float]] = {}
-    for suffix, arm in ARMS.items():
+    for suffix, condition in ARMS.items():
         effects = read_effects(bench, writings, random=bool(suffix))
         estimates |= {name + suffix: estimate for name, estimate in _estimates(bench, writings, effects).items()}
-        cosines[arm] = _by_feature(writings, effects)
+        cosines[condition] = _by_feature(writings, effects)
     return estimates, {"direct_cosine": _series(cosines)}, (note,)
 
 
@@ -176,6 +176,8 @@ def _by_feature(writings: Sequence[Writing], effects: Sequence[Effects]) -> list
 
 def _series(cosines: dict[str, list[float]]) -> Series:
     edges = np.round(np.linspace(-1, 1, 41), 2)
-    counts = {arm: np.histogram(np.clip(values, -1, 1), edges)[0].tolist() for arm, values in cosines.items()}
+    counts = {
+        condition: np.histogram(np.clip(values, -1, 1), edges)[0].tolist() for condition, values in cosines.items()
+    }
     title = "Direct against total effect on the logits, by feature"
     return Series("histogram", {"edges": edges.tolist(), **counts}, title, "mean cosine")

@@ -15,7 +15,7 @@ from sae_bench.measure.measurement import Estimate, Exact, Influence, Series, Un
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sae_bench.engine.batch import Companion
+    from sae_bench.engine.batch import RelatedSAE
     from sae_bench.engine.bench import Bench
     from sae_bench.measure.geometry import Matching
     from sae_bench.measure.measurement import Floats
@@ -42,7 +42,7 @@ class Persistence:
     note: str
 
 
-def persistence(bench: Bench, companion: Companion) -> Persistence:
+def persistence(bench: Bench, companion: RelatedSAE) -> Persistence:
     """Largest decoder cosines and correlations of the alive features with those of ``companion``."""
     from sae_bench.measure.geometry import SAME, compare, isotropic_floor
     from sae_bench.measure.shared.sae_requirements import alive_rows, check_explains, shows_decoder
@@ -115,7 +115,7 @@ def mean_correlation(n: Floats, a: Floats, b: Floats, aa: Floats, bb: Floats, ab
     return Influence(float(r.mean()), influence.mean(1))
 
 
-def _series(found: Matching, floor: Floats, companion: Companion) -> Series:
+def _series(found: Matching, floor: Floats, companion: RelatedSAE) -> Series:
     from sae_bench.measure.geometry import EDGES
 
     drawn = {"features": found.best_of_a.cpu().numpy(), "random": floor}

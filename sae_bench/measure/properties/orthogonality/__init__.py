@@ -228,7 +228,7 @@ def _encoder_decoder(bench: Bench, neighbours: Neighbours) -> Estimate:
 PROPERTY = Property(
     name="orthogonality",
     question="Are decoder directions near-copies of each other, and of whom?",
-    headline="nn1",
+    primary_metric="nn1",
     metrics=METRICS,
     limits=("nn1:0.02", "nn10:0.02", "nn100:0.02", "duplicates:max:0.02", "modal_nn_share:max:0.05"),
     measure=measure,

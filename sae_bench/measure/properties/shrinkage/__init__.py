@@ -152,11 +152,11 @@ def _losses(sums: dict[str, Floats]) -> dict[str, Estimate]:
         found = {metric.name: Undefined(NO_MODEL) for metric in METRICS if "kl" in metric.name.split("_")}
         found["rescalable"] = Undefined(NO_MODEL)
     for loss in ("mse", "kl") if "kl/heldout" in sums else ("mse",):
-        for arm in ("heldout", "uniform", "per_feature"):
-            table = sums.get(f"{loss}/{arm}")
-            found[f"{loss}_{arm}"] = Undefined(NO_DECODER) if table is None else Ratio(table, scored)
-        for arm in ("uniform", "per_feature"):
-            found[f"{loss}_gain_{arm}"] = _gain(sums, loss, arm)
+        for condition in ("heldout", "uniform", "per_feature"):
+            table = sums.get(f"{loss}/{condition}")
+            found[f"{loss}_{condition}"] = Undefined(NO_DECODER) if table is None else Ratio(table, scored)
+        for condition in ("uniform", "per_feature"):
+            found[f"{loss}_gain_{condition}"] = _gain(sums, loss, condition)
         found[f"suppression_uniform_share_{loss}"] = _uniform_share(sums, loss, found[f"{loss}_gain_per_feature"])
     if "kl/heldout" in sums:
         found["kl_norm_corrected_gain"] = _gain(sums, "kl", "norm_corrected")
@@ -164,8 +164,8 @@ def _losses(sums: dict[str, Floats]) -> dict[str, Estimate]:
     return found
 
 
-def _gain(sums: dict[str, Floats], loss: str, arm: str) -> Estimate:
-    before, after = sums[f"{loss}/heldout"], sums.get(f"{loss}/{arm}")
+def _gain(sums: dict[str, Floats], loss: str, condition: str) -> Estimate:
+    before, after = sums[f"{loss}/heldout"], sums.get(f"{loss}/{condition}")
     if after is None:
         return Undefined(NO_DECODER)
     return Ratio(before - after, before) if before.sum() > 0 else Undefined(NO_ERROR)
@@ -193,7 +193,7 @@ def _rescalable(gain: Estimate) -> Estimate:
 PROPERTY = Property(
     name="shrinkage",
     question="Is the reconstruction too short, uniformly or feature by feature, and what does it cost?",
-    headline="gamma_centred",
+    primary_metric="gamma_centred",
     metrics=METRICS,
     limits=("gamma_centred:min:0.95", "gamma_centred:max:1.05"),
     measure=measure,

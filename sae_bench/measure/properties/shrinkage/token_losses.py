@@ -50,16 +50,16 @@ def _losses(bench: Bench, half: Batch, scales: Scales | None) -> dict[str, Tenso
     from sae_bench.measure.shared.scales import offset
 
     xhat = bench.reconstruct(half)
-    arms = {"heldout": xhat, "norm_corrected": noise_floors.norm_corrected(half.x, xhat - half.x, bench.pool())}
+    conditions = {"heldout": xhat, "norm_corrected": noise_floors.norm_corrected(half.x, xhat - half.x, bench.pool())}
     if scales is not None:
         base, t = offset(bench, half), scales.per_feature.to(xhat)
-        arms["uniform"] = base + scales.uniform * (xhat - base)
-        arms["per_feature"] = bench.decode(half, bench.codes(half) * t)
+        conditions["uniform"] = base + scales.uniform * (xhat - base)
+        conditions["per_feature"] = bench.decode(half, bench.codes(half) * t)
     tables = {"scored": half.keep}
-    for arm, value in arms.items():
-        tables[f"mse/{arm}"] = _square((value - half.x).double())
+    for condition, value in conditions.items():
+        tables[f"mse/{condition}"] = _square((value - half.x).double())
         if bench.has_model:
-            tables[f"kl/{arm}"] = bench.outcome(half, value).kl
+            tables[f"kl/{condition}"] = bench.outcome(half, value).kl
     return tables
 
 

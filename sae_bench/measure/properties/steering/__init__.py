@@ -28,10 +28,10 @@ import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Measurement, Metric, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.steering.conditions import ARMS, OTHERS, RANDOM, Steered, steer
+from sae_bench.measure.properties.steering.conditions import ARMS, OTHERS, RANDOM, SteeringConditions, steer
 from sae_bench.measure.properties.steering.series import steering_series
 from sae_bench.measure.properties.steering.significance import FALSE_DISCOVERIES, steer_share
-from sae_bench.measure.shared.two_way_clusters import Arm, mean
+from sae_bench.measure.shared.two_way_clusters import ConditionSlopes, mean
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -47,9 +47,9 @@ OF_AN_ARM = {
 }
 
 
-def metric_of(name: str, arm: str) -> str:
+def metric_of(name: str, condition: str) -> str:
     """The feature's own metrics have bare names."""
-    return name if arm == "feature" else f"{name}_{arm}"
+    return name if condition == "feature" else f"{name}_{condition}"
 
 
 METRICS = (
@@ -62,9 +62,9 @@ METRICS = (
         version=2,
     ),
     *(
-        Metric(metric_of(name, arm), unit, "reported", f"{meaning}, arm {arm}")
+        Metric(metric_of(name, condition), unit, "reported", f"{meaning}, arm {condition}")
         for name, (unit, meaning) in OF_AN_ARM.items()
-        for arm in ARMS
+        for condition in ARMS
     ),
     Metric("saturation", "share", "reported", "slope lost beyond |k| = 1, the linear range"),
     Metric("output_score", "", "reported", "Arad et al.: the direction's lens tokens when it is raised tenfold"),
@@ -77,7 +77,7 @@ NO_LENS = "directions of this site have no logit lens"
 def measure(bench: Bench) -> Measurement:
     """Slopes of every arm, what they cost, and which features steer."""
     found = steer(bench)
-    feature, floor = found.arms["feature"], found.arms["random_direction"]
+    feature, floor = found.conditions["feature"], found.conditions["random_direction"]
     size = len(found.features)
     gap = feature.backwards - floor.backwards.reshape(2, size, -1).mean(0)
     estimates: dict[str, Estimate] = {
@@ -86,8 +86,8 @@ def measure(bench: Bench) -> Measurement:
         "saturation": feature.saturation(),
         **_scores(found),
     }
-    for name, arm in found.arms.items():
-        estimates |= {metric_of(metric, name): each for metric, each in _of_an_arm(arm).items()}
+    for name, condition in found.conditions.items():
+        estimates |= {metric_of(metric, name): each for metric, each in _of_an_arm(condition).items()}
     return Measurement(
         estimates,
         found.clusters,
@@ -97,22 +97,22 @@ def measure(bench: Bench) -> Measurement:
     )
 
 
-def _of_an_arm(arm: Arm) -> dict[str, Estimate]:
+def _of_an_arm(condition: ConditionSlopes) -> dict[str, Estimate]:
     return {
-        "anti_share": mean(arm.backwards, arm.grid),
-        "slope_mean": mean(arm.slopes, arm.grid),
-        "slope_sd": arm.spread(),
-        "linearity": arm.linearity(),
-        "split_half": arm.split_half(),
-        "specificity": arm.per_effect(arm.kl, lambda k: k != 0),
-        "coherence_cost": arm.per_effect(arm.ce, lambda k: k > 0),
+        "anti_share": mean(condition.backwards, condition.grid),
+        "slope_mean": mean(condition.slopes, condition.grid),
+        "slope_sd": condition.spread(),
+        "linearity": condition.linearity(),
+        "split_half": condition.split_half(),
+        "specificity": condition.per_effect(condition.kl, lambda k: k != 0),
+        "coherence_cost": condition.per_effect(condition.ce, lambda k: k > 0),
     }
 
 
-def _scores(found: Steered) -> dict[str, Estimate]:
+def _scores(found: SteeringConditions) -> dict[str, Estimate]:
     if found.output_scores is None or found.input_scores is None:
         return {name: Undefined(NO_LENS) for name in ("output_score", "input_score")}
-    grid = found.arms["feature"].grid
+    grid = found.conditions["feature"].grid
     contexts = np.repeat(found.input_scores[:, None], len(found.cluster_of), axis=1)
     return {
         "output_score": mean(found.output_scores, grid),
@@ -140,7 +140,7 @@ def _settings(bench: Bench) -> dict[str, object]:
     }
 
 
-def _notes(bench: Bench, found: Steered) -> tuple[str, ...]:
+def _notes(bench: Bench, found: SteeringConditions) -> tuple[str, ...]:
     wanted = bench.settings.tier.features
     notes = [
         f"{len(found.features)} of {found.candidates} features that pass the rule, {len(found.cluster_of)} prompts"
@@ -155,7 +155,7 @@ def _notes(bench: Bench, found: Steered) -> tuple[str, ...]:
 PROPERTY = Property(
     name="steering",
     question="Does adding a feature raise what the feature means, in every prompt and more than noise does?",
-    headline="anti_share_gap",
+    primary_metric="anti_share_gap",
     metrics=METRICS,
     # A decoder without meaning has no feature that steers in nine draws of ten, and one to three of 32 in the tenth. A
     # share of 0 has no error, so a bound of 0 would let it pass.

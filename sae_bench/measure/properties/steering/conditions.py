@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Floats
-from sae_bench.measure.shared.two_way_clusters import Arm, Grid, Ints
+from sae_bench.measure.shared.two_way_clusters import ConditionSlopes, Grid, Ints
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.shared.feature_choice import Choice
-    from sae_bench.measure.shared.last_position import LastPosition
-    from sae_bench.measure.shared.steering_responses import Responses
-    from sae_bench.measure.shared.target_tokens import Targets
+    from sae_bench.measure.shared.feature_choice import FeatureChoice
+    from sae_bench.measure.shared.last_position import LastPositionRunner
+    from sae_bench.measure.shared.steering_responses import SteeringResponses
+    from sae_bench.measure.shared.target_tokens import TargetTokens
 
 ARMS = (
     "feature",
@@ -39,14 +39,14 @@ OTHERS = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Steered:
+class SteeringConditions:
     """All that steering found on one SAE."""
 
     features: tuple[int, ...]
     density: Floats
     "(F,) on the selection half."
     targets: tuple[tuple[int, ...], ...]
-    arms: Mapping[str, Arm]
+    conditions: Mapping[str, ConditionSlopes]
     random: Floats
     "(64, P, F) slopes of random directions on every target set."
     others: Floats
@@ -73,24 +73,24 @@ class _Chosen:
 
     selection: tuple[int, ...]
     "Its documents that are looked at."
-    choice: Choice
+    choice: FeatureChoice
     features: tuple[int, ...]
-    targets: Targets
+    targets: TargetTokens
 
 
-def steer(bench: Bench) -> Steered:
+def steer(bench: Bench) -> SteeringConditions:
     """Choose features, targets and prompts, and run every arm."""
     from sae_bench.measure.properties.steering.scores import input_scores, lens_tokens, output_scores
     from sae_bench.measure.shared.directions import other_features
     from sae_bench.measure.shared.feature_choice import SELECTION_DOCUMENTS, halves
-    from sae_bench.measure.shared.last_position import LastPosition
+    from sae_bench.measure.shared.last_position import LastPositionRunner
 
     selection, others = halves(bench.corpus.cluster)
     documents = prompt_documents(bench, others)
     chosen = _choose(bench, selection[:SELECTION_DOCUMENTS])
     features, size, seed = chosen.features, len(chosen.features), bench.settings.seed
     compared = other_features(chosen.choice.alive, features, max(OTHERS, size), seed)
-    runner = LastPosition(bench.model, bench.site, bench.settings.memory_bytes)
+    runner = LastPositionRunner(bench.model, bench.site, bench.settings.memory_bytes)
     directions, rows = _directions(bench, chosen, compared)
     found = _respond(bench, runner, documents, chosen.targets, directions, rows)
     clusters, cluster_of = prompt_clusters(bench, documents)
@@ -98,11 +98,11 @@ def steer(bench: Bench) -> Steered:
     own = directions[rows["feature"]]
     lens = lens_tokens(bench, own)
     slopes = found.slopes.astype(np.float64)  # (64 + R, P, F)
-    return Steered(
+    return SteeringConditions(
         features=features,
         density=chosen.choice.density[list(features)].numpy(),
         targets=chosen.targets.tokens,
-        arms={name: _arm(found, index * size, size, grid, name in SYMMETRIC) for index, name in enumerate(ARMS)},
+        conditions={name: _arm(found, index * size, size, grid, name in SYMMETRIC) for index, name in enumerate(ARMS)},
         random=slopes[:RANDOM],
         others=slopes[RANDOM:],
         counted=np.array(compared[:OTHERS])[:, None] != np.array(features)[None, :],
@@ -151,12 +151,12 @@ def _directions(bench: Bench, chosen: _Chosen, compared: Sequence[int]) -> tuple
 
 def _respond(
     bench: Bench,
-    runner: LastPosition,
+    runner: LastPositionRunner,
     documents: Sequence[int],
-    targets: Targets,
+    targets: TargetTokens,
     directions: Tensor,
     rows: Mapping[str, slice],
-) -> Responses:
+) -> SteeringResponses:
     """Responses of every arm's pairs, in the order of `ARMS`; slopes of random directions, then of other features."""
     from sae_bench.measure.shared.steering_responses import respond
 
@@ -196,9 +196,9 @@ def prompt_clusters(bench: Bench, documents: Sequence[int]) -> tuple[tuple[int, 
     return clusters, np.array([clusters.index(each) for each in ids])
 
 
-def _arm(found: Responses, start: int, size: int, grid: Grid, symmetric: bool) -> Arm:
+def _arm(found: SteeringResponses, start: int, size: int, grid: Grid, symmetric: bool) -> ConditionSlopes:
     from sae_bench.measure.shared.steering_responses import STRENGTHS
 
     rows = slice(start, start + size)
-    arm = Arm(found.effect[rows], found.kl[rows], found.ce[rows], grid, STRENGTHS)
-    return arm.both_ways() if symmetric else arm
+    condition = ConditionSlopes(found.effect[rows], found.kl[rows], found.ce[rows], grid, STRENGTHS)
+    return condition.both_ways() if symmetric else condition

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_bench.engine.bench import Bench
-from sae_bench.measure.shared.last_position import LastPosition
+from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.steering_responses import document_prompt
 
 Floats = NDArray[np.float64]
@@ -38,7 +38,7 @@ def lens_tokens(bench: Bench, directions: Tensor) -> Tensor | None:
 
 
 def output_scores(
-    bench: Bench, runner: LastPosition, documents: Sequence[int], directions: Tensor, lens: Tensor
+    bench: Bench, runner: LastPositionRunner, documents: Sequence[int], directions: Tensor, lens: Tensor
 ) -> Floats:
     """(F, P) output scores of unit directions (F, d) with their lens tokens (F, 20).
 

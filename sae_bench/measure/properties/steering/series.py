@@ -11,25 +11,25 @@ from sae_bench.measure.properties.steering.significance import steers
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.properties.steering.conditions import Steered
+    from sae_bench.measure.properties.steering.conditions import SteeringConditions
 
 BINS = 40
 
 
-def steering_series(bench: Bench, found: Steered) -> dict[str, Series]:
+def steering_series(bench: Bench, found: SteeringConditions) -> dict[str, Series]:
     """Tables and curves of one measurement."""
     return {"features": _features(bench, found), "slopes": _slopes(found), "effect": _effect(found)}
 
 
-def _features(bench: Bench, found: Steered) -> Series:
-    arm, verdicts = found.arms["feature"], steers(found)
+def _features(bench: Bench, found: SteeringConditions) -> Series:
+    condition, verdicts = found.conditions["feature"], steers(found)
     columns = {
         "feature": list(found.features),
         "density": found.density.tolist(),
         "targets": [" ".join(bench.token_text(token).strip() for token in each) for each in found.targets],
-        "slope_mean": arm.slopes.mean(1).tolist(),
-        "slope_sd": arm.slopes.std(1).tolist(),
-        "anti_share": arm.backwards.mean(1).tolist(),
+        "slope_mean": condition.slopes.mean(1).tolist(),
+        "slope_sd": condition.slopes.std(1).tolist(),
+        "anti_share": condition.backwards.mean(1).tolist(),
         "t": np.clip(verdicts.statistic, -1e6, 1e6).tolist(),
         "p": verdicts.p.tolist(),
         "steers": verdicts.found.tolist(),
@@ -40,8 +40,8 @@ def _features(bench: Bench, found: Steered) -> Series:
     return Series("table", columns, title="Steered features and their target tokens")
 
 
-def _slopes(found: Steered) -> Series:
-    slopes = {name: arm.slopes.ravel() for name, arm in found.arms.items()}
+def _slopes(found: SteeringConditions) -> Series:
+    slopes = {name: condition.slopes.ravel() for name, condition in found.conditions.items()}
     everything = np.concatenate(list(slopes.values()))
     low, high = np.quantile(everything, [0.005, 0.995]).tolist()
     edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
@@ -56,12 +56,12 @@ def _slopes(found: Steered) -> Series:
     )
 
 
-def _effect(found: Steered) -> Series:
-    feature = found.arms["feature"]
+def _effect(found: SteeringConditions) -> Series:
+    feature = found.conditions["feature"]
     still = list(feature.strengths).index(0)
 
     def curve(effect: Floats) -> list[float]:
         return list((effect - effect[..., still, None]).mean((0, 1)).tolist())
 
-    lines = {name: curve(arm.effect) for name, arm in found.arms.items()}
+    lines = {name: curve(condition.effect) for name, condition in found.conditions.items()}
     return Series("curve", {"x": list(feature.strengths), **lines}, title="Mean effect by strength", x="strength k")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sae_bench.measure.measurement import Estimate, Floats, Influence, Undefined
 
 if TYPE_CHECKING:
-    from sae_bench.measure.properties.steering.conditions import Steered
+    from sae_bench.measure.properties.steering.conditions import SteeringConditions
 
 FALSE_DISCOVERIES = 0.1
 "Expected share of features among those found that do not steer (Benjamini-Hochberg)."
@@ -22,7 +22,7 @@ DRAWS_PER_CLUSTER = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Verdicts:
+class SteeringTests:
     """Per feature, (F,)."""
 
     statistic: Floats
@@ -52,7 +52,7 @@ def exceedance(slopes: Floats, null: Floats, counted: NDArray[np.bool_] | None =
     return statistic, (1.0 + reaching) / (1.0 + len(others))
 
 
-def against_floors(slopes: Floats, random: Floats, others: Floats, counted: NDArray[np.bool_]) -> Verdicts:
+def against_floors(slopes: Floats, random: Floats, others: Floats, counted: NDArray[np.bool_]) -> SteeringTests:
     """Mean slopes (F,) against those of random directions and of other features on the same target sets, each (R, F).
 
     A feature steers when it raises its targets more than both do. Random directions are counted with their opposites,
@@ -64,17 +64,17 @@ def against_floors(slopes: Floats, random: Floats, others: Floats, counted: NDAr
     statistic, p_others = exceedance(slopes, others, counted)
     p = np.maximum(p_random, p_others)
     rejected = np.asarray(multipletests(p, alpha=FALSE_DISCOVERIES, method="fdr_bh")[0], dtype=bool)
-    return Verdicts(statistic, p, rejected & (slopes > 0))
+    return SteeringTests(statistic, p, rejected & (slopes > 0))
 
 
-def steers(found: Steered) -> Verdicts:
+def steers(found: SteeringConditions) -> SteeringTests:
     """The verdicts over all prompts."""
     return against_floors(
-        found.arms["feature"].slopes.mean(1), found.random.mean(1), found.others.mean(1), found.counted
+        found.conditions["feature"].slopes.mean(1), found.random.mean(1), found.others.mean(1), found.counted
     )
 
 
-def steer_share(found: Steered, seed: int) -> Estimate:
+def steer_share(found: SteeringConditions, seed: int) -> Estimate:
     """Share of features that steer; its errors by prompts and by features."""
     fewest = math.ceil(1 / FALSE_DISCOVERIES)
     if found.counted.sum() < fewest:
@@ -84,7 +84,7 @@ def steer_share(found: Steered, seed: int) -> Estimate:
     return Influence(value, _prompt_influence(found, seed), (steering - value) / len(steering))
 
 
-def _prompt_influence(found: Steered, seed: int) -> Floats:
+def _prompt_influence(found: SteeringConditions, seed: int) -> Floats:
     """(S,) influence of every cluster of prompts on the share of features that steer.
 
     The share jumps when a feature passes its threshold, so leaving one cluster out says either nothing or too much. The
@@ -93,7 +93,7 @@ def _prompt_influence(found: Steered, seed: int) -> Floats:
     """
     clusters = len(found.clusters)
     member = (found.cluster_of[:, None] == np.arange(clusters)[None, :]).astype(np.float64)  # (P, S)
-    own = found.arms["feature"].slopes @ member  # (F, S)
+    own = found.conditions["feature"].slopes @ member  # (F, S)
     random, others = (np.einsum("rpf,ps->rfs", null, member) for null in (found.random, found.others))
     size = member.sum(0)
     draws = max(FEWEST_DRAWS, DRAWS_PER_CLUSTER * clusters)

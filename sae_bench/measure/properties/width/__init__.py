@@ -28,7 +28,7 @@ import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.width.sizes import QUANTITIES, Size, curve, family_sizes, table
+from sae_bench.measure.properties.width.sizes import QUANTITIES, FamilyMember, curve, family_sizes, table
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -74,7 +74,7 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """KL, explained variance and loss recovered of every SAE of the family, and their order by size."""
-    if not bench.beside.family:
+    if not bench.related.family:
         none = Undefined("no SAEs of other sizes are registered: family=[...]")
         return Measurement({metric.name: none for metric in METRICS}, bench.clusters)
     sizes = family_sizes(bench)
@@ -90,13 +90,13 @@ def measure(bench: Bench) -> Measurement:
         settings={
             "include_bos": bench.include_bos,
             "matched": MATCHED,
-            "family": sorted(companion.sha256 for companion in bench.beside.family),
+            "family": sorted(companion.sha256 for companion in bench.related.family),
         },
         notes=tuple(notes),
     )
 
 
-def estimates(matched: Sequence[Size]) -> dict[str, Estimate]:
+def estimates(matched: Sequence[FamilyMember]) -> dict[str, Estimate]:
     """Every metric, from the SAEs at matched L0."""
     features = np.array([size.features for size in matched], dtype=np.float64)
     count = len(set(features))
@@ -157,7 +157,7 @@ def slope(doublings: Floats, values: Sequence[Ratio], logarithm: bool) -> Estima
 PROPERTY = Property(
     name="width",
     question="Does a larger dictionary of the same recipe and sparsity lose less?",
-    headline="kl_per_doubling",
+    primary_metric="kl_per_doubling",
     metrics=METRICS,
     limits=("kl_per_doubling:max:-0.01",),
     measure=measure,

@@ -22,7 +22,7 @@ QUANTITIES = ("kl", "explained_variance", "ce_recovered")
 
 
 @dataclass(frozen=True, eq=False)
-class Size:
+class FamilyMember:
     """One SAE of the family on the documents measured."""
 
     name: str
@@ -38,13 +38,13 @@ class Size:
         return found
 
 
-def family_sizes(bench: Bench) -> list[Size]:
+def family_sizes(bench: Bench) -> list[FamilyMember]:
     """This SAE and its family, in order of registration; what an SAE shows is shared with the rest of the family."""
     from sae_bench.measure.shared.sae_requirements import check_explains
 
     sums = bench.site_data.shared(("width: loss", bench.documents), lambda: _loss(bench))
     found = [_size(bench, "this SAE", _sums(bench), sums)]
-    for companion in bench.beside.family:
+    for companion in bench.related.family:
         other = bench.of(companion)
         check_explains(other, companion)
         key = ("width", companion.name, companion.sha256, bench.documents)
@@ -53,9 +53,9 @@ def family_sizes(bench: Bench) -> list[Size]:
     return found
 
 
-def _size(bench: Bench, name: str, sums: dict[str, Floats], loss: dict[str, Floats]) -> Size:
+def _size(bench: Bench, name: str, sums: dict[str, Floats], loss: dict[str, Floats]) -> FamilyMember:
     count = bench.per_cluster(bench.keep)
-    return Size(
+    return FamilyMember(
         name,
         int(bench.sae.d_sae),
         l0=Ratio(sums["l0"], count),
@@ -94,7 +94,7 @@ def _loss(bench: Bench) -> dict[str, Floats]:
     return {name: bench.per_cluster(table) for name, table in bench.collect(tokens, "width").items()}
 
 
-def table(sizes: Sequence[Size], matched: Sequence[Size]) -> Series:
+def table(sizes: Sequence[FamilyMember], matched: Sequence[FamilyMember]) -> Series:
     """The whole family, one row an SAE."""
     columns: dict[str, list[Any]] = {
         "SAE": [size.name for size in sizes],
@@ -106,7 +106,7 @@ def table(sizes: Sequence[Size], matched: Sequence[Size]) -> Series:
     return Series("table", columns, "The family, by registration")
 
 
-def curve(matched: Sequence[Size]) -> Series:
+def curve(matched: Sequence[FamilyMember]) -> Series:
     """KL of those at matched L0, with its standard errors."""
     ordered = sorted(matched, key=lambda size: size.features)
     errors = [standard_error(size.kl) or 0.0 for size in ordered]
