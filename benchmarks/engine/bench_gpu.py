@@ -22,12 +22,13 @@ from torch import Tensor
 
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.corpus import from_documents
-from sae_bench.engine.noise_floors import NOISE
+from sae_bench.engine.noise_floors import noise_floors
 from sae_bench.engine.settings import Settings
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import Site
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
 
+NOISE = {floor.name: floor.replacement for floor in noise_floors() if floor.draws}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DOCUMENTS, POSITIONS, ROUNDS = 32, 128, 3
 
@@ -143,7 +144,7 @@ def test_arms(dtype: str, benchmark: Any, make: Callable[[Shape, str], Bench]) -
     if benchmark.enabled:
         count, median = 1 + len(NOISE), statistics.median(took[1:])
         rate = 2 * one.numel() * other.shape[1] / statistics.median(products[1:])
-        floor = count * GEMMA_2_2B.operations(len(bench.site_data.kept)) / rate
+        floor = count * GEMMA_2_2B.operations(len(bench.site_data.kept_positions)) / rate
         benchmark.extra_info |= {
             "device": torch.cuda.get_device_name(),
             "arms": count,

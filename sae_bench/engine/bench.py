@@ -29,7 +29,7 @@ from sae_bench.engine.captured_activations import Progress, SiteData, captured
 from sae_bench.engine.corpus import Corpus
 from sae_bench.engine.devices import send
 from sae_bench.engine.interventions import Interventions
-from sae_bench.engine.noise_floors import NoisePool, SeededDraws
+from sae_bench.engine.noise_pool import NoisePool, SeededDraws
 from sae_bench.engine.sae_runs import SAERuns
 from sae_bench.engine.settings import TIERS, Settings, Tier
 from sae_bench.model.language_model import Model
@@ -253,7 +253,7 @@ class Bench:
                 mean=data.mean,
                 covariance=data.covariance,
                 rows=data.rows,
-                kept=data.kept,
+                kept_positions=data.kept_positions,
                 errors=self._reading.errors,
             )
         return self._pool

@@ -127,7 +127,7 @@ class SiteData:
         return self.x.view(-1, self.x.shape[-1])
 
     @cached_property
-    def kept(self) -> Tensor:
+    def kept_positions(self) -> Tensor:
         """int64 (N,), which `rows` are kept positions, in document order."""
         return self.keep.flatten().nonzero().flatten()
 
@@ -135,19 +135,19 @@ class SiteData:
     def mean(self) -> Tensor:
         """(d,) float64 mean over the kept positions of the whole corpus."""
         total = torch.zeros(self.x.shape[-1], dtype=torch.float64)
-        for kept in torch.split(self.kept, _TOKENS):
+        for kept in torch.split(self.kept_positions, _TOKENS):
             total += self.rows[kept].double().sum(0)
-        return total / len(self.kept)
+        return total / len(self.kept_positions)
 
     @cached_property
     def covariance(self) -> Tensor:
         """(d, d) float64 covariance over the kept positions of the whole corpus; products in float32."""
         width, device = self.x.shape[-1], self.model.device
         total = torch.zeros(width, width, dtype=torch.float64, device=device)
-        for kept in torch.split(self.kept, _ROWS):
+        for kept in torch.split(self.kept_positions, _ROWS):
             centred = send((self.rows[kept].double() - self.mean).float(), device)
             total += (centred.T @ centred).double()
-        return total.cpu() / len(self.kept)
+        return total.cpu() / len(self.kept_positions)
 
     def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
         """``compute()``, once per ``key``: results that do not depend on the SAE (ablations, the clean run)."""

@@ -97,7 +97,7 @@ class SAERuns:
     def errors(self) -> Tensor:
         """(N, d) errors at the kept positions of the whole corpus, in document order."""
         data = self.site_data
-        errors = TensorStore(self.settings.memory_bytes // 8).empty(len(data.kept), data.x.shape[-1])
+        errors = TensorStore(self.settings.memory_bytes // 8).empty(len(data.kept_positions), data.x.shape[-1])
         starts = [0, *data.keep.sum(1).cumsum(0).tolist()]
         for document in self._order:
             keep = data.keep[document]
@@ -130,7 +130,7 @@ class SAERuns:
             count += torch.bincount(codes.feature, minlength=n)
             total.index_add_(0, codes.feature, size)
             square.index_add_(0, codes.feature, size.square())
-        return FiringCounts(len(self.site_data.kept), count.cpu(), total.cpu(), square.cpu())
+        return FiringCounts(len(self.site_data.kept_positions), count.cpu(), total.cpu(), square.cpu())
 
     def _encode(self, documents: Sequence[int]) -> list[SparseCodes]:
         """Codes of whole documents."""

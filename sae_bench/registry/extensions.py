@@ -1,4 +1,4 @@
-"""Properties, formats and controls from outside this package: one line in a ``conftest.py``, or an entry point.
+"""Properties, formats, controls and noise floors from outside this package: a ``conftest.py``, or an entry point.
 
 register_property(...)                                 # in conftest.py
 [project.entry-points."sae_bench.properties"]          # in the pyproject.toml of a package
@@ -20,20 +20,21 @@ T = TypeVar("T")
 
 
 class Extensions(Generic[T]):
-    """What others add to things of one kind. Entry points are read once, and loaded when they are first asked for."""
+    """Additions to the built-in things of one kind. Entry points are read once and loaded on first access."""
 
     def __init__(self, kind: str, built_in: Callable[[], Collection[str]], check: Callable[[str, object], T]) -> None:
-        """``check(name, found)`` returns what was found, or raises a `UsageError` that says what it should be."""
+        """``check(name, thing)`` returns the thing, or raises a `UsageError` that says what it must be."""
         self.kind = kind
-        self.group = f"sae_bench.{kind[:-1]}ies" if kind.endswith("y") else f"sae_bench.{kind}s"
+        plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+        self.group = f"sae_bench.{plural.replace(' ', '_')}"
         self._built_in = built_in
         self._check = check
         self._loaded: dict[str, T] = {}
         self.registered: Registry[T] = Registry(kind)
-        "What this process registered itself."
+        "Registrations of this process."
 
     def register(self, name: str, thing: T, depth: int = 2) -> None:
-        """Add ``thing``; a `UsageError` when its name is taken. ``depth`` is how far up the stack the caller is."""
+        """Add ``thing``; a `UsageError` when its name is taken. ``depth`` counts the stack frames up to the caller."""
         caller = sys._getframe(depth)
         origin = f"{caller.f_code.co_filename}:{caller.f_lineno}"
         if name in self._built_in() or name in self._points:
@@ -44,38 +45,42 @@ class Extensions(Generic[T]):
         self.registered.add(name, lambda: checked, origin=origin)
 
     def names(self) -> tuple[str, ...]:
-        """Names of all of them, sorted; nothing is imported."""
+        """Return the names of all additions, sorted; nothing is imported."""
         return tuple(sorted({*self._points, *self.registered}))
 
     def __contains__(self, name: str) -> bool:
         return name in self.registered or name in self._points
 
     def load(self, name: str) -> T:
-        """The one called ``name``, which must be in `names`; one that cannot be imported is a `UsageError`."""
+        """Return the addition called ``name``, one of `names`; a `UsageError` when it cannot be imported."""
         if name in self.registered:
             return self.registered[name]
         if name not in self._loaded:
             point = self._points[name]
             try:
-                found = point.load()
+                thing = point.load()
             except Exception as error:
                 raise UsageError(
                     f"{self.kind} {name} = {point.value} (entry point of {self.group}) cannot be imported: "
                     f"{type(error).__name__}: {error}"
                 ) from error
-            self._loaded[name] = self._check(name, found)
+            self._loaded[name] = self._check(name, thing)
         return self._loaded[name]
+
+    def names_module(self, name: str, module: str) -> bool:
+        """Return True when the entry point ``name`` lies in ``module``: importing it registers nothing twice."""
+        return name in self._points and self._points[name].module == module
 
     @cached_property
     def _points(self) -> Mapping[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+        points: dict[str, EntryPoint] = {}
+        built_in = self._built_in()
         for point in entry_points(group=self.group):
-            taken = self._built_in()
-            if point.name in taken or (point.name in found and found[point.name].value != point.value):
-                owner = "this package" if point.name in taken else found[point.name].value
+            if point.name in built_in or (point.name in points and points[point.name].value != point.value):
+                owner = "this package" if point.name in built_in else points[point.name].value
                 raise UsageError(
                     f"entry point {point.name} = {point.value} of {self.group} has the name of a {self.kind} of "
                     f"{owner}; uninstall one of them, or give it another name"
                 )
-            found[point.name] = point
-        return found
+            points[point.name] = point
+        return points

@@ -121,7 +121,7 @@ class Loader:
         data = site_data(model, site, corpus, self.settings, spec.include_bos)
         read = data if source == site else site_data(model, source, corpus, self.settings, spec.include_bos)
         if spec.control is not None:
-            x, y = (each.rows[each.kept[:_CONTROL_TOKENS]].to(self.settings.device) for each in (read, data))
+            x, y = (each.rows[each.kept_positions[:_CONTROL_TOKENS]].to(self.settings.device) for each in (read, data))
             generator = torch.Generator().manual_seed(self.settings.seed)
             sae = make_control(spec.control, sae, x, x if read is data else y, generator)
             read = data if spec.control in AT_THE_OUTPUT else read

@@ -95,8 +95,8 @@ def peak_mebibytes(work: Work, device: str) -> float | None:
 def _prepared(bench: Bench, operation: str) -> tuple[Work, Work, int]:
     """The SAE's work, the bare product of the same shape, and how many tokens each has."""
     sae, source, device = bench.sae, bench.source, torch.device(bench.settings.device)
-    tokens = tokens_in_a_call(int(sae.d_in), int(sae.d_sae), device.type, len(source.kept))
-    x = source.rows[source.kept[:tokens]].to(device)  # (tokens, d_in)
+    tokens = tokens_in_a_call(int(sae.d_in), int(sae.d_sae), device.type, len(source.kept_positions))
+    x = source.rows[source.kept_positions[:tokens]].to(device)  # (tokens, d_in)
     with torch.no_grad():
         codes = sae.encode(x)  # (tokens, d_sae)
         written = sae.decode(codes, like=x)  # (tokens, d_out)

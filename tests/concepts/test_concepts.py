@@ -159,7 +159,7 @@ def without_upper_case(sae: Any) -> Any:
     site = next(site for site in at_site(bench(), placed_concepts(bench())) if site.placed.name == "upper_case")
     basis = np.linalg.qr(np.column_stack([reader.weights for reader in site.readers]))[0]
     made = controls.identity(sae.d_in)
-    rows = bench().site_data.rows[bench().site_data.kept]
+    rows = bench().site_data.rows[bench().site_data.kept_positions]
     largest = torch.pca_lowrank(rows, 1)[2][:, 0].double().numpy()
     kept = np.eye(sae.d_in) - basis @ basis.T + np.outer(largest, basis.sum(1))
     return replace(made, W_dec=made.W_dec @ torch.tensor(kept, dtype=torch.float32))

@@ -18,7 +18,7 @@ from sae_bench.engine.batch import Batch, whole_clusters
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import Corpus, from_documents
-from sae_bench.engine.noise_floors import DETERMINISTIC, NOISE
+from sae_bench.engine.noise_floors import noise_floors
 from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.model.language_model import Model
@@ -86,9 +86,10 @@ def everything(bench: Bench, draws: int = 1) -> dict[str, torch.Tensor]:
         found = {"ce_clean": clean.ce, "kl_sae": replaced.kl, "ce_sae": replaced.ce}
         found["l0"] = (bench.codes(batch) != 0).sum(-1)
         found["squares"] = error.double().square().sum(-1)
-        for name, condition in {**DETERMINISTIC, **NOISE}.items():
+        for floor in noise_floors():
+            name = floor.name
             for index in range(draws):
-                value = condition(x, error, bench.pool(), bench.draw(batch, name, index))
+                value = floor.replacement(x, error, bench.pool(), bench.draw(batch, name, index))
                 outcome = bench.outcome(batch, value)
                 found[f"kl_{name}_{index}"], found[f"ce_{name}_{index}"] = outcome.kl, outcome.ce
         return found
@@ -400,7 +401,7 @@ def test_statistics_of_the_site_are_those_of_the_kept_positions(make: Make, corp
     torch.testing.assert_close(data.mean, rows.mean(0))
     torch.testing.assert_close(data.covariance, rows.T.cov(correction=0), rtol=1e-5, atol=1e-7)
     pool = make(site=Site(1, "hook_mlp_out")).pool()
-    assert torch.equal(pool.rows[pool.kept].double(), rows)
+    assert torch.equal(pool.rows[pool.kept_positions].double(), rows)
     assert not data.x[~data.inside].any()
 
 

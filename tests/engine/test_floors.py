@@ -7,10 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench.engine.noise_floors import DETERMINISTIC, NOISE, NoisePool, SeededDraws
+from sae_bench.engine.noise_floors import noise_floors
+from sae_bench.engine.noise_pool import NoisePool, SeededDraws
 from sae_bench.errors import MeasurementError
 
 WIDTH = 8
+NOISE = {floor.name: floor.replacement for floor in noise_floors() if floor.draws}
+DETERMINISTIC = {floor.name: floor.replacement for floor in noise_floors() if not floor.draws}
 MOVED = [name for name in NOISE if not name.startswith("theta")]
 
 
@@ -21,7 +24,7 @@ def pool_of(rows: torch.Tensor, errors: torch.Tensor | None = None) -> NoisePool
         mean=wide.mean(0),
         covariance=centred.T @ centred / len(rows),
         rows=rows,
-        kept=torch.arange(len(rows)),
+        kept_positions=torch.arange(len(rows)),
         errors=lambda: rows.flip(0) * 0.1 if errors is None else errors,
     )
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sae_bench.engine import noise_floors
 from sae_bench.engine.batch import Batch
 from sae_bench.engine.bench import Bench, site_data
 from sae_bench.engine.corpus import load_corpus
-from sae_bench.engine.noise_floors import DETERMINISTIC
 from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import parse_site
@@ -30,7 +30,8 @@ def test_clean_and_ablated_runs_agree_with_the_reference(real_assets: Path) -> N
     def conditions(batch: Batch) -> dict[str, torch.Tensor]:
         found = {"ce_clean": bench.outcome(batch, None).ce}
         for name in ("mean_ablation", "zero_ablation"):
-            value = DETERMINISTIC[name](batch.x, torch.zeros_like(batch.x), bench.pool(), bench.draw(batch, name, 0))
+            ablation = getattr(noise_floors, name)
+            value = ablation(batch.x, torch.zeros_like(batch.x), bench.pool(), bench.draw(batch, name, 0))
             outcome = bench.outcome(batch, value)
             found[f"kl_{name}"], found[f"ce_{name}"] = outcome.kl, outcome.ce
         return found

@@ -62,7 +62,7 @@ def activations(loader: Loader, model_folder: Callable[[str], Path], corpus_file
         place = {"model": str(model_folder("GPT2")), "site": site, "corpus": corpus_file}
         name = re.sub(r"[^a-z0-9]", "-", f"look-{site}")
         data = loader.bench(SAESpec(id=name, load=lambda: exact(), **place)).site_data
-        return data.rows[data.kept]
+        return data.rows[data.kept_positions]
 
     return get
 

@@ -62,7 +62,7 @@ def test_the_principal_components_are_those_of_the_map_from_what_is_read(control
     bench = control("pca")
     assert (str(bench.source.site), str(bench.site)) == (READ, WRITTEN)
     assert load_property("sparsity").measure(bench).estimates["l0"].value == K
-    x, y = (data.rows[data.kept].double() for data in (bench.source, bench.site_data))
+    x, y = (data.rows[data.kept_positions].double() for data in (bench.source, bench.site_data))
     fitted = torch.linalg.lstsq(x - x.mean(0), y - y.mean(0), driver="gelsd").solution
     spectrum = torch.linalg.svdvals((x - x.mean(0)) @ fitted).square()
     # This MLP's output is a linear map of what is read, so that nothing but the rank is lost.

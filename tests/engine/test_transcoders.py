@@ -25,7 +25,7 @@ def bench(tiny_model: Callable[..., Model], corpus: Corpus) -> Bench:
     """Reads what the MLP's neurons say (64 wide) and writes what the MLP writes (16), nearly as the model does."""
     model, settings = tiny_model("GPT2"), Settings()
     source, target = (site_data(model, parse_site(name), corpus, settings) for name in (READ, WRITTEN))
-    x, y = source.rows[source.kept], target.rows[target.kept]
+    x, y = source.rows[source.kept_positions], target.rows[target.kept_positions]
     solved = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], dim=1), y).solution  # (65, 16)
     both = torch.cat([torch.eye(64), -torch.eye(64)])
     sae = LinearDecoderSAE(

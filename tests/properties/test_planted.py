@@ -102,7 +102,7 @@ def test_shrinking_a_sound_decoder_lowers_the_ratio_while_the_loss_rises(
 def test_dense_features_are_seen(demo_bench: Callable[..., Bench]) -> None:
     """A PCA's components fire on every token, with one sign or the other: all of them are dense."""
     data = demo_bench().site_data
-    bench = demo_bench(lambda sae: controls.pca(data.rows[data.kept], 8))
+    bench = demo_bench(lambda sae: controls.pca(data.rows[data.kept_positions], 8))
     found = measure(bench, "sparsity").estimates
     assert found["dense_share"].value > 0.4
     assert found["kl_without_dense"].value > found["kl_dense_only"].value

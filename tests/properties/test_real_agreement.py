@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from sae_bench.engine.bench import Bench
+from sae_bench.engine.noise_floors import noise_floors
 from sae_bench.measure.measurement import Measurement
 from sae_bench.measure.properties import load_property
-from sae_bench.measure.properties.kl_gap import ABLATIONS, EXACT_ARMS, NOISE_ARMS
 
 SAES = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
 DRAWS_GOLDEN = 16
+NOISE = [floor.name for floor in noise_floors() if floor.draws]
+ABLATIONS = [floor.name for floor in noise_floors() if floor.ablation]
+EXACT = [floor.name for floor in noise_floors() if not floor.draws and not floor.ablation]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def test_saelens_agrees(sae: str, measured: Any, golden_saelens: Any) -> None:
 @pytest.mark.parametrize("sae", SAES)
 def test_arms_without_noise_agree_with_the_reference(sae: str, measured: Any, golden: Any) -> None:
     ours, reference = measured(sae, "kl_gap").estimates, golden(sae)
-    for condition in (*EXACT_ARMS, *ABLATIONS):
+    for condition in (*EXACT, *ABLATIONS):
         assert ours[f"kl_{condition}"].value == pytest.approx(reference[f"kl_{condition}"]["value"], rel=1e-5), (
             condition
         )
@@ -59,7 +62,7 @@ def test_arms_without_noise_agree_with_the_reference(sae: str, measured: Any, go
 def test_noise_arms_agree_within_their_monte_carlo_error(sae: str, measured: Any, golden: Any, real_bench: Any) -> None:
     ours, reference = measured(sae, "kl_gap").estimates, golden(sae)
     draws = real_bench(sae).settings.tier.draws
-    for condition in NOISE_ARMS:
+    for condition in NOISE:
         theirs = reference[f"kl_{condition}"]
         error = theirs["mc_sd_one_draw"] * math.sqrt(1 / draws + 1 / DRAWS_GOLDEN)
         assert abs(ours[f"kl_{condition}"].value - theirs["value"]) < 3 * error, condition
@@ -80,7 +83,7 @@ def test_standard_errors_are_those_of_the_reference(sae: str, measured: Any, gol
 def test_the_published_order_of_the_arms(sae: str, measured: Any) -> None:
     kl = {
         condition: measured(sae, "kl_gap").estimates[f"kl_{condition}"].value
-        for condition in ("sae", *EXACT_ARMS, *NOISE_ARMS)
+        for condition in ("sae", *EXACT, *NOISE)
     }
     assert kl["sae"] > kl["isotropic"]
     assert kl["sae"] > kl["covariance"]

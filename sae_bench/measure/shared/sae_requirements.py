@@ -27,7 +27,7 @@ def alive_rows(bench: Bench, companion: RelatedSAE | None = None) -> Tensor:
         else bench.site_data.shared(("alive", companion.name, companion.sha256), lambda: bench.firing.alive)
     )
     usable = alive & (bench.decoder_norms.cpu() > 0)
-    check_alive(bench.sae, usable, len(bench.site_data.kept), what)
+    check_alive(bench.sae, usable, len(bench.site_data.kept_positions), what)
     return usable.nonzero().flatten()
 
 

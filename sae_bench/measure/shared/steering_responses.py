@@ -51,7 +51,7 @@ def unit_strength(bench: Bench) -> float:
         total = 0.0
         for x, keep in zip(data.x, data.keep, strict=True):
             total += float(torch.linalg.vector_norm(x[keep], dim=-1).sum(dtype=torch.float64))
-        return total / len(data.kept)
+        return total / len(data.kept_positions)
 
     return STRENGTH_SHARE * data.shared("mean_norm", mean_norm)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sae_bench.engine import noise_floors
 from sae_bench.engine.bench import Bench
+from sae_bench.engine.noise_pool import SeededDraws
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.datasets.circuit_file import CircuitPrompt, CircuitSet
 from sae_bench.measure.measurement import Floats
@@ -183,9 +184,7 @@ def noisy(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts) -> list[T
     """(p, d) each: isotropic noise of the error's own norm in place of the error."""
     found = []
     for asked, prompt, xhat in zip(given.asked, given.read, seen.xhat, strict=True):
-        draw = noise_floors.SeededDraws(
-            bench.settings.seed, (asked.line,), (len(prompt.tokens),), "circuit isotropic", 0
-        )
+        draw = SeededDraws(bench.settings.seed, (asked.line,), (len(prompt.tokens),), "circuit isotropic", 0)
         x = prompt.x[None]
         found.append(noise_floors.isotropic(x, xhat[None] - x, bench.pool(), draw)[0])
     return found

@@ -61,7 +61,7 @@ class InputBuilder:
 
     def __init__(self, bench: Bench) -> None:
         data, device = bench.source, bench.settings.device
-        kept = data.kept
+        kept = data.kept_positions
         spread = torch.linspace(0, len(kept) - 1, min(_POOL, len(kept))).long()
         self.real: Tensor = data.rows[kept[spread]].to(device)
         "(m, d) float32 tokens from all over the corpus."

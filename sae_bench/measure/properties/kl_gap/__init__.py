@@ -18,8 +18,11 @@ grows with the error itself: the same documents tell a change of it apart from c
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
+from sae_bench.engine.noise_floors import NoiseFloor, noise_floors
+from sae_bench.errors import UsageError
 from sae_bench.measure.measurement import Estimate, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
 from sae_bench.measure.properties.kl_gap.error_parts import error_parts
@@ -34,60 +37,20 @@ if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
     from sae_bench.measure.measurement import Floats
 
-NOISE_ARMS = {
-    "isotropic": "noise of the error's norm in any direction",
-    "theta_sae_norm": "noise with the reconstruction's norm and its cosine to x",
-    "theta_true_norm": "noise with the norm of x and the reconstruction's cosine to x",
-    "covariance": "noise of the error's norm with the activations' covariance",
-    "real_difference": "a difference of two real activations, at the error's norm",
-    "shuffled_error": "another token's error, at the error's norm",
-}
-EXACT_ARMS = {
-    "reflected_error": "the error with its sign turned",
-    "norm_corrected": "the reconstruction at the norm of x",
-    "sae_norm": "x at the norm of the reconstruction",
-}
-ABLATIONS = {"mean_ablation": "the site's mean", "zero_ablation": "zero"}
-ARMS = {**NOISE_ARMS, **EXACT_ARMS, **ABLATIONS}
-
 NO_ERROR = "the reconstruction has no error, so there is no floor of its size"
 
-METRICS = (
+_TABLES = ("sae", "clean", "sae_odd", "linear_removed", "error_top", "error_rest")
+"Names of tables that are not of a noise floor."
+
+_JUDGED = (
     Metric("kl_sae", "nats", "lower", "KL from clean to a model that reads the reconstruction", noise_free=True),
     Metric(
         "tv_sae", "share", "lower", "next-token probability that the reconstruction moves elsewhere", noise_free=True
     ),
     Metric("ce_gap", "nats", "lower", "rise of the next-token loss", noise_free=True),
     Metric("kl_level", "ratio", "lower", "KL as a share of what ablating the site to its mean costs", noise_free=True),
-    Metric("ratio_isotropic", "ratio", "reported", "KL against isotropic noise of the error's norm"),
-    Metric("ratio_covariance", "ratio", "reported", "KL against noise with the activations' covariance"),
-    Metric("ratio_real_difference", "ratio", "reported", "KL against differences of real activations"),
-    Metric("ratio_shuffled_error", "ratio", "reported", "KL against errors of other tokens"),
-    *(
-        Metric(
-            f"kl_{condition}",
-            "nats",
-            "reported",
-            f"KL with {meaning} in its place",
-            noise_free=condition not in NOISE_ARMS,
-        )
-        for condition, meaning in ARMS.items()
-    ),
-    Metric("kappa_sae", "nats", "reported", "KL per squared error norm", noise_free=True),
-    *(
-        Metric(
-            f"kappa_{condition}",
-            "nats",
-            "reported",
-            f"KL per squared norm: {meaning}",
-            noise_free=condition not in NOISE_ARMS,
-        )
-        for condition, meaning in ARMS.items()
-    ),
-    Metric("ce_clean", "nats", "reported", "next-token loss of the clean model", noise_free=True),
-    Metric("ce_sae", "nats", "reported", "next-token loss with the reconstruction", noise_free=True),
-    Metric("ce_mean_ablation", "nats", "reported", "next-token loss with the site at its mean", noise_free=True),
-    Metric("ce_zero_ablation", "nats", "reported", "next-token loss with the site at zero", noise_free=True),
+)
+_REPORTED = (
     Metric("ce_recovered", "share", "reported", "loss recovered, from mean ablation to clean", noise_free=True),
     Metric("ce_recovered_zero", "share", "reported", "loss recovered, from zero ablation to clean", noise_free=True),
     Metric("error_linear_share", "share", "reported", "share of the error that is linear in x", noise_free=True),
@@ -98,6 +61,42 @@ METRICS = (
     Metric("logprob_l2", "nats", "reported", "mean distance of log-probabilities over the vocabulary", noise_free=True),
     *TAIL_METRICS,
 )
+
+
+def metrics(floors: tuple[NoiseFloor, ...]) -> tuple[Metric, ...]:
+    """Declare the metrics of the reconstruction and of every noise floor; a `UsageError` where two have one name."""
+
+    def of(prefix: str, floor: NoiseFloor, unit: str, meaning: str) -> Metric:
+        name = f"{prefix}_{floor.name}"
+        return Metric(name, unit, "reported", meaning, version=floor.version, noise_free=not floor.draws)
+
+    declared = (
+        *_JUDGED,
+        *(
+            of("ratio", floor, "ratio", f"KL of the reconstruction over KL with {floor.meaning}")
+            for floor in floors
+            if floor.ratio
+        ),
+        *(of("kl", floor, "nats", f"KL with {floor.meaning} in place of the activation") for floor in floors),
+        Metric("kappa_sae", "nats", "reported", "KL per squared error norm", noise_free=True),
+        *(of("kappa", floor, "nats", f"KL per squared distance to x, with {floor.meaning}") for floor in floors),
+        Metric("ce_clean", "nats", "reported", "next-token loss of the clean model", noise_free=True),
+        Metric("ce_sae", "nats", "reported", "next-token loss with the reconstruction", noise_free=True),
+        *(
+            of("ce", floor, "nats", f"next-token loss with the site at {floor.meaning}")
+            for floor in floors
+            if floor.ablation
+        ),
+        *_REPORTED,
+    )
+    names = [metric.name for metric in declared]
+    for floor in floors:
+        of_floor = [name for name in names if name.endswith(f"_{floor.name}")]
+        if floor.name in _TABLES or any(names.count(name) > 1 for name in of_floor):
+            raise UsageError(
+                f"noise floor {floor.name!r} has the name of another quantity of kl_gap; rename the function"
+            )
+    return declared
 
 
 def measure(bench: Bench) -> Measurement:
@@ -131,8 +130,6 @@ def measure(bench: Bench) -> Measurement:
 
 def _arms(bench: Bench, batch: Batch) -> dict[str, Tensor]:
     """(docs, pos) tables of one batch: KL, loss and squared distance of the SAE and of everything it is read beside."""
-    from sae_bench.engine import noise_floors
-
     x, error, pool = batch.x, bench.error(batch), bench.pool()
     sae = bench.outcome(batch, x + error, distances=True, condition="sae")
     assert sae.distance is not None
@@ -145,18 +142,20 @@ def _arms(bench: Bench, batch: Batch) -> dict[str, Tensor]:
         "square/sae": _square(error),
         "ce/clean": bench.outcome(batch, None).ce,
     }
-    for condition in EXACT_ARMS:
-        value = noise_floors.DETERMINISTIC[condition](x, error, pool, bench.draw(batch, condition, 0))
+    for floor in _of_the_error(draws=False):
+        value = floor.replacement(x, error, pool, bench.draw(batch, floor.name, 0))
         tables |= {
-            f"kl/{condition}": bench.outcome(batch, value, condition=condition).kl,
-            f"square/{condition}": _square(value - x),
+            f"kl/{floor.name}": bench.outcome(batch, value, condition=floor.name).kl,
+            f"square/{floor.name}": _square(value - x),
         }
-    for condition in NOISE_ARMS:
+    for floor in _of_the_error(draws=True):
         draws = range(bench.settings.tier.draws)
-        drawn = [noise_floors.NOISE[condition](x, error, pool, bench.draw(batch, condition, index)) for index in draws]
-        found = [bench.outcome(batch, value, condition=f"{condition}/{index}") for index, value in enumerate(drawn)]
-        tables[f"kl/{condition}"] = _mean([outcome.kl.double() for outcome in found])
-        tables[f"square/{condition}"] = _mean([_square(value - x) for value in drawn])
+        values = [floor.replacement(x, error, pool, bench.draw(batch, floor.name, index)) for index in draws]
+        outcomes = [
+            bench.outcome(batch, value, condition=f"{floor.name}/{index}") for index, value in enumerate(values)
+        ]
+        tables[f"kl/{floor.name}"] = _mean([outcome.kl.double() for outcome in outcomes])
+        tables[f"square/{floor.name}"] = _mean([_square(value - x) for value in values])
     return tables | _part_tables(bench, batch, sae.kl)
 
 
@@ -189,36 +188,42 @@ def _odd_kl(bench: Bench, batch: Batch, value: Tensor) -> Tensor:
 
 def _ablations(bench: Bench) -> dict[str, Tensor]:
     """Ablated arms; they do not depend on the SAE, so all SAEs of a site share them."""
-    from sae_bench.engine import noise_floors
+    ablations = tuple(floor for floor in noise_floors() if floor.ablation)
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
         tables: dict[str, Tensor] = {}
-        for condition in ABLATIONS:
-            value = noise_floors.DETERMINISTIC[condition](
-                batch.x, batch.x * 0, bench.pool(), bench.draw(batch, condition, 0)
-            )
+        for floor in ablations:
+            value = floor.replacement(batch.x, batch.x * 0, bench.pool(), bench.draw(batch, floor.name, 0))
             outcome = bench.outcome(batch, value)
             tables |= {
-                f"kl/{condition}": outcome.kl,
-                f"ce/{condition}": outcome.ce,
-                f"square/{condition}": _square(value - batch.x),
+                f"kl/{floor.name}": outcome.kl,
+                f"ce/{floor.name}": outcome.ce,
+                f"square/{floor.name}": _square(value - batch.x),
             }
         return tables
 
-    return bench.site_data.shared(("ablations", bench.documents), lambda: bench.collect(tokens, "ablations"))
+    key = ("ablations", bench.documents, ablations)
+    return bench.site_data.shared(key, lambda: bench.collect(tokens, "ablations"))
+
+
+def _of_the_error(*, draws: bool) -> list[NoiseFloor]:
+    """Return the registered floors that depend on the SAE's error, those that draw or the others."""
+    return [floor for floor in noise_floors() if floor.draws == draws and not floor.ablation]
 
 
 def _levels(sums: dict[str, Floats], count: Floats) -> dict[str, Estimate]:
     """KL, kappa and ratio of every arm; an arm of size 0 has neither kappa nor ratio."""
-    levels: dict[str, Estimate] = {}
-    for condition in ("sae", *ARMS):
-        kl, square = sums[f"kl/{condition}"], sums[f"square/{condition}"]
-        if condition != "sae":
-            levels[f"kl_{condition}"] = Ratio(kl, count)
-        levels[f"kappa_{condition}"] = Ratio(kl, square) if square.sum() > 0 else Undefined(NO_ERROR)
-    for condition in ("isotropic", "covariance", "real_difference", "shuffled_error"):
-        floor = sums[f"kl/{condition}"]
-        levels[f"ratio_{condition}"] = Ratio(sums["kl/sae"], floor) if floor.sum() > 0 else Undefined(NO_ERROR)
+
+    def over(numerator: Floats, denominator: Floats) -> Estimate:
+        return Ratio(numerator, denominator) if denominator.sum() > 0 else Undefined(NO_ERROR)
+
+    levels = {"kappa_sae": over(sums["kl/sae"], sums["square/sae"])}
+    for floor in noise_floors():
+        kl = sums[f"kl/{floor.name}"]
+        levels[f"kl_{floor.name}"] = Ratio(kl, count)
+        levels[f"kappa_{floor.name}"] = over(kl, sums[f"square/{floor.name}"])
+        if floor.ratio:
+            levels[f"ratio_{floor.name}"] = over(sums["kl/sae"], kl)
     return levels
 
 
@@ -229,8 +234,7 @@ def _loss(sums: dict[str, Floats], count: Floats) -> dict[str, Estimate]:
     return {
         "ce_clean": Ratio(clean, count),
         "ce_sae": Ratio(sae, count),
-        "ce_mean_ablation": Ratio(mean, count),
-        "ce_zero_ablation": Ratio(zero, count),
+        **{f"ce_{floor.name}": Ratio(sums[f"ce/{floor.name}"], count) for floor in noise_floors() if floor.ablation},
         "ce_recovered": Ratio(mean - sae, mean - clean),
         "ce_recovered_zero": Ratio(zero - sae, zero - clean),
     }
@@ -269,12 +273,24 @@ def _square(value: Tensor) -> Tensor:
     return value.double().square().sum(-1)
 
 
-PROPERTY = Property(
-    name="kl_gap",
-    question="What does the model lose when it reads the reconstruction, and is that more than noise would cost?",
-    primary_metric="kl_sae",
-    metrics=METRICS,
-    limits=("kl_sae:2%", "tv_sae:2%", "ce_gap:5%+0.001", "kl_level:max:0.25", "ratio_isotropic:max:5"),
-    measure=measure,
-    marker="fidelity",
-)
+PROPERTY: Property
+
+
+def __getattr__(name: str) -> Property:
+    """Declare `PROPERTY` on access: a conftest.py may have registered a noise floor since it was last read."""
+    if name == "PROPERTY":
+        return _property(noise_floors())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _property(floors: tuple[NoiseFloor, ...]) -> Property:
+    return Property(
+        name="kl_gap",
+        question="What does the model lose when it reads the reconstruction, and is that more than noise would cost?",
+        primary_metric="kl_sae",
+        metrics=metrics(floors),
+        limits=("kl_sae:2%", "tv_sae:2%", "ce_gap:5%+0.001", "kl_level:max:0.25", "ratio_isotropic:max:5"),
+        measure=measure,
+        marker="fidelity",
+    )

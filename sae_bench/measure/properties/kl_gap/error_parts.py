@@ -56,7 +56,7 @@ def _fit(bench: Bench) -> ErrorParts:
     cross = torch.zeros(width + 1, width, dtype=torch.float64, device=device)
     square = torch.zeros(width, width, dtype=torch.float64, device=device)
     even = bench.site_data.keep.nonzero()[:, 0] % 2 == 0  # (tokens,)
-    parts = zip(*(torch.split(each, TOKENS) for each in (pool.kept, pool.error_pool, even)), strict=True)
+    parts = zip(*(torch.split(each, TOKENS) for each in (pool.kept_positions, pool.error_pool, even)), strict=True)
     for kept, errors, fitted in parts:  # some tokens of the whole corpus at a time
         x, error = send(pool.rows[kept[fitted]], device).double(), send(errors, device).double()
         design = torch.cat([x, x.new_ones(len(x), 1)], dim=1)

@@ -62,7 +62,7 @@ def _tokens(bench: Bench, batch: Batch, draws: int) -> dict[str, Tensor]:
     reconstruction = kl(batch.x + error)
     floor = torch.stack(
         [
-            kl(noise_floors.NOISE["isotropic"](batch.x, error, bench.pool(), bench.draw(batch, "tail", index)))
+            kl(noise_floors.isotropic(batch.x, error, bench.pool(), bench.draw(batch, "tail", index)))
             for index in range(draws)
         ]
     )  # (draws, docs)
