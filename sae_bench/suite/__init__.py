@@ -1,1 +1,1 @@
-"""The suite for repositories that have no benchmarks of their own: ``pytest --pyargs sae_bench.suite``."""
+"""Which tests do other repositories run? ``pytest --pyargs sae_bench.suite``, where there are no benchmarks."""
