@@ -1,4 +1,4 @@
-"""Draw ``docs/images/architecture.svg`` from the imports of the package: ``python -m tests.lint.architecture_picture``."""
+"""Draw the rooms of the package and their imports: ``python -m tests.lint.architecture_picture``."""
 
 from __future__ import annotations
 
