@@ -106,7 +106,12 @@ def register_noise_floor(
 
 def noise_floors() -> tuple[NoiseFloor, ...]:
     """Return every registered floor: the built-in ones in the order of this file, then others by name."""
-    return (*_BUILT_IN.values(), *(EXTENSIONS.load(name) for name in EXTENSIONS.names()))
+    return (*_BUILT_IN.values(), *added_floors())
+
+
+def added_floors() -> tuple[NoiseFloor, ...]:
+    """Return the noise floors of other packages and of this run's ``conftest.py``, by name."""
+    return tuple(EXTENSIONS.load(name) for name in EXTENSIONS.names())
 
 
 def move(x: Tensor, error: Tensor, direction: Tensor) -> Tensor:

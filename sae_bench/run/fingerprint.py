@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_bench.engine.noise_floors import added_floors
 from sae_bench.registry.spec import LABELLED
 from sae_bench.report.provenance import hardware
 
@@ -43,7 +45,8 @@ def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, A
         "settings": asdict(loader.settings),
         "packages": {name: _version(name) for name in _PACKAGES},
         "hardware": hardware(),
-        "sources": [sources_sha256(), _own_source(declared)],
+        "sources": [sources_sha256(), _own_source(declared.measure)],
+        "floors": {floor.name: [floor.version, _own_source(floor.replacement)] for floor in added_floors()},
     }
 
 
@@ -57,10 +60,10 @@ def sources_sha256(package: Path = Path(__file__).parents[1]) -> str:
     return digest.hexdigest()
 
 
-def _own_source(declared: Property) -> str | None:
-    """Hash of the file of a property that is not in this package; None where its code is in no file."""
+def _own_source(function: Callable[..., object]) -> str | None:
+    """Hash of the file of a property or noise floor of another package; None where its code is in no file."""
     try:
-        path = inspect.getsourcefile(declared.measure)
+        path = inspect.getsourcefile(function)
     except TypeError:
         return None
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else None

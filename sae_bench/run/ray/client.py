@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sae_bench.engine import noise_floors
 from sae_bench.errors import MeasurementError, UsageError
 from sae_bench.measure.properties import EXTENSIONS
 from sae_bench.registry.register import SAES
@@ -70,6 +71,8 @@ class RayFront:
         self._by_value([spec.load for spec in (*specs, *others)])
         registered = {name: EXTENSIONS.load(name) for name in EXTENSIONS.registered}
         self._by_value([each.measure for each in registered.values()])
+        floors = tuple(noise_floors.EXTENSIONS.load(name) for name in noise_floors.EXTENSIONS.registered)
+        self._by_value([floor.replacement for floor in floors])
         pinned = self._pinned([*specs, *others])
         gpus = int(options.device.startswith("cuda"))
         parts = divided(specs, self._places(gpus))
@@ -82,6 +85,7 @@ class RayFront:
                 options=options,
                 files=pinned,
                 properties=registered,
+                floors=floors,
                 sources=sources_sha256(),
             )
             self._start(RayTask(job, {"num_cpus": cpus, "num_gpus": gpus, "memory": memory(part, options)}))

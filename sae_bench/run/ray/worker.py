@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sae_bench.engine import noise_floors
 from sae_bench.errors import LoadError, SAEBenchError
 from sae_bench.measure.properties import EXTENSIONS, Property, register_property
 from sae_bench.registry.register import SAES
@@ -41,6 +42,8 @@ class TaskRequest:
     "By field and path of a registration."
     properties: Mapping[str, Property]
     "Those that a ``conftest.py`` registered."
+    floors: tuple[noise_floors.NoiseFloor, ...]
+    "Noise floors that a ``conftest.py`` registered."
     sources: str
     "Hash of the package that asks."
 
@@ -83,9 +86,12 @@ def _prepared(job: TaskRequest, fetch: Callable[[Any], bytes]) -> dict[tuple[str
         )
     # This process may have served another run, whose registrations had the same names.
     EXTENSIONS.registered.clear()
+    noise_floors.EXTENSIONS.registered.clear()
     SAES.clear()
     for declared in job.properties.values():
         register_property(declared)
+    for floor in job.floors:
+        noise_floors.EXTENSIONS.register(floor.name, floor)
     paths = {(field, path): here(held, field, fetch) for (field, path), held in job.files.items()}
     for spec in job.others:
         SAES.add(spec.id, partial(localised, spec, paths), origin=spec.origin)
