@@ -18,9 +18,9 @@ import torch
 from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
 from sae_bench.engine.batch import Batch
 from sae_bench.engine.bench import Bench
-from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import SiteData
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import parse_site
 from sae_bench.run.speed import peak_mebibytes
@@ -67,8 +67,12 @@ def test_documents(benchmark: Any) -> None:
             bench = Bench(sae, model, part, data, Settings(memory_bytes=SETTINGS.memory_bytes, documents=documents))
 
             def condition(batch: Batch) -> dict[str, torch.Tensor]:
-                found = bench.outcome(batch, bench.reconstruct(batch))
-                return {"kl": found.kl, "clean": bench.outcome(batch, None).ce, "l0": (bench.codes(batch) != 0).sum(-1)}
+                found = bench.intervene(batch, bench.reconstruct(batch))
+                return {
+                    "kl": found.kl,
+                    "clean": bench.intervene(batch, None).ce,
+                    "l0": (bench.codes(batch) != 0).sum(-1),
+                }
 
             bench.collect(condition)
 
@@ -86,7 +90,7 @@ def test_arms(benchmark: Any) -> None:
     def work(conditions: int) -> Callable[[], object]:
         def all_arms(batch: Batch) -> dict[str, torch.Tensor]:
             shifted = (batch.x * (1 + 0.01 * (index + 1)) for index in range(conditions))
-            return {str(index): bench.outcome(batch, value).kl for index, value in enumerate(shifted)}
+            return {str(index): bench.intervene(batch, value).kl for index, value in enumerate(shifted)}
 
         return lambda: bench.collect(all_arms)
 

@@ -20,10 +20,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import from_documents
 from sae_bench.engine.noise_floors import noise_floors
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import Site
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
@@ -98,8 +99,8 @@ def conditions(bench: Bench) -> Tensor:
     for batch in bench.batches():
         error = bench.error(batch)
         values = [batch.x + error]
-        values += [make(batch.x, error, bench.pool(), bench.draw(batch, name, 0)) for name, make in NOISE.items()]
-        found.append(torch.stack([bench.outcome(batch, value).kl.mean() for value in values]))
+        values += [make(batch.x, error, bench.noise_pool(), bench.draw(batch, name, 0)) for name, make in NOISE.items()]
+        found.append(torch.stack([bench.intervene(batch, value).kl.mean() for value in values]))
     return torch.stack(found).mean(0).cpu()
 
 
@@ -113,7 +114,7 @@ def make(save: Callable[[Any, Path], Path], tmp_path: Path) -> Callable[[Shape, 
         settings = Settings(device=DEVICE, dtype=dtype, memory_bytes=32 << 30)
         corpus = from_documents(tokens.tolist(), has_bos=False)
         site = Site(shape.site, "hook_resid_pre")
-        return Bench(random_sae(shape), model, corpus, site_data(model, site, corpus, settings), settings)
+        return Bench(random_sae(shape), model, corpus, capture_site(model, site, corpus, settings), settings)
 
     return made
 

@@ -32,7 +32,8 @@ resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 import torch
 
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.site_data import capture_site
 from sae_bench.engine.settings import Settings
 from sae_bench.engine.corpus import from_documents
 from sae_bench.model.load import load_model
@@ -75,12 +76,12 @@ corpus = from_documents(documents, has_bos=False)
 del documents
 settings = Settings(tier=TIERS["smoke"], memory_bytes=limit * 3 // 4)
 started = time.perf_counter()
-data = site_data(model, parse_site("blocks.0.hook_resid_pre"), corpus, settings)
+data = capture_site(model, parse_site("blocks.0.hook_resid_pre"), corpus, settings)
 bench = Bench(TopK(), model, corpus, data, settings)
 found = {name: load_property(name).measure(bench) for name in ("reconstruction", "sparsity", "kl_gap")}
 print(json.dumps({
     "activation_bytes": data.x.nbytes,
-    "mapped_bytes": data.store.mapped,
+    "mapped_bytes": data.tensors.mapped_bytes,
     "anonymous_bytes": most["RssAnon"],
     "data_bytes": most["VmData"],
     "seconds": time.perf_counter() - started,

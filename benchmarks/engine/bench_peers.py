@@ -30,9 +30,9 @@ from torch import Tensor
 
 from sae_bench.engine.batch import Batch
 from sae_bench.engine.bench import Bench
-from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import Corpus, from_documents
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import SiteData
 from sae_bench.model.language_model import Model
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import Site
@@ -149,15 +149,16 @@ class Ours:
         bench = Bench(sae, self.model, self.corpus, self.data, SETTINGS, include_bos=True)
 
         def ablated(batch: Batch) -> dict[str, Tensor]:
-            found = bench.outcome(batch, torch.zeros_like(batch.x))
+            found = bench.intervene(batch, torch.zeros_like(batch.x))
             return {"kl_ablated": found.kl, "ce_ablated": found.ce}
 
         def conditions(batch: Batch) -> dict[str, Tensor]:
             xhat, x = bench.reconstruct(batch), batch.x
-            found = bench.outcome(batch, xhat)
+            found = bench.intervene(batch, xhat)
             along, size = (x.double() * xhat.double()).sum(-1), xhat.double().square().sum(-1)
             return {
-                "kl": found.kl, "ce": found.ce, "ce_clean": bench.outcome(batch, None).ce, "l0": bench.active(batch),
+                "kl": found.kl, "ce": found.ce, "ce_clean": bench.intervene(batch, None).ce,
+                "l0": bench.l0_per_token(batch),
                 "error": (xhat - x).double().square().sum(-1), "along": along, "size": size,
                 "spread": (x.double() - self.data.mean).square().sum(-1),
                 "cosine": along / (size.sqrt() * x.double().norm(dim=-1)),

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import from_documents
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.model.language_model import Model, SiteCapture
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import Site
@@ -107,7 +108,7 @@ def test_one_arm(benchmark: Any, model: Model, tokens: torch.Tensor, seen: SiteC
 def test_an_arm_beside_the_floor(benchmark: Any, model: Model, tokens: torch.Tensor) -> None:
     settings = Settings()
     corpus = from_documents(tokens.tolist(), has_bos=True)
-    bench = Bench(_Still(), model, corpus, site_data(model, SITE, corpus, settings), settings)
+    bench = Bench(_Still(), model, corpus, capture_site(model, SITE, corpus, settings), settings)
     batch = bench.batch(tuple(range(len(tokens))))
     value = batch.x + torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(1))
     one, other = (
@@ -120,7 +121,7 @@ def test_an_arm_beside_the_floor(benchmark: Any, model: Model, tokens: torch.Ten
         products.append(_processor_seconds(lambda: [one @ other for _ in range(8)]) / 8)
 
     benchmark.pedantic(
-        lambda: conditions.append(_processor_seconds(lambda: bench.outcome(batch, value))),
+        lambda: conditions.append(_processor_seconds(lambda: bench.intervene(batch, value))),
         setup=product,
         rounds=ROUNDS,
         warmup_rounds=1,

@@ -35,12 +35,12 @@ def substitutions(bench: Bench) -> dict[str, torch.Tensor]:
     """(documents, pos) KL of each arm, and the clean loss under ``clean_ce``; 0 outside the kept positions."""
 
     def tables(batch: Batch) -> dict[str, torch.Tensor]:
-        x, error, pool = batch.x, bench.error(batch), bench.pool()
-        found = {"sae": bench.outcome(batch, x + error).kl, "clean_ce": bench.outcome(batch, None).ce}
+        x, error, pool = batch.x, bench.error(batch), bench.noise_pool()
+        found = {"sae": bench.intervene(batch, x + error).kl, "clean_ce": bench.intervene(batch, None).ce}
         for name in ("norm_corrected", "sae_norm"):
-            found[name] = bench.outcome(batch, getattr(noise_floors, name)(x, error, pool)).kl
+            found[name] = bench.intervene(batch, getattr(noise_floors, name)(x, error, pool)).kl
         for name in ("isotropic", "theta_sae_norm", "theta_true_norm"):
-            found[name] = bench.outcome(
+            found[name] = bench.intervene(
                 batch, getattr(noise_floors, name)(x, error, pool, bench.draw(batch, name, 0))
             ).kl
         return found

@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from sae_bench.demo.card import write_card
-from sae_bench.demo.evaluation import write_circuit, write_contrast, write_corpus
-from sae_bench.demo.labels import write_concepts
 from sae_bench.demo.paths import BUNDLED, SAE_NAMES, DemoPaths
-from sae_bench.demo.saes import SAERecipe, train_saes
-from sae_bench.demo.train import Recipe, train_model
+from sae_bench.demo.train_model import Recipe, train_model
+from sae_bench.demo.train_saes import SAERecipe, train_saes
+from sae_bench.demo.write_concepts import write_concepts
+from sae_bench.demo.write_datasets import write_circuit, write_contrast, write_corpus
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers import GPT2LMHeadModel
 
-from sae_bench.demo.accuracy import HELD_OUT_SEED, Scores, score
+from sae_bench.demo.grammar_accuracy import HELD_OUT_SEED, Scores, score
 from sae_bench.demo.paths import BUNDLED, SAE_NAMES, SITE, DemoPaths, site_of
-from sae_bench.demo.quality import Quality, corpus_activations, quality
+from sae_bench.demo.sae_quality import Quality, corpus_activations, quality
 from sae_bench.sae.formats import read_folder
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What passes between a bench and its properties, a batch at a time.
+"""Batches of documents, results of interventions, and firing statistics, as a bench hands them to properties.
 
 Shapes: b documents of a batch, p positions (the longest of them), d site width, n SAE features, V vocabulary.
 """
@@ -16,8 +16,8 @@ from sae_bench.errors import MeasurementError
 from sae_bench.registry.site import Site
 
 WINDOW = TIERS["smoke"].documents or 64
-"""Documents among which those of similar length share a batch. As many as a smoke run has, which thus has the same
-batches, and the same numbers, in every tier."""
+"""Documents within which those of similar length share a batch. As many as a smoke run has, so that their batches, and
+their numbers, are the same in every tier."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,31 +31,31 @@ class Batch:
     x: Tensor
     "(b, p, d) float32"
     source: Tensor
-    "(b, p, d_in) float32, what the SAE reads; `x` itself unless it is a transcoder"
+    "(b, p, d_in) float32, the input of the SAE; `x` itself unless it is a transcoder"
     block_input: Tensor
     "(b, p, d_model) float32"
     keep: Tensor
-    "bool (b, p), positions intervened on and averaged over"
+    "bool (b, p), the kept positions, which are intervened on and averaged over"
     keep_ce: Tensor
     "bool (b, p), kept positions with a next token in the document"
 
 
 @dataclass(frozen=True, eq=False)
 class RelatedSAE:
-    """Another SAE of the same model that is read beside the measured one."""
+    """Another SAE of the same model that a property compares with the measured one."""
 
     name: str
-    "Its id, or the last part of its path."
+    "Id, or the last part of the path."
     sae: Any
     site: Site
-    "Where it reads and writes."
+    "Site that it reads and writes."
     sha256: str
-    "Of its weights."
+    "Hash of the weights."
 
 
 @dataclass(frozen=True, eq=False)
 class RelatedInputs:
-    """What a registration names to be read beside its SAE; a field of `SAESpec` each."""
+    """Other SAEs and labelled files that a registration names; each is a field of `SAESpec`."""
 
     partner: Any = None
     "A second SAE of the same site, of another seed."
@@ -73,25 +73,25 @@ class RelatedInputs:
 
 @dataclass(frozen=True, eq=False)
 class InterventionResult:
-    """What an intervention does to the next-token distribution; 0 outside the kept positions."""
+    """Change of the next-token distribution under an intervention; 0 outside the kept positions."""
 
     kl: Tensor
     "(b, p) float32 nats, clean distribution first; at `Batch.keep`."
     ce: Tensor
     "(b, p) float32 nats, minus the log-probability of the next token; at `Batch.keep_ce`."
-    distance: Tensor | None = None
+    logprob_distance: Tensor | None = None
     "(b, p) float32, Euclidean distance of the two log-probability vectors, when asked for."
-    moved: Tensor | None = None
+    total_variation: Tensor | None = None
     "(b, p) float32 in [0, 1], total variation distance of the two distributions, when asked for."
 
 
 @dataclass(frozen=True, eq=False)
 class FiringCounts:
-    """How often and how strongly each feature fires on the kept tokens of the whole corpus."""
+    """Firing statistics of each feature on the kept tokens of the whole corpus."""
 
     tokens: int
     count: Tensor
-    "int64 (n,), tokens on which the code is not 0."
+    "int64 (n,), number of tokens on which the code is not 0."
     total: Tensor
     "float64 (n,), sum of |code| times the decoder norm."
     square: Tensor
@@ -99,17 +99,19 @@ class FiringCounts:
 
     @property
     def alive(self) -> Tensor:
-        """bool (n,), features that fire at least once."""
+        """Mark the features that fire at least once: bool (n,)."""
         return self.count > 0
 
     @property
     def density(self) -> Tensor:
-        """float64 (n,), share of tokens on which a feature fires."""
+        """Return the share of tokens on which each feature fires: float64 (n,)."""
         return self.count.double() / self.tokens
 
 
-def whole_clusters(cluster: tuple[int, ...], limit: int | None) -> int:
-    """The longest prefix of at most ``limit`` documents that cuts no cluster in two; at least one cluster.
+def whole_cluster_prefix(cluster: tuple[int, ...], limit: int | None) -> int:
+    """Return the length of the longest prefix of at most ``limit`` documents that splits no cluster.
+
+    It holds at least one cluster.
 
     A cluster measured in part would be compared with the whole one of a longer run.
     """
@@ -124,20 +126,20 @@ def whole_clusters(cluster: tuple[int, ...], limit: int | None) -> int:
     return best
 
 
-def by_length(documents: Tensor, lengths: Tensor) -> Tensor:
-    """``documents`` (k,) of one window, the shortest first: those that share a batch then hold little padding."""
+def sort_by_length(documents: Tensor, lengths: Tensor) -> Tensor:
+    """Sort ``documents`` (k,) of one window by length, so that those that share a batch hold little padding."""
     return documents[torch.argsort(lengths[documents], stable=True)]
 
 
 def scatter(values: Tensor, keep: Tensor) -> Tensor:
-    """(b, p) with ``values`` (rows,) where ``keep`` is true and 0 elsewhere."""
+    """Write ``values`` (rows,) to the true entries of ``keep`` and 0 to the others: (b, p)."""
     out = values.new_zeros(keep.shape)
     out[keep] = values
     return out
 
 
 def check_finite(batch: Batch, values: Tensor, keep: Tensor | None, what: str) -> None:
-    """`MeasurementError` naming document and position where ``values`` (rows of ``keep``, ...) are not finite.
+    """Raise a `MeasurementError` with document and position where ``values`` (rows of ``keep``, ...) are not finite.
 
     Without ``keep``, ``values`` has a row for each document.
     """

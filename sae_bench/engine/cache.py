@@ -1,6 +1,7 @@
-"""What is kept between properties and SAEs while it fits into memory, and computed anew where it does not.
+"""Caches of results that several properties and SAEs need, within a budget of memory.
 
-Shapes: b documents of a batch, n SAE features.
+`CachedRows` holds rows per token position, `CachedCodes` the codes of documents. Results beyond the budget are computed
+again. Shapes: b documents of a batch, n SAE features.
 """
 
 from __future__ import annotations
@@ -16,85 +17,86 @@ from torch import Tensor
 from sae_bench.engine.batch import Batch
 from sae_bench.sae.sparse_codes import SparseCodes
 
-_PIECE = 1 << 23
-"Entries of a piece of memory that small tensors share; what is not written to takes no memory yet."
+_BLOCK = 1 << 23
+"Entries of a block of memory that small tensors share; the system gives memory only to entries that are written."
 
 
 @dataclass(frozen=True, eq=False)
-class _Piece:
-    """The rows of one document within those that were kept with it."""
+class _DocumentRows:
+    """Rows of one document within the rows of a batch."""
 
-    of: Tensor
+    batch_rows: Tensor
     start: int
     stop: int
 
     @property
     def rows(self) -> Tensor:
-        return self.of[self.start : self.stop]
+        return self.batch_rows[self.start : self.stop]
 
 
 class CachedRows:
-    """Rows at the kept positions of documents, by name: results that more than one property or SAE asks for."""
+    """Rows at the kept positions of documents, by name."""
 
     def __init__(self, memory_bytes: int) -> None:
-        self.left = memory_bytes
-        self._pieces: dict[tuple[str, int, int], _Piece] = {}
+        self.free_bytes = memory_bytes
+        self._documents: dict[tuple[str, int, int], _DocumentRows] = {}
 
-    def find(self, name: str, batch: Batch) -> Tensor | None:
-        """(rows, ...) of the batch's documents, one after another; None where one of them is not kept.
+    def get(self, name: str, batch: Batch) -> Tensor | None:
+        """Return the (rows, ...) of the batch's documents in its order; None when one of them is not cached.
 
-        Nobody may change them: they are what is kept, where the documents were kept in this order.
+        The result may be the cached memory itself: callers must not change it.
         """
-        found = [self._pieces.get((name, *each)) for each in zip(batch.documents, batch.lengths, strict=True)]
-        pieces = [piece for piece in found if piece is not None]
-        if len(pieces) < len(found):
+        keys = [(name, *key) for key in zip(batch.documents, batch.lengths, strict=True)]
+        parts = [self._documents[key] for key in keys if key in self._documents]
+        if len(parts) < len(keys):
             return None
-        if all(one.of is other.of and one.stop == other.start for one, other in pairwise(pieces)):
-            return pieces[0].of[pieces[0].start : pieces[-1].stop]
-        return torch.cat([piece.rows for piece in pieces])
+        if all(one.batch_rows is other.batch_rows and one.stop == other.start for one, other in pairwise(parts)):
+            return parts[0].batch_rows[parts[0].start : parts[-1].stop]
+        return torch.cat([part.rows for part in parts])
 
-    def keep(self, name: str, batch: Batch, rows: Tensor) -> Tensor:
-        """``rows`` (rows, ...) of the batch's kept positions, of which as many documents are kept as fit."""
+    def put(self, name: str, batch: Batch, rows: Tensor) -> Tensor:
+        """Cache ``rows`` (rows, ...) of the batch's kept positions, as many documents as fit, and return them all."""
         stops = batch.keep.sum(1).cumsum(0).tolist()
-        pieces = [_Piece(rows, start, stop) for start, stop in pairwise([0, *stops])]
-        for document, length in zip(batch.documents, batch.lengths, strict=True):
-            held = self._pieces.pop((name, document, length), None)
-            self.left += 0 if held is None else held.rows.nbytes
-        whole = rows.nbytes <= self.left
-        for document, length, piece in zip(batch.documents, batch.lengths, pieces, strict=True):
-            if piece.rows.nbytes <= self.left:
-                # Where not all of them fit a copy, because a view would hold on to the others.
-                part = piece if whole else _Piece(piece.rows.clone(), 0, piece.stop - piece.start)
-                self._pieces[name, document, length] = part
-                self.left -= part.rows.nbytes
+        parts = [_DocumentRows(rows, start, stop) for start, stop in pairwise([0, *stops])]
+        keys = [(name, *key) for key in zip(batch.documents, batch.lengths, strict=True)]
+        for key in keys:
+            replaced = self._documents.pop(key, None)
+            self.free_bytes += 0 if replaced is None else replaced.rows.nbytes
+        all_fit = rows.nbytes <= self.free_bytes
+        for key, part in zip(keys, parts, strict=True):
+            if part.rows.nbytes <= self.free_bytes:
+                # A copy where only some fit, because a view would hold on to the memory of the others.
+                entry = part if all_fit else _DocumentRows(part.rows.clone(), 0, part.stop - part.start)
+                self._documents[key] = entry
+                self.free_bytes -= entry.rows.nbytes
         return rows
 
 
-class _Room:
-    """Large pieces of memory, into which what is kept is copied.
+class _Arena:
+    """Large blocks of memory into which small tensors are copied.
 
-    Small tensors that stay, between large ones that come and go, leave holes that the next large one does not fit into:
-    a process then grows by many times what it keeps.
+    Small tensors that stay, between large ones that come and go, leave holes into which the next large one does not
+    fit: the process would grow by many times the size of the cache.
     """
 
     def __init__(self) -> None:
         self._free: dict[torch.dtype, Tensor] = {}
 
-    def copy(self, tensor: Tensor) -> Tensor:
-        """The same vector, in one of the pieces."""
-        size = len(tensor)
-        room = self._free.get(tensor.dtype)
-        if room is None or len(room) < size:
-            room = tensor.new_empty(max(size, _PIECE))
-        self._free[tensor.dtype] = room[size:]
-        return room[:size].copy_(tensor)
+    def copy(self, vector: Tensor) -> Tensor:
+        """Copy a vector into a block."""
+        size = len(vector)
+        block = self._free.get(vector.dtype)
+        if block is None or len(block) < size:
+            block = vector.new_empty(max(size, _BLOCK))
+        self._free[vector.dtype] = block[size:]
+        return block[:size].copy_(vector)
 
 
 class CachedCodes:
-    """Codes of whole documents, without their zeros: an SAE is run over a corpus once, not once a property.
+    """Codes of whole documents, without their zeros: an SAE encodes a corpus once, not once a property.
 
-    Documents are encoded in groups that follow from the corpus alone: a product of another size rounds differently, and
-    a feature near its threshold would fire in one batch and not in another.
+    Documents are encoded in groups that depend on the corpus alone: a matrix product of another size rounds
+    differently, and a feature near its threshold would fire in one batch and not in another.
     """
 
     def __init__(
@@ -103,41 +105,41 @@ class CachedCodes:
         groups: Sequence[Sequence[int]],
         memory_bytes: int,
     ) -> None:
-        """``encode`` gives the codes of each of some documents, ``groups`` holds all documents of the corpus."""
+        """``encode`` returns the codes of each of some documents, ``groups`` partitions the documents of the corpus."""
         self._encode = encode
         self._group_of = {document: group for group in groups for document in group}
-        self.left = memory_bytes - memory_bytes // 4
+        self.free_bytes = memory_bytes - memory_bytes // 4
         self._codes: dict[int, SparseCodes] = {}
-        # A quarter for groups that do not fit, until all documents of a batch have been asked for.
-        self._passing: OrderedDict[int, SparseCodes] = OrderedDict()
-        self._passing_left = memory_bytes // 4
-        self._room, self._passing_room = _Room(), _Room()
+        # A quarter for groups that do not fit, until all documents of a batch have been read.
+        self._recent: OrderedDict[int, SparseCodes] = OrderedDict()
+        self._recent_free_bytes = memory_bytes // 4
+        self._arena, self._recent_arena = _Arena(), _Arena()
 
-    def of(self, document: int) -> SparseCodes:
-        """Codes at the document's kept positions."""
-        for held in (self._codes, self._passing):
-            if document in held:
-                return held[document]
+    def codes(self, document: int) -> SparseCodes:
+        """Return the codes at the document's kept positions."""
+        for cache in (self._codes, self._recent):
+            if document in cache:
+                return cache[document]
         group = self._group_of[document]
         encoded = self._encode(group)
         size = sum(codes.nbytes for codes in encoded)
-        stays = size <= self.left
-        room = self._room if stays else self._passing_room
-        found = {document: codes.map(room.copy) for document, codes in zip(group, encoded, strict=True)}
+        stays = size <= self.free_bytes
+        arena = self._arena if stays else self._recent_arena
+        copied = {document: codes.map(arena.copy) for document, codes in zip(group, encoded, strict=True)}
         if stays:
-            self._codes |= found
-            self.left -= size
+            self._codes |= copied
+            self.free_bytes -= size
         else:
-            self._passing |= found
-            self._passing_left -= size
-            while len(self._passing) > len(group) and self._passing_left < 0:
-                _, oldest = self._passing.popitem(last=False)
-                self._passing_left += oldest.nbytes
-        return found[document]
+            self._recent |= copied
+            self._recent_free_bytes -= size
+            while len(self._recent) > len(group) and self._recent_free_bytes < 0:
+                _, oldest = self._recent.popitem(last=False)
+                self._recent_free_bytes += oldest.nbytes
+        return copied[document]
 
 
-def groups_of(rows: Sequence[int], size: int) -> list[range]:
-    """Documents with ``rows`` kept positions each, in groups of neighbours that together have at least ``size``."""
+def group_documents(rows: Sequence[int], size: int) -> list[range]:
+    """Group neighbouring documents, of ``rows`` kept positions each, until a group has at least ``size`` positions."""
     groups, first, total = [], 0, 0
     for document, count in enumerate(rows):
         total += count

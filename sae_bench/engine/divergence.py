@@ -1,4 +1,4 @@
-"""How far two next-token distributions lie apart: float32 log-probabilities, sums over the vocabulary in float64.
+"""Divergences of two next-token distributions: float32 log-probabilities, sums over the vocabulary in float64.
 
 Everything goes through the vocabulary in slices that stay in a processor's caches; whole copies of the logits would
 cost more time than the arithmetic. Shapes: k rows, V vocabulary.
@@ -16,7 +16,7 @@ SLICE = 2048
 
 
 def log_softmax_(logits: Tensor) -> Tensor:
-    """``logits`` (k, V) float32, overwritten by their log-probabilities."""
+    """Overwrite ``logits`` (k, V) float32 with their log-probabilities."""
     top, rest = _normaliser(logits)
     for part in _slices(logits):
         logits[:, part].sub_(top).sub_(rest)
@@ -24,12 +24,12 @@ def log_softmax_(logits: Tensor) -> Tensor:
 
 
 def surprise(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """(k,) minus the log-probability, (k, V), of each row's token, (k,)."""
+    """Return minus the log-probability (k, V) of each row's token (k,): (k,)."""
     return -log_probs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def divergences(clean: Tensor, logits: Tensor, following: Tensor, distances: bool) -> Tensor:
-    """(k, 2) KL from the clean distribution and surprise at the next token, in nats; (k, 4) with both distances.
+    """Return (k, 2) KL from the clean distribution and surprise at the next token, in nats; (k, 4) with both distances.
 
     The distances are the Euclidean one of the log-probabilities and the total variation of the probabilities.
 
@@ -37,22 +37,22 @@ def divergences(clean: Tensor, logits: Tensor, following: Tensor, distances: boo
         clean: (k, V) float32 log-probabilities.
         logits: (k, V) float32; overwritten by their log-probabilities.
         following: int64 (k,), the next tokens.
-        distances: whether they are wanted; each costs another pass.
+        distances: compute them as well; each costs another pass.
     """
-    kl, square, moved = torch.zeros(3, len(logits), dtype=torch.float64, device=logits.device)
+    kl, square, absolute = torch.zeros(3, len(logits), dtype=torch.float64, device=logits.device)
     for logp, logq in _log_probs(clean, logits):
-        p, apart = logp.exp(), logp - logq
+        p, difference = logp.exp(), logp - logq
         if distances:
-            square += apart.square().sum(-1)
-            moved += logq.exp().sub_(p).abs_().sum(-1)
-        kl += apart.mul_(p).sum(-1)
-    away = [square.sqrt(), moved / 2] if distances else []
-    found = [kl.float(), surprise(logits, following), *(each.float() for each in away)]
-    return torch.stack(found, dim=-1)
+            square += difference.square().sum(-1)
+            absolute += logq.exp().sub_(p).abs_().sum(-1)
+        kl += difference.mul_(p).sum(-1)
+    extra = [square.sqrt(), absolute / 2] if distances else []
+    columns = [kl.float(), surprise(logits, following), *(column.float() for column in extra)]
+    return torch.stack(columns, dim=-1)
 
 
 def kl_divergence(clean: Tensor, logits: Tensor) -> Tensor:
-    """float64 (k,) KL in nats from log-probabilities to logits, (k, V) both, which are overwritten by theirs."""
+    """Return KL in nats of log-probabilities and logits, (k, V) both: float64 (k,). The logits are overwritten."""
     kl = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
     for logp, logq in _log_probs(clean, logits):
         kl += (logp - logq).mul_(logp.exp()).sum(-1)
@@ -60,25 +60,25 @@ def kl_divergence(clean: Tensor, logits: Tensor) -> Tensor:
 
 
 def entropy(log_probs: Tensor) -> Tensor:
-    """float64 (k,) in nats, of log-probabilities (k, V)."""
-    found = torch.zeros(len(log_probs), dtype=torch.float64, device=log_probs.device)
+    """Return the entropy of log-probabilities (k, V) in nats: float64 (k,)."""
+    total = torch.zeros(len(log_probs), dtype=torch.float64, device=log_probs.device)
     for part in _slices(log_probs):
         logp = log_probs[:, part]
-        found -= logp.exp().mul_(logp).sum(-1)
-    return found
+        total -= logp.exp().mul_(logp).sum(-1)
+    return total
 
 
 def _log_probs(clean: Tensor, logits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Slices of both log-probabilities, those of ``logits`` in their place."""
+    """Yield slices of both log-probabilities; those of ``logits`` overwrite the logits."""
     top, rest = _normaliser(logits)
     for part in _slices(logits):
         yield clean[:, part], logits[:, part].sub_(top).sub_(rest)
 
 
 def _normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest logit and the log of the sum of ``exp(logit - largest)``, (k, 1) each.
+    """Return the largest logit and the log of the sum of ``exp(logit - largest)``, (k, 1) each.
 
-    They are taken off one after the other: their sum, rounded, would move every log-probability of a row.
+    Callers subtract them one after the other: their rounded sum would shift every log-probability of a row.
     """
     tops, sums = [], []
     for part in _slices(logits):
@@ -86,7 +86,7 @@ def _normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
         sums.append((logits[:, part] - top).exp_().sum(-1, keepdim=True))
         tops.append(top)
     highest = torch.stack(tops).amax(0)
-    total = sum(each.double() * (top - highest).double().exp() for each, top in zip(sums, tops, strict=True))
+    total = sum(part.double() * (top - highest).double().exp() for part, top in zip(sums, tops, strict=True))
     return highest, torch.as_tensor(total).log().to(logits.dtype)
 
 

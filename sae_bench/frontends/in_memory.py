@@ -11,8 +11,8 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import Corpus
+from sae_bench.engine.site_data import SiteData
 from sae_bench.errors import MeasurementError, UsageError
 from sae_bench.model.language_model import Model
 from sae_bench.registry.site import Site, parse_site

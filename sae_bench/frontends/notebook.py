@@ -30,7 +30,7 @@ from sae_bench.run.load import Loader
 from sae_bench.run.options import RunOptions
 from sae_bench.run.preflight import check_accepted_reports, check_words
 from sae_bench.run.run import Progress, Run
-from sae_bench.sae import SAE, check_contract, check_fit
+from sae_bench.sae import SAE, check_outputs, check_width
 
 OPTIONS = ("tier", "documents", "seed", "device", "dtype", "batch_size", "memory_bytes", "strict", "selfcheck")
 _OWN = ("id", "path", "load", "model", "site", "corpus", "dtype", "origin", "baseline_id", "typed", "control")
@@ -199,8 +199,8 @@ class InMemoryLoader(Loader):
         sae: SAE = self._read(spec)
         given = self._handed
         site = spec.site or sae.site_in or NOWHERE
-        check_fit(sae, given.x.shape[-1], parse_site(site))
-        check_contract(sae)
+        check_width(sae, given.x.shape[-1], parse_site(site))
+        check_outputs(sae)
         data = handed_data(given.x, given.corpus, site, spec.include_bos or given.is_matrix)
         partner = self._partner(spec, sae)
         beside = RelatedInputs(partner=partner)

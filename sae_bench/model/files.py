@@ -96,7 +96,7 @@ def check_complete(name: str, said: str) -> None:
         )
 
 
-def check_finite(name: str, model: Any) -> None:
+def check_finite_weights(name: str, model: Any) -> None:
     """A `LoadError` that names the first weight with a NaN or inf."""
     for key, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_bench.model.cpu_activation_functions import chains, in_parts
+from sae_bench.model.chunked_gelu import chained_gelus, in_chunks
 from sae_bench.model.unembed import Unembedding
 
 _LEVEL = 7411
@@ -41,10 +41,10 @@ class ForwardPasses:
         if hasattr(getattr(self.bridge, "original_model", None), "config"):
             options["use_cache"] = False
         if select is None:
-            with in_parts(self._chains):
+            with in_chunks(self._chains):
                 logits: Tensor = self.bridge(tokens.to(self.device), **options)
             return logits.float()
-        with in_parts(self._chains), self.unembedding.only(select.to(self.device)) as picked:
+        with in_chunks(self._chains), self.unembedding.only(select.to(self.device)) as picked:
             logits = self.bridge(tokens.to(self.device), **options)
         return (logits[0] if picked else logits[select.to(self.device)]).float()
 
@@ -86,7 +86,7 @@ class ForwardPasses:
 
     @cached_property
     def _chains(self) -> list[nn.Module]:
-        return chains(self.bridge)
+        return chained_gelus(self.bridge)
 
     @cached_property
     def _extra_outputs(self) -> int | None:

@@ -12,7 +12,7 @@ import torch
 from sae_bench.errors import LoadError, UsageError, near
 from sae_bench.model.files import (
     check_complete,
-    check_finite,
+    check_finite_weights,
     files_sha256,
     model_folder,
     one_line,
@@ -59,7 +59,7 @@ def load_model(name: str, *, kwargs: Mapping[str, Any] = {}, device: str = "cpu"
         except Exception as error:
             raise LoadError(f"model {name!r} cannot be loaded: {one_line(error)}") from error
     check_complete(name, said.getvalue())
-    check_finite(name, bridge)
+    check_finite_weights(name, bridge)
     return Model(
         bridge,
         name=name,
@@ -92,7 +92,7 @@ def wrap_model(model: object, *, name: str = "") -> Model:
         )
     config: Any = vars(model).get("cfg") or model.cfg  # type: ignore[attr-defined]
     name = name or str(getattr(config, "model_name", "") or type(model).__name__)
-    check_finite(name, model)
+    check_finite_weights(name, model)
     return Model(model, name=name)
 
 

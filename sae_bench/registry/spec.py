@@ -12,9 +12,9 @@ from sae_bench.errors import UsageError
 
 CONTROL = "control"
 "Tag of SAEs that are wrong on purpose; they may explain less than nothing, and are never accepted."
-COMPANIONS = ("partner", "next_layers", "family")
+RELATED_FIELDS = ("partner", "next_layers", "family")
 "Fields of a registration that name other SAEs."
-LABELLED = ("contrast", "concepts", "circuit")
+LABELLED_FIELDS = ("contrast", "concepts", "circuit")
 "Fields of a registration that name files of labels."
 _ID = re.compile(r"[a-z0-9._-]+(/[a-z0-9._-]+)*")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_bench.engine.noise_floors import added_floors
-from sae_bench.registry.spec import LABELLED
+from sae_bench.registry.spec import LABELLED_FIELDS
 from sae_bench.report.provenance import hardware
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, A
         "behaviour": _behaviour(bench),
         "related": [[each.sha256, str(each.site)] for each in (*beside.next_layers, *beside.family)],
         "partner": None if beside.partner is None else weights_sha256(beside.partner),
-        "labelled": {name: _files_sha256(getattr(beside, name)) for name in LABELLED},
+        "labelled": {name: _files_sha256(getattr(beside, name)) for name in LABELLED_FIELDS},
         "settings": asdict(loader.settings),
         "packages": {name: _version(name) for name in _PACKAGES},
         "hardware": hardware(),
@@ -73,7 +73,7 @@ def _behaviour(bench: Bench) -> str | None:
     """What an object of a user's makes of the first documents: its tensors need not be all that decides."""
     if bench.sae.info.format != "object":
         return None
-    reconstruction = bench.reconstruct(bench.batch(tuple(range(min(2, bench.documents)))))
+    reconstruction = bench.reconstruct(bench.batch(tuple(range(min(2, bench.n_documents)))))
     return hashlib.sha256(reconstruction.float().cpu().numpy().tobytes()).hexdigest()
 
 

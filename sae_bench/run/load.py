@@ -13,20 +13,21 @@ from typing import Any
 import torch
 
 from sae_bench.engine.batch import RelatedInputs
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
 from sae_bench.engine.devices import check_device
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.errors import LoadError, SAEBenchError
 from sae_bench.model.language_model import Model
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import INPUTS, Site, parse_site
-from sae_bench.registry.spec import CONTROL, LABELLED, SAESpec
+from sae_bench.registry.spec import CONTROL, LABELLED_FIELDS, SAESpec
 from sae_bench.run.load_checks import explained_variance, looked_at
 from sae_bench.run.related_saes import MeasuredSAE, companions, ends
-from sae_bench.sae import SAE, check_contract, check_fit, weights_sha256
+from sae_bench.sae import SAE, check_outputs, check_width, weights_sha256
 from sae_bench.sae.controls import make_control
-from sae_bench.sae.controls.quality import AT_THE_OUTPUT
+from sae_bench.sae.controls.known_quality import AT_THE_OUTPUT
 from sae_bench.sae.formats import as_sae, read_sae
 
 _CONTROL_TOKENS = 16_384
@@ -116,10 +117,10 @@ class Loader:
                 f"SAE {spec.id!r} would write to {site}, which can only be read; give output_site=... or "
                 f"--sae-output-site"
             )
-        check_fit(sae, model.width(site), str(site), (model.width(source), str(source)))
-        check_contract(sae)
-        data = site_data(model, site, corpus, self.settings, spec.include_bos)
-        read = data if source == site else site_data(model, source, corpus, self.settings, spec.include_bos)
+        check_width(sae, model.width(site), str(site), (model.width(source), str(source)))
+        check_outputs(sae)
+        data = capture_site(model, site, corpus, self.settings, spec.include_bos)
+        read = data if source == site else capture_site(model, source, corpus, self.settings, spec.include_bos)
         if spec.control is not None:
             x, y = (each.rows[each.kept_positions[:_CONTROL_TOKENS]].to(self.settings.device) for each in (read, data))
             generator = torch.Generator().manual_seed(self.settings.seed)
@@ -138,7 +139,7 @@ class Loader:
                 partner=self._partner(spec, sae),
                 next_layers=companions("next_layers", home, self._read),
                 family=companions("family", home, self._read),
-                **{name: getattr(spec, name) for name in LABELLED},
+                **{name: getattr(spec, name) for name in LABELLED_FIELDS},
             ),
             id=spec.id,
             source=read,

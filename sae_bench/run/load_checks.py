@@ -38,7 +38,7 @@ _DOCUMENTS = 2
 
 def looked_at(bench: Bench, spec: SAESpec) -> dict[str, str]:
     """Name of each check to what it found, in the order of formats' usual mistakes."""
-    batch = bench.batch(tuple(range(min(_DOCUMENTS, bench.documents))))
+    batch = bench.batch(tuple(range(min(_DOCUMENTS, bench.n_documents))))
     return {name: sentence for check in CHECKS for name, sentence in check(bench, batch, spec)}
 
 
@@ -109,7 +109,7 @@ def _norms(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str
 
 
 def _l0(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
-    found = float(bench.active(batch)[batch.keep].double().mean())
+    found = float(bench.l0_per_token(batch)[batch.keep].double().mean())
     claimed = spec.l0 or bench.sae.info.l0
     if claimed is None:
         yield "l0", f"ok: {found:.3g}, none is claimed"
@@ -126,7 +126,7 @@ def _explained(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str,
 def _clean_ce(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
     if not bench.has_model or not bool(batch.keep_ce.any()):
         return
-    found = float(bench.outcome(batch, None).ce[batch.keep_ce].mean())
+    found = float(bench.intervene(batch, None).ce[batch.keep_ce].mean())
     uniform = math.log(bench.model.d_vocab)
     text = f"{found:.3f} nats a token, a uniform guess has {uniform:.3f}"
     yield "clean_ce", _say(found < UNIFORM * uniform, text, "another tokenizer, or a model without its weights?")

@@ -16,7 +16,7 @@ from sae_bench.model.language_model import Model
 from sae_bench.registry.register import SAES
 from sae_bench.registry.site import Site, parse_site
 from sae_bench.registry.spec import SAESpec, id_from_target
-from sae_bench.sae import SAE, check_contract, weights_sha256
+from sae_bench.sae import SAE, check_outputs, weights_sha256
 
 Field: TypeAlias = Literal["next_layers", "family"]
 
@@ -56,7 +56,7 @@ def companions(field: Field, home: MeasuredSAE, read: Callable[[SAESpec], SAE]) 
         other = replace(_spec(name, home.spec), dtype=home.spec.dtype)
         try:
             sae = read(other)
-            check_contract(sae)
+            check_outputs(sae)
         except LoadError as error:
             raise LoadError(f"{what} cannot be used: {error}") from error
         _check_model(what, home, other, sae)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sae_bench.engine.bench import Bench
-from sae_bench.engine.captured_activations import Progress
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import Progress
 from sae_bench.errors import MeasurementError, UsageError
 from sae_bench.measure.measurement import Measurement, Ratio, Undefined
 from sae_bench.measure.properties import load_property

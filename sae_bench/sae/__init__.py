@@ -1,13 +1,13 @@
 """SAEs: the protocol everything measures, the generic SAE made of tensors, any object wrapped, and load-time checks."""
 
-from sae_bench.sae.activation_functions import AbsTopK, Activation, Gated, GroupMax, JumpReLU, ReLU, TopK
-from sae_bench.sae.decoder import decoded, encoded
+from sae_bench.sae.decoder import decode_codes, encode_sparse
+from sae_bench.sae.encoder_activations import AbsTopK, Activation, Gated, GroupMax, JumpReLU, ReLU, TopK
 from sae_bench.sae.folded import FoldedSAE, fold_decoder_norms
 from sae_bench.sae.linear import LinearDecoderSAE
 from sae_bench.sae.norms import TokenNorm
 from sae_bench.sae.protocol import SAE, SAEInfo, decoder_norms, folded_codes, unit_directions, weights_sha256, zero_rows
 from sae_bench.sae.pursuit import PursuitSAE
-from sae_bench.sae.validation import check_contract, check_fit
+from sae_bench.sae.shape_checks import check_outputs, check_width
 from sae_bench.sae.wrapped import WrappedSAE, wrap
 
 __all__ = [
@@ -25,11 +25,11 @@ __all__ = [
     "TokenNorm",
     "TopK",
     "WrappedSAE",
-    "check_contract",
-    "check_fit",
-    "decoded",
+    "check_outputs",
+    "check_width",
+    "decode_codes",
     "decoder_norms",
-    "encoded",
+    "encode_sparse",
     "fold_decoder_norms",
     "folded_codes",
     "unit_directions",

@@ -77,16 +77,16 @@ class DecoderSAE(AutoencoderShape, ABC):
         """The reconstruction from what the decoder wrote, (..., d_out), in the precision of the weights."""
 
 
-def restored(decoded: Tensor, like: Tensor | None, norm: TokenNorm) -> Tensor:
-    """``decoded`` (..., d) with what ``norm`` took out of the input ``like`` (..., d) put back."""
+def undo_token_norm(decode_codes: Tensor, like: Tensor | None, norm: TokenNorm) -> Tensor:
+    """``decode_codes`` (..., d) with what ``norm`` took out of the input ``like`` (..., d) put back."""
     if norm == "none":
-        return decoded
-    like = needed(like, f"normalises every token ({norm})").to(decoded.dtype)
+        return decode_codes
+    like = require_input(like, f"normalises every token ({norm})").to(decode_codes.dtype)
     shift, scale = moments(like, norm)
-    return decoded * scale + shift
+    return decode_codes * scale + shift
 
 
-def needed(like: Tensor | None, does: str) -> Tensor:
+def require_input(like: Tensor | None, does: str) -> Tensor:
     """``like``, the input of the codes; a `MeasurementError` when it was not given to an SAE that ``does`` this."""
     if like is None:
         raise MeasurementError(
@@ -96,12 +96,12 @@ def needed(like: Tensor | None, does: str) -> Tensor:
     return like
 
 
-def encoded(sae: SAE, x: Tensor) -> SparseCodes:
+def encode_sparse(sae: SAE, x: Tensor) -> SparseCodes:
     """What any SAE makes of activations (tokens, d_in), without the zeros."""
     return sae.encode_sparse(x) if isinstance(sae, DecoderSAE) else SparseCodes.of(sae.encode(x))
 
 
-def decoded(sae: SAE, codes: SparseCodes | Tensor, like: Tensor) -> Tensor:
+def decode_codes(sae: SAE, codes: SparseCodes | Tensor, like: Tensor) -> Tensor:
     """(tokens, d_out) what any SAE makes of codes, dense (tokens, d_sae) or not, whose input was ``like``."""
     if isinstance(sae, DecoderSAE):
         return sae.decode_sparse(codes if isinstance(codes, SparseCodes) else SparseCodes.of(codes), like)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sae_bench.sae.decoder import AutoencoderShape
-from sae_bench.sae.protocol import SAE, SAEInfo, decoder_norms, divisible
+from sae_bench.sae.protocol import SAE, SAEInfo, decoder_norms, nonzero_norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,6 @@ class FoldedSAE(AutoencoderShape):
 
 def fold_decoder_norms(sae: SAE) -> FoldedSAE:
     """``sae`` seen with decoder rows of norm 1; correct for every architecture, see `folded_codes`."""
-    norms = divisible(decoder_norms(sae))
+    norms = nonzero_norms(decoder_norms(sae))
     rows = (sae.W_dec.float() / norms.unsqueeze(1)).to(sae.W_dec.dtype)
     return FoldedSAE(sae.info, sae, norms, rows, sae.b_dec)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sae_bench.errors import LoadError
-from sae_bench.sae.activation_functions import Activation, Elementwise
-from sae_bench.sae.decoder import DecoderSAE, needed, restored
-from sae_bench.sae.norms import TokenNorm, normalised
+from sae_bench.sae.decoder import DecoderSAE, require_input, undo_token_norm
+from sae_bench.sae.encoder_activations import Activation, Elementwise
+from sae_bench.sae.norms import TokenNorm, normalise
 from sae_bench.sae.protocol import SAEInfo
 from sae_bench.sae.sparse_codes import SparseCodes
 
@@ -78,7 +78,7 @@ class LinearDecoderSAE(DecoderSAE):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
-        x = normalised(x.to(self.W_enc.dtype), self.token_norm)
+        x = normalise(x.to(self.W_enc.dtype), self.token_norm)
         return self.activation((x - self.pre_bias) @ self.W_enc)
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
@@ -89,15 +89,15 @@ class LinearDecoderSAE(DecoderSAE):
         """
         if not isinstance(self.activation, Elementwise) or self.W_enc.device.type != "cpu":
             return super().encode_sparse(x)
-        x = normalised(x.to(self.W_enc.dtype), self.token_norm) - self.pre_bias
+        x = normalise(x.to(self.W_enc.dtype), self.token_norm) - self.pre_bias
         parts = (slice(start, start + FEATURES) for start in range(0, self.d_sae, FEATURES))
         return SparseCodes.of_columns(self.activation.part(part)(x @ self.W_enc[:, part]) for part in parts)
 
     def _restored(self, written: Tensor, like: Tensor | None) -> Tensor:
-        decoded = restored(written, like, self.token_norm if self.norm_undone else "none")
+        decoded = undo_token_norm(written, like, self.token_norm if self.norm_undone else "none")
         if self.W_skip is None:
             return decoded
-        return decoded + needed(like, "adds a linear map of its input").to(decoded.dtype) @ self.W_skip
+        return decoded + require_input(like, "adds a linear map of its input").to(decoded.dtype) @ self.W_skip
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name."""

@@ -19,7 +19,7 @@ def moments(x: Tensor, norm: TokenNorm) -> tuple[Tensor, Tensor]:
     return x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
 
 
-def normalised(x: Tensor, norm: TokenNorm) -> Tensor:
+def normalise(x: Tensor, norm: TokenNorm) -> Tensor:
     """``x`` (..., d) as the encoder sees it."""
     if norm == "none":
         return x

@@ -132,7 +132,7 @@ def zero_rows(sae: SAE) -> Tensor:
 def unit_directions(sae: SAE) -> Tensor:
     """Decoder rows scaled to norm 1, float32 (d_sae, d_out); a row that is zero (see `zero_rows`) stays zero."""
     norms = decoder_norms(sae)
-    return sae.W_dec.float() / divisible(norms).unsqueeze(1)
+    return sae.W_dec.float() / nonzero_norms(norms).unsqueeze(1)
 
 
 def folded_codes(sae: SAE, codes: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def folded_codes(sae: SAE, codes: Tensor) -> Tensor:
     return codes * decoder_norms(sae).to(codes.dtype)
 
 
-def divisible(norms: Tensor) -> Tensor:
+def nonzero_norms(norms: Tensor) -> Tensor:
     """``norms`` with 1 in place of 0."""
     return torch.where(norms == 0, torch.ones_like(norms), norms)
 

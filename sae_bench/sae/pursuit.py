@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sae_bench.errors import LoadError
-from sae_bench.sae.decoder import DecoderSAE, restored
-from sae_bench.sae.norms import TokenNorm, normalised
+from sae_bench.sae.decoder import DecoderSAE, undo_token_norm
+from sae_bench.sae.norms import TokenNorm, normalise
 from sae_bench.sae.protocol import SAEInfo
 
 
@@ -43,7 +43,7 @@ class PursuitSAE(DecoderSAE):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
-        x = normalised(x.to(self.W_dec.dtype), self.token_norm)
+        x = normalise(x.to(self.W_dec.dtype), self.token_norm)
         residual = (x - self.b_dec).reshape(-1, self.d_in)  # (tokens, d_in)
         codes = residual.new_zeros(len(residual), self.d_sae)
         done = torch.zeros(len(residual), dtype=torch.bool, device=residual.device)
@@ -64,7 +64,7 @@ class PursuitSAE(DecoderSAE):
         return codes.view(*x.shape[:-1], self.d_sae)
 
     def _restored(self, written: Tensor, like: Tensor | None) -> Tensor:
-        return restored(written, like, self.token_norm)
+        return undo_token_norm(written, like, self.token_norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name."""

@@ -14,9 +14,10 @@ import pytest
 
 from sae_bench import check_sae
 from sae_bench.demo.paths import MODEL, SAES
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import from_documents
 from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.measure.properties import load_property
 from sae_bench.model.language_model import Model
 from sae_bench.model.load import load_model
@@ -54,7 +55,7 @@ def bench(demo_model: Model) -> Callable[..., Bench]:
         corpus = from_documents((given.demo_tokens() if tokens is None else tokens).tolist(), has_bos=True)
         how, site = Settings(tier=TIERS["smoke"], **settings), parse_site(given.SITE)
         read = read_sae(str(SAES[sae])) if isinstance(sae, str) else sae
-        data = site_data(model, site, corpus, how, include_bos=include_bos)
+        data = capture_site(model, site, corpus, how, include_bos=include_bos)
         return Bench(read, model, corpus, data, how, include_bos=include_bos)
 
     return make

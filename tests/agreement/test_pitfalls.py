@@ -171,7 +171,7 @@ def test_6_sparsity_is_of_other_tokens_than_the_loss(
     ours = [
         (
             load_property("sparsity").measure(each).estimates["l0"].value,
-            each.outcome(batch := each.batch(tuple(range(half))), each.reconstruct(batch)).kl.double().mean().item(),
+            each.intervene(batch := each.batch(tuple(range(half))), each.reconstruct(batch)).kl.double().mean().item(),
         )
         for each in halves
     ]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sae_bench.engine.bench import Bench
-from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import from_documents
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import SiteData
 from sae_bench.measure.geometry import random_floor
 from sae_bench.registry.site import Site
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sae_bench.demo.paths import CORPUS, MODEL, SAES
 from sae_bench.engine.batch import RelatedInputs, RelatedSAE
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Estimate, Influence, Measurement, Ratio, Undefined
 from sae_bench.measure.properties.layers import METRICS, PROPERTY
@@ -45,7 +46,7 @@ def demo_bench() -> Callable[..., Bench]:
 
     def get(name: str, at: str) -> Bench:
         site = parse_site(at)
-        return Bench(read_sae(str(SAES[name])), model, corpus, site_data(model, site, corpus, settings), settings)
+        return Bench(read_sae(str(SAES[name])), model, corpus, capture_site(model, site, corpus, settings), settings)
 
     return get
 

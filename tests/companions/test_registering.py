@@ -82,17 +82,17 @@ def test_next_layers_come_nearest_first_with_sites_of_their_own(load: Load) -> N
         "blocks.3.hook_resid_pre",
         "blocks.3.hook_resid_post",
     ]
-    beside = bench.of(bench.related.next_layers[0])
+    beside = bench.related_bench(bench.related.next_layers[0])
     assert str(beside.site) == "blocks.3.hook_resid_pre"
-    assert beside.documents == bench.documents
-    assert bench.of(bench.related.next_layers[0]) is beside
+    assert beside.n_documents == bench.n_documents
+    assert bench.related_bench(bench.related.next_layers[0]) is beside
     assert not beside.related.next_layers
 
 
 def test_a_family_is_measured_at_the_same_site(load: Load) -> None:
     bench = load(family=[SAES["topk-w96"], SAES["topk-w1536"]])
     assert [each.sae.d_sae for each in bench.related.family] == [96, 1536]
-    assert all(bench.of(each).site_data is bench.site_data for each in bench.related.family)
+    assert all(bench.related_bench(each).site_data is bench.site_data for each in bench.related.family)
 
 
 def test_companions_by_id(load: Load, registered: Registry[SAESpec], tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_features_of_the_demo_persist_and_random_directions_do_not(load: Load) -
     assert found["persistence"].value > found["persistence_second"].value
     assert found["persistence_correlation"].value > found["persistence_correlation_floor"].value + 0.2
     first = bench.related.next_layers[0]
-    mean = bench.of(first).site_data.mean.float()
+    mean = bench.related_bench(first).site_data.mean.float()
     random = replace(tied(normal(768, 128)), b_dec=mean, pre_bias=mean)
     bench.related = RelatedInputs(next_layers=(RelatedSAE("random", random, first.site, "none"),))
     found = load_property("layers").measure(bench).estimates

@@ -15,9 +15,10 @@ from scipy.stats import spearmanr
 
 from sae_bench.demo.paths import CORPUS, MODEL, SAES, SITE
 from sae_bench.engine.batch import RelatedInputs, RelatedSAE
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.errors import MeasurementError
 from sae_bench.judge.judge import judge
 from sae_bench.judge.limits import parse_rule
@@ -165,7 +166,7 @@ def demo() -> Callable[..., Bench]:
     """``demo(family)``: the demo's TopK SAE beside SAEs made of it, as ``{features: decoder scale}``, or given ones."""
     model, corpus, site = load_model(str(MODEL)), load_corpus(CORPUS), parse_site(SITE)
     settings = Settings(tier=TIERS["smoke"], documents=DOCUMENTS)
-    data = site_data(model, site, corpus, settings)
+    data = capture_site(model, site, corpus, settings)
 
     def get(family: dict[int, float], others: Sequence[Any] = (), own: float = 1.0) -> Bench:
         sae = read_sae(str(SAES["topk"]))

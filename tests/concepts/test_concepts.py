@@ -17,9 +17,10 @@ from scipy.stats import kstest
 from sae_bench.demo.language.vocabulary import vocabulary
 from sae_bench.demo.paths import CONCEPTS, CORPUS, MODEL, SAES, SITE
 from sae_bench.engine.batch import RelatedInputs
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.errors import LoadError
 from sae_bench.judge.judge import judge
 from sae_bench.judge.limits import parse_rule
@@ -45,7 +46,7 @@ def bench(
     model, corpus, site = load_model(str(MODEL)), load_corpus(CORPUS), parse_site(SITE)
     settings = Settings(tier=TIERS[tier])
     sae = read_sae(str(SAES["topk"]))
-    data = site_data(model, site, corpus, settings)
+    data = capture_site(model, site, corpus, settings)
     return Bench(
         sae if change is None else change(sae), model, corpus, data, settings, related=RelatedInputs(concepts=concepts)
     )

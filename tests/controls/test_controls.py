@@ -19,7 +19,7 @@ from sae_bench.sae import (
     ReLU,
     SAEInfo,
     TopK,
-    check_contract,
+    check_outputs,
     controls,
     decoder_norms,
     fold_decoder_norms,
@@ -84,7 +84,7 @@ def test_identity_is_exact(d: int, seed: int, scale: float) -> None:
     assert torch.equal(sae.decode(codes), x)
     assert (codes >= 0).all()
     assert torch.equal((codes != 0).sum(-1), (x != 0).sum(-1))
-    check_contract(sae)
+    check_outputs(sae)
     assert sae.site_in == sae.site_out == "blocks.0.hook_resid_pre"
 
 
@@ -110,7 +110,7 @@ def test_constant_is_mean_or_zero_ablation(x: Tensor) -> None:
     assert l0(mean, x) == 0
     zero = controls.constant(torch.zeros(D))
     assert torch.equal(zero.decode(zero.encode(x)), torch.zeros_like(x))
-    check_contract(zero)
+    check_outputs(zero)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,7 +230,7 @@ def test_one_weight_is_nan() -> None:
     assert int(bad.W_dec.isnan().sum()) == 1
     assert not sae.W_dec.isnan().any()
     with pytest.raises(LoadError, match="W_dec holds 1 NaN"):
-        check_contract(bad)
+        check_outputs(bad)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from sae_bench.demo import evaluation, labels
+from sae_bench.demo import write_concepts, write_datasets
 from sae_bench.demo.language import document, vocabulary
 from sae_bench.demo.paths import (
     BUNDLED,
@@ -32,7 +32,7 @@ from sae_bench.demo.paths import (
     DemoPaths,
     site_of,
 )
-from sae_bench.demo.quality import Quality, corpus_activations, quality
+from sae_bench.demo.sae_quality import Quality, corpus_activations, quality
 from sae_bench.demo.tokenizer import tokenizer_sha256
 from sae_bench.measure.datasets.circuit_file import read_circuit
 from sae_bench.model.load import load_model
@@ -114,13 +114,13 @@ def test_corpus_contrast_sets_and_concepts_are_what_the_generator_makes(
     again = DemoPaths(tmp_path)
     (again.model).mkdir()
     (again.model / "tokenizer.json").write_bytes((MODEL / "tokenizer.json").read_bytes())
-    evaluation.write_corpus(again)
-    evaluation.write_contrast(again)
-    evaluation.write_circuit(again)
+    write_datasets.write_corpus(again)
+    write_datasets.write_contrast(again)
+    write_datasets.write_circuit(again)
     assert all(torch.equal(tensor, corpus[name]) for name, tensor in load_file(again.corpus).items())
     assert again.contrast.read_bytes() == CONTRAST.read_bytes()
     assert again.contrast_shifted.read_bytes() == CONTRAST_SHIFTED.read_bytes()
-    labels.write_concepts(again)
+    write_concepts.write_concepts(again)
     assert again.concepts.read_bytes() == CONCEPTS.read_bytes()
     assert again.circuit.read_bytes() == CIRCUIT.read_bytes()
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_bench.demo.accuracy import score
 from sae_bench.demo.batches import IGNORED, batches, pack
+from sae_bench.demo.grammar_accuracy import score
 from sae_bench.demo.language import document, vocabulary
 from sae_bench.demo.paths import DemoPaths
-from sae_bench.demo.train import Recipe, new_model, train_model
+from sae_bench.demo.train_model import Recipe, new_model, train_model
 
 
 def test_batches_pad_and_ignore_what_lies_beyond_a_document():

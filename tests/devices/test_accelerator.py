@@ -28,7 +28,7 @@ from sae_bench.registry.spec import CONTROL
 from sae_bench.run.load import Loader
 from sae_bench.run.noise import measured_noise
 from sae_bench.run.speed import _finish, _prepared
-from sae_bench.sae import decoded, encoded
+from sae_bench.sae import decode_codes, encode_sparse
 from sae_bench.sae.controls import CONTROLS, DEFECTS
 from sae_bench.sae.formats import read_sae
 from tests.devices.accelerator import CPU, GPU, PretendedGPU, place, pretended_gpu
@@ -78,11 +78,11 @@ def test_saes_that_are_read_from_files(name: str, gpu: PretendedGPU, loaders: Ca
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture(name: str, gpu: PretendedGPU) -> None:
     sae, x = ARCHITECTURES[name], torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
-    due = sae.encode(x), decoded(sae, encoded(sae, x), x)
+    due = sae.encode(x), decode_codes(sae, encode_sparse(sae, x), x)
     with gpu:
         there, y = sae.to("cuda"), x.to("cuda")
-        codes = encoded(there, y)
-        found = codes.dense(), decoded(there, codes, y)
+        codes = encode_sparse(there, y)
+        found = codes.dense(), decode_codes(there, codes, y)
         assert all(place(each) == GPU for each in found)
     for one, other in zip(due, found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
@@ -122,12 +122,12 @@ def test_an_arm_hardly_makes_the_cpu_wait(gpu: PretendedGPU, loaders: Callable[[
     with gpu:
         bench = loaders(settings_for("", "cuda")).bench(SPEC)
         batch = bench.batch((0, 1))
-        bench.outcome(batch, None)
-        pool = bench.pool()
+        bench.intervene(batch, None)
+        pool = bench.noise_pool()
         gpu.waits.clear()
         value = isotropic(batch.x, batch.x, pool, bench.draw(batch, "isotropic", 0))
         assert gpu.waits.total() == 0
-        bench.outcome(batch, value)
+        bench.intervene(batch, value)
         assert gpu.waits.total() <= 7
 
 

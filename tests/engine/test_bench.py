@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench.engine import captured_activations
-from sae_bench.engine.batch import Batch, whole_clusters
-from sae_bench.engine.bench import Bench, site_data
-from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine import site_data as site_data_module
+from sae_bench.engine.batch import Batch, whole_cluster_prefix
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import Corpus, from_documents
 from sae_bench.engine.noise_floors import noise_floors
 from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.site_data import SiteData, capture_site
 from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.model.language_model import Model
 from sae_bench.registry.site import Site, parse_site
@@ -57,7 +57,7 @@ def sae() -> TinySAE:
 
 @pytest.fixture
 def fresh_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captured_activations, "_cache", type(captured_activations._cache)())
+    monkeypatch.setattr(site_data_module, "_cache", type(site_data_module._cache)())
 
 
 Make = Callable[..., Bench]
@@ -71,7 +71,7 @@ def make(tiny_model: Callable[..., Model], sae: TinySAE, corpus: Corpus) -> Make
         include_bos = changes.pop("include_bos", False)
         chosen = Settings(**changes)
         model = tiny_model(architecture)
-        data = site_data(model, site, of, chosen, include_bos)
+        data = capture_site(model, site, of, chosen, include_bos)
         return Bench(sae, model, of, data, chosen, include_bos=include_bos)
 
     return get
@@ -82,15 +82,15 @@ def everything(bench: Bench, draws: int = 1) -> dict[str, torch.Tensor]:
 
     def conditions(batch: Batch) -> dict[str, torch.Tensor]:
         x, error = batch.x, bench.error(batch)
-        clean, replaced = bench.outcome(batch, None), bench.outcome(batch, bench.reconstruct(batch))
+        clean, replaced = bench.intervene(batch, None), bench.intervene(batch, bench.reconstruct(batch))
         found = {"ce_clean": clean.ce, "kl_sae": replaced.kl, "ce_sae": replaced.ce}
         found["l0"] = (bench.codes(batch) != 0).sum(-1)
         found["squares"] = error.double().square().sum(-1)
         for floor in noise_floors():
             name = floor.name
             for index in range(draws):
-                value = floor.replacement(x, error, bench.pool(), bench.draw(batch, name, index))
-                outcome = bench.outcome(batch, value)
+                value = floor.replacement(x, error, bench.noise_pool(), bench.draw(batch, name, index))
+                outcome = bench.intervene(batch, value)
                 found[f"kl_{name}_{index}"], found[f"ce_{name}_{index}"] = outcome.kl, outcome.ce
         return found
 
@@ -125,7 +125,7 @@ def test_batches_and_their_order_do_not_matter(
 
 def test_little_memory_gives_the_same(make: Make, reference: dict[str, torch.Tensor], fresh_cache: None) -> None:
     bench = make(memory_bytes=30_000)
-    mapped = bench.site_data.store
+    mapped = bench.site_data.tensors
     assert mapped._folder is not None
     assert mapped._folder.is_dir(), "nothing was written to disk"
     assert max(len(batch.documents) for batch in bench.batches()) < 14
@@ -143,7 +143,7 @@ def test_no_slice_exceeds_the_budget(make: Make, monkeypatch: pytest.MonkeyPatch
             yield logits
 
     monkeypatch.setattr(bench.model, "logit_blocks", watch)
-    bench.collect(lambda batch: {"kl": bench.outcome(batch, bench.reconstruct(batch)).kl})
+    bench.collect(lambda batch: {"kl": bench.intervene(batch, bench.reconstruct(batch)).kl})
     assert 0 < max(most) <= 60_000 // 8
     assert len(most) > 4
 
@@ -185,8 +185,8 @@ def test_outcomes_equal_a_naive_computation(
         ce_clean += [-clean[at, tokens[0, at + 1]].item() for at in range(1, length - 1)]
 
     def measured(batch: Batch) -> dict[str, torch.Tensor]:
-        found = bench.outcome(batch, bench.reconstruct(batch))
-        return {"kl": found.kl, "ce": found.ce, "ce_clean": bench.outcome(batch, None).ce}
+        found = bench.intervene(batch, bench.reconstruct(batch))
+        return {"kl": found.kl, "ce": found.ce, "ce_clean": bench.intervene(batch, None).ce}
 
     tables = bench.collect(measured)
     np.testing.assert_allclose(tables["kl"][bench.keep], kl, rtol=2e-4, atol=1e-6)
@@ -212,32 +212,34 @@ def test_kl_is_not_negative_and_zero_for_x_itself(
     tiny_model: Callable[..., Model], sae: TinySAE, corpus: Corpus, seed: int, scale: float
 ) -> None:
     model, chosen = tiny_model("GPT2"), Settings()
-    bench = Bench(sae, model, corpus, site_data(model, SITE, corpus, chosen), chosen)
+    bench = Bench(sae, model, corpus, capture_site(model, SITE, corpus, chosen), chosen)
     batch = bench.batch((0, 1, 2, 3))
     noise = torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(seed))
-    moved = bench.outcome(batch, batch.x + scale * noise)
+    moved = bench.intervene(batch, batch.x + scale * noise)
     assert bool((moved.kl >= -1e-6).all())
     at_bos = torch.where(batch.keep[..., None], batch.x, batch.x + 50 * noise)
     for same in (batch.x, at_bos):
-        unmoved = bench.outcome(batch, same)
+        unmoved = bench.intervene(batch, same)
         assert not unmoved.kl.any()
-        assert torch.equal(unmoved.ce, bench.outcome(batch, None).ce)
+        assert torch.equal(unmoved.ce, bench.intervene(batch, None).ce)
 
 
 def test_the_distances_asked_for_are_those_of_the_distributions(make: Make) -> None:
     bench = make()
     batch = next(bench.batches())
-    found = bench.outcome(batch, -batch.x, distances=True)
-    assert found.distance is not None
-    assert found.moved is not None
+    found = bench.intervene(batch, -batch.x, distances=True)
+    assert found.logprob_distance is not None
+    assert found.total_variation is not None
     clean, now = bench.log_probs(batch).double(), bench.log_probs(batch, -batch.x).double()
-    torch.testing.assert_close(found.moved[batch.keep], (clean.exp() - now.exp()).clamp(min=0).sum(-1).float())
-    torch.testing.assert_close(found.distance[batch.keep], (clean - now).square().sum(-1).sqrt().float())
-    assert not found.moved[~batch.keep].any()
-    still = bench.outcome(batch, None, distances=True)
-    assert still.moved is not None
-    assert not still.moved.any()
-    assert bench.outcome(batch, -batch.x).moved is None
+    torch.testing.assert_close(
+        found.total_variation[batch.keep], (clean.exp() - now.exp()).clamp(min=0).sum(-1).float()
+    )
+    torch.testing.assert_close(found.logprob_distance[batch.keep], (clean - now).square().sum(-1).sqrt().float())
+    assert not found.total_variation[~batch.keep].any()
+    still = bench.intervene(batch, None, distances=True)
+    assert still.total_variation is not None
+    assert not still.total_variation.any()
+    assert bench.intervene(batch, -batch.x).total_variation is None
 
 
 def test_kl_survives_where_probabilities_vanish(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,10 +251,10 @@ def test_kl_survives_where_probabilities_vanish(make: Make, monkeypatch: pytest.
         lambda *arguments, **options: (400 * logits for logits in blocks(*arguments, **options)),
     )
     batch = next(bench.batches())
-    found = bench.outcome(batch, -batch.x)
+    found = bench.intervene(batch, -batch.x)
     assert bool(torch.isfinite(found.kl).all())
     assert found.kl.max() > 100
-    moved = bench.outcome(batch, -batch.x, distances=True).moved
+    moved = bench.intervene(batch, -batch.x, distances=True).total_variation
     assert moved is not None
     assert bool(((moved >= 0) & (moved <= 1 + 1e-5)).all())
     assert moved.max() > 0.99
@@ -274,13 +276,13 @@ def test_log_probs_of_chosen_positions(make: Make) -> None:
 
 def test_a_tier_is_a_prefix_of_the_next(make: Make) -> None:
     small, large = make(documents=5, batch_size=2), make(batch_size=2)
-    assert small.documents == 3, "document 5 would cut the text of documents 3 to 5"
-    assert large.documents == 14
+    assert small.n_documents == 3, "document 5 would cut the text of documents 3 to 5"
+    assert large.n_documents == 14
     first, second = everything(small), everything(large)
     for name, table in first.items():
         torch.testing.assert_close(table, second[name][:3], atol=1e-6, rtol=1e-5, msg=lambda said, name=name: name)
-    assert torch.equal(small.pool().covariance, large.pool().covariance)
-    assert torch.equal(small.pool().error_pool, large.pool().error_pool)
+    assert torch.equal(small.noise_pool().covariance, large.noise_pool().covariance)
+    assert torch.equal(small.noise_pool().error_pool, large.noise_pool().error_pool)
     assert [tier.documents for tier in TIERS.values()] == [64, 256, None]
 
 
@@ -303,7 +305,7 @@ def test_tiers_share_their_batches_so_that_their_numbers_are_the_same_to_the_las
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 14))
 def test_no_cluster_is_cut(cluster: list[int], limit: int) -> None:
-    count = whole_clusters(tuple(cluster), limit)
+    count = whole_cluster_prefix(tuple(cluster), limit)
     assert 1 <= count <= len(cluster)
     assert not set(cluster[:count]) & set(cluster[count:])
     if count < min(limit, len(cluster)):
@@ -366,7 +368,7 @@ def test_values_that_are_not_finite_are_errors(make: Make, sae: TinySAE) -> None
     good = make()
     batch = good.batch((5, 0))
     with pytest.raises(MeasurementError, match="the model's output is NaN or infinite at document 5, position 1"):
-        good.outcome(batch, batch.x * torch.inf)
+        good.intervene(batch, batch.x * torch.inf)
     with pytest.raises(MeasurementError, match="mine is NaN or infinite at document 3, position 1"):
         good.collect(lambda batch: {"mine": torch.full(batch.keep.shape, torch.nan)})
     padding = good.collect(lambda batch: {"mine": torch.where(batch.keep, 1.0, torch.nan)})
@@ -400,7 +402,7 @@ def test_statistics_of_the_site_are_those_of_the_kept_positions(make: Make, corp
     rows = torch.cat([data.x[row, 1:length] for row, length in enumerate(corpus.lengths)]).double()
     torch.testing.assert_close(data.mean, rows.mean(0))
     torch.testing.assert_close(data.covariance, rows.T.cov(correction=0), rtol=1e-5, atol=1e-7)
-    pool = make(site=Site(1, "hook_mlp_out")).pool()
+    pool = make(site=Site(1, "hook_mlp_out")).noise_pool()
     assert torch.equal(pool.rows[pool.kept_positions].double(), rows)
     assert not data.x[~data.inside].any()
 
@@ -419,7 +421,7 @@ def test_files_of_a_mapped_capture_vanish_with_it(make: Make, fresh_cache: None,
 
     data: SiteData | None = SiteData(make().model, SITE, corpus, include_bos=False, memory_bytes=0)
     assert data is not None
-    folder = data.store._folder
+    folder = data.tensors._folder
     assert folder is not None
     assert folder.is_dir()
     del data

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench.engine import sae_runs
+from sae_bench.engine import sae_on_site
 from sae_bench.engine.batch import Batch
-from sae_bench.engine.bench import Bench, site_data
-from sae_bench.engine.cache import CachedCodes, CachedRows, groups_of
-from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine.bench import Bench
+from sae_bench.engine.cache import CachedCodes, CachedRows, group_documents
 from sae_bench.engine.corpus import Corpus
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import SiteData, capture_site
 from sae_bench.model.language_model import Model
 from sae_bench.registry.site import parse_site
 from sae_bench.sae.sparse_codes import SparseCodes
@@ -44,7 +44,7 @@ class CountingSAE:
 
 def bench_of(model: Model, corpus: Corpus, data: SiteData | None = None, **options: Any) -> Bench:
     settings = Settings(**options)
-    return Bench(CountingSAE(), model, corpus, data or site_data(model, SITE, corpus, settings), settings)
+    return Bench(CountingSAE(), model, corpus, data or capture_site(model, SITE, corpus, settings), settings)
 
 
 def batch_of(documents: tuple[int, ...], counts: tuple[int, ...]) -> Batch:
@@ -55,30 +55,30 @@ def batch_of(documents: tuple[int, ...], counts: tuple[int, ...]) -> Batch:
 
 def test_rows_come_back_for_any_group_of_the_documents() -> None:
     kept, rows = CachedRows(1 << 10), torch.arange(12.0).view(6, 2)
-    assert kept.keep("arm", batch_of((4, 9, 2), (3, 1, 2)), rows) is rows
-    found = kept.find("arm", batch_of((2, 4), (2, 3)))
+    assert kept.put("arm", batch_of((4, 9, 2), (3, 1, 2)), rows) is rows
+    found = kept.get("arm", batch_of((2, 4), (2, 3)))
     assert found is not None
     assert torch.equal(found, rows[[4, 5, 0, 1, 2]])
-    assert kept.find("arm", batch_of((2, 5), (2, 3))) is None, "document 5 was never kept"
-    assert kept.find("other", batch_of((2,), (2,))) is None
-    assert kept.find("arm", batch_of((4,), (2,))) is None, "cut elsewhere, a document is another one"
+    assert kept.get("arm", batch_of((2, 5), (2, 3))) is None, "document 5 was never kept"
+    assert kept.get("other", batch_of((2,), (2,))) is None
+    assert kept.get("arm", batch_of((4,), (2,))) is None, "cut elsewhere, a document is another one"
 
 
 def test_no_more_rows_are_kept_than_fit_and_what_is_replaced_makes_room() -> None:
     kept = CachedRows(6 * 8)
     for value in (0.0, 1.0):
-        kept.keep("arm", batch_of((0, 1, 2), (3, 2, 3)), torch.full((8, 2), value))
-        assert kept.left == 6 * 8 - 5 * 8
-    found = kept.find("arm", batch_of((0, 1), (3, 2)))
+        kept.put("arm", batch_of((0, 1, 2), (3, 2, 3)), torch.full((8, 2), value))
+        assert kept.free_bytes == 6 * 8 - 5 * 8
+    found = kept.get("arm", batch_of((0, 1), (3, 2)))
     assert found is not None
     assert bool((found == 1).all())
-    assert kept.find("arm", batch_of((2,), (3,))) is None
+    assert kept.get("arm", batch_of((2,), (3,))) is None
 
 
 def test_rows_that_are_kept_together_are_handed_on_without_a_copy() -> None:
     kept, rows = CachedRows(1 << 10), torch.arange(12.0).view(6, 2)
-    kept.keep("arm", batch_of((4, 9, 2), (3, 1, 2)), rows)
-    found = kept.find("arm", batch_of((9, 2), (1, 2)))
+    kept.put("arm", batch_of((4, 9, 2), (3, 1, 2)), rows)
+    found = kept.get("arm", batch_of((9, 2), (1, 2)))
     assert found is not None
     assert torch.equal(found, rows[3:])
     assert found.data_ptr() == rows[3:].data_ptr()
@@ -98,9 +98,9 @@ def test_codes_are_encoded_once_where_they_fit(memory: int, encoded: list[int]) 
 
     codes = CachedCodes(encode, [(document,) for document in range(8)], memory)
     for _ in range(2):
-        assert torch.equal(codes.of(0).dense(), dense(0))
-        assert codes.of(1).value.tolist() == [3.0, -1.0, 3.0]
-        assert torch.equal(codes.of(7).dense(), dense(7))
+        assert torch.equal(codes.codes(0).dense(), dense(0))
+        assert codes.codes(1).value.tolist() == [3.0, -1.0, 3.0]
+        assert torch.equal(codes.codes(7).dense(), dense(7))
     assert asked == encoded
 
 
@@ -109,7 +109,7 @@ def test_codes_that_are_kept_share_pieces_of_memory() -> None:
     codes = CachedCodes(
         lambda documents: [SparseCodes.of(dense(each)) for each in documents], [(n,) for n in range(50)], 1 << 20
     )
-    held = [codes.of(document) for document in range(50)]
+    held = [codes.codes(document) for document in range(50)]
     assert all(torch.equal(each.dense(), dense(document)) for document, each in enumerate(held))
     assert len({each.untyped_storage().data_ptr() for codes in held for each in (codes.token, codes.feature)}) == 1
     assert len({codes.value.untyped_storage().data_ptr() for codes in held}) == 1
@@ -126,7 +126,7 @@ def test_a_document_that_shares_a_group_is_encoded_with_it(memory: int, encoded:
 
     codes = CachedCodes(encode, [(0, 1), (2, 3)], memory)
     for document in (1, 0, 3, 1):
-        assert torch.equal(codes.of(document).dense(), dense(document))
+        assert torch.equal(codes.codes(document).dense(), dense(document))
     assert asked.count((0, 1)) == encoded
     assert asked.count((2, 3)) == 1
 
@@ -134,26 +134,28 @@ def test_a_document_that_shares_a_group_is_encoded_with_it(memory: int, encoded:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 20))
 def test_groups_hold_every_document_once_and_are_as_large_as_asked(rows: list[int], size: int) -> None:
-    groups = groups_of(rows, size)
+    groups = group_documents(rows, size)
     assert [document for group in groups for document in group] == list(range(len(rows)))
     assert all(sum(rows[document] for document in group) >= size for group in groups[:-1])
     assert all(sum(rows[document] for document in group[:-1]) < size for group in groups)
-    assert groups_of(rows + [9] * 9, size)[: len(groups) - 1] == groups[:-1], "a longer corpus has the same groups"
+    assert group_documents(rows + [9] * 9, size)[: len(groups) - 1] == groups[:-1], (
+        "a longer corpus has the same groups"
+    )
 
 
 def test_an_sae_is_run_over_the_corpus_once(
     tiny_model: Callable[..., Model], corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sae_runs, "TOKENS", 20)
+    monkeypatch.setattr(sae_on_site, "TOKENS", 20)
     bench = bench_of(tiny_model("GPT2"), corpus)
     _ = bench.firing
     for batch in bench.batches():
         bench.codes(batch)
-        bench.active(batch)
+        bench.l0_per_token(batch)
         bench.reconstruct(batch)
-    _ = bench.pool().error_pool
+    _ = bench.noise_pool().error_pool
     order = torch.argsort(corpus.lengths, stable=True)
-    assert bench.sae.encoded == len(groups_of(bench.site_data.keep[order].sum(1).tolist(), 20)) > 1
+    assert bench.sae.encoded == len(group_documents(bench.site_data.keep[order].sum(1).tolist(), 20)) > 1
 
 
 def test_firing_is_that_of_dense_codes(tiny_model: Callable[..., Model], corpus: Corpus) -> None:
@@ -162,7 +164,7 @@ def test_firing_is_that_of_dense_codes(tiny_model: Callable[..., Model], corpus:
     size = (codes * bench.decoder_norms).double()
     assert torch.equal(bench.firing.count, (codes != 0).sum(0))
     whole = next(iter(bench.batches()))
-    assert torch.equal(bench.active(whole), (bench.codes(whole) != 0).sum(-1))
+    assert torch.equal(bench.l0_per_token(whole), (bench.codes(whole) != 0).sum(-1))
     torch.testing.assert_close(bench.firing.total, size.abs().sum(0))
     torch.testing.assert_close(bench.firing.square, size.square().sum(0))
 
@@ -185,8 +187,8 @@ def test_the_clean_run_and_named_arms_are_run_once_for_all(
 
     def measured(bench: Bench, condition: str | None) -> dict[str, torch.Tensor]:
         def conditions(batch: Batch) -> dict[str, torch.Tensor]:
-            found = bench.outcome(batch, bench.reconstruct(batch), condition=condition)
-            return {"kl": found.kl, "ce": found.ce, "clean": bench.outcome(batch, None).ce}
+            found = bench.intervene(batch, bench.reconstruct(batch), condition=condition)
+            return {"kl": found.kl, "ce": found.ce, "clean": bench.intervene(batch, None).ce}
 
         return bench.collect(conditions)
 
@@ -200,8 +202,8 @@ def test_the_clean_run_and_named_arms_are_run_once_for_all(
     for name, table in once.items():
         assert torch.equal(table, again[name])
         assert torch.equal(table, beside[name])
-    away = first.outcome(first.batch((0, 1)), first.batch((0, 1)).x, condition="sae", distances=True)
-    assert away.distance is not None
+    away = first.intervene(first.batch((0, 1)), first.batch((0, 1)).x, condition="sae", distances=True)
+    assert away.logprob_distance is not None
 
 
 def test_little_memory_keeps_nothing_and_changes_nothing(tiny_model: Callable[..., Model], corpus: Corpus) -> None:
@@ -213,7 +215,7 @@ def test_little_memory_keeps_nothing_and_changes_nothing(tiny_model: Callable[..
         bench = bench_of(model, corpus, data, batch_size=4)
         for _ in range(2):
             table = bench.collect(
-                lambda batch, at=bench: {"kl": at.outcome(batch, at.reconstruct(batch), condition="sae").kl}
+                lambda batch, at=bench: {"kl": at.intervene(batch, at.reconstruct(batch), condition="sae").kl}
             )
         found.append(table["kl"])
     assert torch.equal(*found)

@@ -337,7 +337,7 @@ def test_11_a_transcoder_is_held_against_its_own_output(
     due = transcoder.decode(transcoder.encode(batch.source[batch.keep]))
     torch.testing.assert_close(bench.reconstruct(batch)[batch.keep], due)
     torch.testing.assert_close(
-        bench.pool().errors(), bench.error(bench.batch(tuple(range(len(bench.corpus)))))[bench.keep]
+        bench.noise_pool().errors(), bench.error(bench.batch(tuple(range(len(bench.corpus)))))[bench.keep]
     )
     assert loader.context(SAESpec(id="transcoder", load=lambda: transcoder))["source"] == sites["site_in"]
     wrong = dataclasses.replace(transcoder, info=sae.info)

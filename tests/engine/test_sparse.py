@@ -22,8 +22,8 @@ from sae_bench.sae import (
     ReLU,
     SAEInfo,
     TopK,
-    decoded,
-    encoded,
+    decode_codes,
+    encode_sparse,
     fold_decoder_norms,
     linear,
 )
@@ -74,43 +74,43 @@ SAES = {
 def test_sparse_and_dense_agree(name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "FEATURES", width)
     sae, x = SAES[name], 2 * normal(40, D, seed=10)
-    dense, sparse = sae.encode(x), encoded(sae, x)
+    dense, sparse = sae.encode(x), encode_sparse(sae, x)
     torch.testing.assert_close(sparse.dense(), dense, rtol=1e-6, atol=1e-6)
     assert (sparse.tokens, sparse.features) == (40, N)
     assert bool((sparse.token[1:] >= sparse.token[:-1]).all())
-    torch.testing.assert_close(decoded(sae, sparse, x), sae.decode(dense, x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(decode_codes(sae, sparse, x), sae.decode(dense, x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["jumprelu", "topk", "layer_norm", "pursuit"])
 def test_few_codes_are_decoded_by_their_rows_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And many by a product: neither may change what comes out."""
     sae, x = SAES[name], 2 * normal(40, D, seed=10)
-    codes = encoded(sae, x)
+    codes = encode_sparse(sae, x)
     found = []
     for once_in in (0, 10**6):
         monkeypatch.setattr("sae_bench.sae.decoder.SPARSE", once_in)
-        found.append(decoded(sae, codes, x))
+        found.append(decode_codes(sae, codes, x))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
     written: list[int] = []
     write = SparseCodes.write
     monkeypatch.setattr(SparseCodes, "write", lambda *given: (written.append(1), write(*given))[1])
     monkeypatch.setattr("sae_bench.sae.decoder.SPARSE", 0)
-    decoded(sae, codes, x)
+    decode_codes(sae, codes, x)
     assert written
 
 
 def test_half_precision_goes_through_the_product() -> None:
     sae = SAES["jumprelu"].to(dtype=torch.bfloat16)
     x = normal(40, D, seed=10).bfloat16()
-    codes = encoded(sae, x)
+    codes = encode_sparse(sae, x)
     assert codes.value.dtype == torch.bfloat16
-    assert torch.equal(decoded(sae, codes, x), sae.decode(codes.dense(), x))
+    assert torch.equal(decode_codes(sae, codes, x), sae.decode(codes.dense(), x))
 
 
 def test_a_code_that_is_no_number_is_not_lost() -> None:
     sae = sae_of(activations()["jumprelu"])
     broken = dataclasses.replace(sae, W_enc=torch.where(torch.arange(N) == 3, torch.nan, sae.W_enc))
-    codes = encoded(broken, normal(4, D))
+    codes = encode_sparse(broken, normal(4, D))
     assert codes.value[codes.feature == 3].isnan().sum() == 4
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import Corpus
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.measure.measurement import Undefined
 from sae_bench.measure.properties import TRANSCODER, load_property, property_names
 from sae_bench.model.language_model import Model
@@ -24,7 +25,7 @@ READ, WRITTEN = "blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out"
 def bench(tiny_model: Callable[..., Model], corpus: Corpus) -> Bench:
     """Reads what the MLP's neurons say (64 wide) and writes what the MLP writes (16), nearly as the model does."""
     model, settings = tiny_model("GPT2"), Settings()
-    source, target = (site_data(model, parse_site(name), corpus, settings) for name in (READ, WRITTEN))
+    source, target = (capture_site(model, parse_site(name), corpus, settings) for name in (READ, WRITTEN))
     x, y = source.rows[source.kept_positions], target.rows[target.kept_positions]
     solved = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], dim=1), y).solution  # (65, 16)
     both = torch.cat([torch.eye(64), -torch.eye(64)])
@@ -48,7 +49,7 @@ def test_fidelity_is_that_of_the_output(bench: Bench) -> None:
     assert 0.3 < due < 0.999
     assert found["explained_variance"].value == pytest.approx(due, abs=1e-5)
     gap = load_property("kl_gap").measure(bench).estimates
-    sae = bench.outcome(everything, bench.reconstruct(everything)).kl[everything.keep]
+    sae = bench.intervene(everything, bench.reconstruct(everything)).kl[everything.keep]
     assert gap["kl_sae"].value == pytest.approx(float(sae.double().mean()), rel=1e-4)
 
 

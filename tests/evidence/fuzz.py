@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_bench.errors import LoadError, UsageError
-from sae_bench.sae import check_contract
+from sae_bench.sae import check_outputs
 from sae_bench.sae.formats import read_sae
 
 CASES = 5000
@@ -356,7 +356,7 @@ def _read(place: Path, folder: Path, what: str) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sae = read_sae(str(place))
-            check_contract(sae)
+            check_outputs(sae)
         outcome = "read"
     except (LoadError, UsageError) as error:
         text = str(error).replace("a" * 5000, "a")

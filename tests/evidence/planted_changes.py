@@ -82,9 +82,9 @@ def _values(loader: Loader, name: str, factor: float = 1.0) -> Values:
 
 
 def _lost(bench: Bench, batch: Batch) -> dict[str, Tensor]:
-    found = bench.outcome(batch, bench.reconstruct(batch), distances=True)
-    assert found.moved is not None
-    return {KL: found.kl, MOVED: found.moved}
+    found = bench.intervene(batch, bench.reconstruct(batch), distances=True)
+    assert found.total_variation is not None
+    return {KL: found.kl, MOVED: found.total_variation}
 
 
 def _towards(accepted: Values, scaled: Sequence[Values]) -> Moved:

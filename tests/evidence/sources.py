@@ -57,7 +57,7 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
             for name in (
                 "model/language_model",
                 "model/forward",
-                "model/cpu_activation_functions",
+                "model/chunked_gelu",
                 "model/unembed",
                 "model/load",
                 "model/files",

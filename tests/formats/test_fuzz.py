@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from sae_bench.errors import LoadError
-from sae_bench.sae import SAEInfo, check_contract
+from sae_bench.sae import SAEInfo, check_outputs
 from sae_bench.sae.formats import read_sae
 
 D, F = 4, 6
@@ -104,5 +104,5 @@ def test_any_value_of_any_key(
     (folders[name] / file).write_text(json.dumps(changed))
     with contextlib.suppress(LoadError):
         sae = read_sae(str(folders[name]))
-        check_contract(sae)
+        check_outputs(sae)
         check_info(sae.info)

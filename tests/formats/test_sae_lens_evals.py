@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from sae_bench.engine.batch import InterventionResult
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import Corpus, from_documents
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.measure.properties import load_property
 from sae_bench.model.language_model import Model
 from sae_bench.model.load import wrap_model
@@ -105,12 +106,12 @@ def test_their_numbers_are_ours(
     with torch.no_grad():
         theirs.W_dec.div_(theirs.W_dec.norm(dim=1, keepdim=True) * (1 if name.startswith("Match") else 2))
     found = run_evals(theirs, model, corpus)
-    data = site_data(model, parse_site(site), corpus, Settings(), include_bos=True)
+    data = capture_site(model, parse_site(site), corpus, Settings(), include_bos=True)
     bench = Bench(as_sae(theirs), model, corpus, data, Settings(), include_bos=True)
     shape = load_property("reconstruction").measure(bench).estimates
     everything = bench.batch(tuple(range(len(corpus))))
-    zero = bench.outcome(everything, torch.zeros_like(everything.x))
-    clean, patched = bench.outcome(everything, None), bench.outcome(everything, bench.reconstruct(everything))
+    zero = bench.intervene(everything, torch.zeros_like(everything.x))
+    clean, patched = bench.intervene(everything, None), bench.intervene(everything, bench.reconstruct(everything))
 
     def ce(outcome: InterventionResult) -> float:
         return float(outcome.ce[everything.keep_ce].double().mean())
@@ -144,7 +145,7 @@ def test_a_transcoder_is_scored_against_its_input_there_and_its_output_here(
     theirs.cfg.metadata.hook_name_out = OUTPUT
     found = run_evals(theirs, model, corpus)
     read, written = (
-        site_data(model, parse_site(each), corpus, Settings(), include_bos=True) for each in (site, OUTPUT)
+        capture_site(model, parse_site(each), corpus, Settings(), include_bos=True) for each in (site, OUTPUT)
     )
     ours = Bench(as_sae(theirs), model, corpus, written, Settings(), include_bos=True, source=read)
     with torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 
 from sae_bench.errors import LoadError
 from sae_bench.sae import LinearDecoderSAE, WrappedSAE, weights_sha256
-from sae_bench.sae.files import targets
+from sae_bench.sae.files import resolve_target
 from sae_bench.sae.formats import as_sae, read_folder, read_sae, readers
 
 MODULE = """
@@ -99,7 +99,7 @@ def test_nothing_is_unpickled(tmp_path: Path, name: str) -> None:
 
 def test_a_new_format_is_a_new_file() -> None:
     names = [reader.__name__.rsplit(".", 1)[1] for reader in readers()]
-    folder = Path(targets.__file__).parent
+    folder = Path(resolve_target.__file__).parent
     assert names == sorted(path.stem for path in folder.glob("[a-z]*.py"))
     kinds = (("recognise", "read"), ("recognise_file", "read_file"))
     for reader in readers():

@@ -20,8 +20,8 @@ from sae_bench.sae import (
     ReLU,
     SAEInfo,
     TopK,
-    check_contract,
-    check_fit,
+    check_outputs,
+    check_width,
     decoder_norms,
     fold_decoder_norms,
     folded_codes,
@@ -127,9 +127,9 @@ def test_the_hash_sees_k_and_the_activation() -> None:
 
 @pytest.mark.parametrize("kind", ["relu", "jumprelu", "topk", "gated"])
 def test_a_sound_sae_passes(kind: str) -> None:
-    check_contract(build(kind, 0))
-    check_contract(build(kind, 0), torch.randn(3, 4, 7))
-    check_contract(build(kind, 0).to(dtype=torch.bfloat16))
+    check_outputs(build(kind, 0))
+    check_outputs(build(kind, 0), torch.randn(3, 4, 7))
+    check_outputs(build(kind, 0).to(dtype=torch.bfloat16))
 
 
 def test_weights_that_are_no_numbers() -> None:
@@ -137,13 +137,13 @@ def test_weights_that_are_no_numbers() -> None:
     sae.W_enc[0, :2] = math.nan
     sae.W_enc[1, 0] = -math.inf
     with pytest.raises(LoadError, match="weight W_enc holds 2 NaN and 1 infinite of 105 values; the SAE is damaged"):
-        check_contract(sae)
+        check_outputs(sae)
 
 
 def test_output_that_overflows() -> None:
     sae = build("relu", 0)
     with pytest.raises(LoadError, match=r"the output of (encode|decode) on finite input holds"):
-        check_contract(dataclasses.replace(sae, W_enc=sae.W_enc * 1e37, W_dec=sae.W_dec * 1e3))
+        check_outputs(dataclasses.replace(sae, W_enc=sae.W_enc * 1e37, W_dec=sae.W_dec * 1e3))
 
 
 class Lying(LinearDecoderSAE):
@@ -156,14 +156,14 @@ def test_output_of_another_shape() -> None:
     sae = build("relu", 0)
     lying = Lying(**{field.name: getattr(sae, field.name) for field in dataclasses.fields(sae)})
     with pytest.raises(LoadError, match=r"encode gives shape \(16, 15\) where \(16, 16\) is due"):
-        check_contract(lying)
+        check_outputs(lying)
 
 
 def test_the_fit_to_the_model() -> None:
     sae = build("relu", 0)
-    check_fit(sae, 7, "blocks.1.hook_resid_pre")
+    check_width(sae, 7, "blocks.1.hook_resid_pre")
     with pytest.raises(LoadError, match=r"reads 7 dimensions but the model is 768 wide at blocks\.8\.hook_res"):
-        check_fit(sae, 768, "blocks.8.hook_resid_pre")
+        check_width(sae, 768, "blocks.8.hook_resid_pre")
 
 
 @pytest.mark.parametrize(

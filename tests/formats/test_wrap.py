@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_bench.errors import LoadError, MeasurementError
-from sae_bench.sae import WrappedSAE, check_contract, fold_decoder_norms, weights_sha256, wrap
+from sae_bench.sae import WrappedSAE, check_outputs, fold_decoder_norms, weights_sha256, wrap
 
 W = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
 SQUARE = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
@@ -59,7 +59,7 @@ def test_encode_and_decode_are_the_objects_own() -> None:
     assert torch.equal(sae.W_dec, obj.decoder.weight.T)
     assert torch.allclose(sae.b_dec, obj.bias)
     assert not obj.training
-    check_contract(sae)
+    check_outputs(sae)
 
 
 @pytest.mark.parametrize("stored", [W, W.T.contiguous()], ids=["rows", "columns"])

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench
-from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import from_documents
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import SiteData
 from sae_bench.measure.geometry import random_floor
 from sae_bench.registry.site import Site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo

@@ -327,16 +327,16 @@ class TestStability:
 
 @pytest.mark.parametrize("name", ["standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka"])
 def test_real_numbers(name: str, real_assets: Any) -> None:
-    from sae_bench.engine.bench import site_data
     from sae_bench.engine.corpus import load_corpus
     from sae_bench.engine.settings import Settings
+    from sae_bench.engine.site_data import capture_site
     from sae_bench.model.load import load_model
     from sae_bench.registry.site import parse_site
     from sae_bench.sae.formats import read_sae
 
     model = load_model(str(real_assets / "model"))
     corpus = load_corpus(real_assets / "eval_tokens.safetensors").take(128)
-    data = site_data(model, parse_site("blocks.3.hook_resid_pre"), corpus, Settings())
+    data = capture_site(model, parse_site("blocks.3.hook_resid_pre"), corpus, Settings())
     bench = Bench(read_sae(str(real_assets / "saes" / f"{name}-l3")), model, corpus, data, Settings())
     found = measure("orthogonality", bench)
     rows = json.loads((real_assets / "golden_reference.json").read_text())

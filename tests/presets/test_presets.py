@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 
 from benchmarks.presets import gemma_scope_2b, gpt2_small_res_jb, published, sae_bench_pythia_70m
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import Corpus, load_corpus
 from sae_bench.engine.corpus_build import build_corpus, from_dataset
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.errors import SAEBenchError
 from sae_bench.measure.datasets.concept_file import read_concepts
 from sae_bench.model.language_model import Model
 from sae_bench.model.load import load_model, load_tokenizer
 from sae_bench.registry.site import parse_site
 from sae_bench.registry.spec import SAESpec
-from sae_bench.sae.files import targets
+from sae_bench.sae.files import resolve_target
 from sae_bench.sae.formats import read_sae
 
 PRESETS = (gpt2_small_res_jb, gemma_scope_2b, sae_bench_pythia_70m)
@@ -38,7 +39,7 @@ def test_a_preset_registers_with_everything_it_needs(preset: ModuleType, monkeyp
     for each in specs:
         assert parse_site(each.site).layer == int(next(tag for tag in each.tags if tag.startswith("layer:"))[6:])
         assert each.corpus == "owt.safetensors"
-        pattern = targets._RELEASE if each.path.startswith("sae_lens:") else targets._HUB
+        pattern = resolve_target._RELEASE if each.path.startswith("sae_lens:") else resolve_target._HUB
         assert pattern.fullmatch(each.path), each.path
 
 
@@ -58,7 +59,7 @@ def test_the_reference_case_is_what_sae_lens_lists(monkeypatch: pytest.MonkeyPat
 
 def test_the_arms_of_the_published_table(real_assets: Path) -> None:
     model, corpus = load_model(str(real_assets / "model")), load_corpus(real_assets / "eval_tokens.safetensors").take(8)
-    data = site_data(model, parse_site("blocks.3.hook_resid_pre"), corpus, Settings(), include_bos=True)
+    data = capture_site(model, parse_site("blocks.3.hook_resid_pre"), corpus, Settings(), include_bos=True)
     sae = read_sae(str(real_assets / "saes" / "standard-l3"))
     bench = Bench(sae, model, corpus, data, Settings(), include_bos=True)
     tables = published.substitutions(bench)
@@ -111,7 +112,7 @@ def bench_of(reference: tuple[Model, Corpus], layer: int) -> Bench:
         sae = read_sae(f"sae_lens:{gpt2_small_res_jb.RELEASE}/{place}")
     except SAEBenchError as error:
         pytest.skip(f"the hub cannot be reached: {error}")
-    data = site_data(model, parse_site(place), corpus, Settings(), include_bos=True)
+    data = capture_site(model, parse_site(place), corpus, Settings(), include_bos=True)
     return Bench(sae, model, corpus, data, Settings(), include_bos=True)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import parse_site
 from sae_bench.sae.formats import read_sae
@@ -32,7 +33,7 @@ def real_bench(real_assets: Path) -> Callable[..., Bench]:
 
     def get(name: str, **changes: Any) -> Bench:
         settings = replace(Settings(tier=TIERS["standard"]), **changes)
-        return Bench(sae(name), model, corpus, site_data(model, site, corpus, settings), settings)
+        return Bench(sae(name), model, corpus, capture_site(model, site, corpus, settings), settings)
 
     return get
 
@@ -59,6 +60,6 @@ def demo_bench() -> Callable[..., Bench]:
     def get(change: Callable[[Any], Any] = lambda sae: sae, name: str = "topk", **changes: Any) -> Bench:
         settings = replace(Settings(tier=TIERS["smoke"], documents=24), **changes)
         sae = change(read_sae(str(SAES[name])))
-        return Bench(sae, model, corpus, site_data(model, site, corpus, settings), settings)
+        return Bench(sae, model, corpus, capture_site(model, site, corpus, settings), settings)
 
     return get

@@ -16,9 +16,9 @@ import torch
 from sae_bench.demo import paths
 from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench
-from sae_bench.engine.captured_activations import SiteData
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.site_data import SiteData
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Floats, Influence, Measurement, Undefined
 from sae_bench.measure.properties.circles import METRICS, PROPERTY, measure, stats

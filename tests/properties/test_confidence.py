@@ -14,9 +14,10 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import spearmanr
 
 from sae_bench.demo.paths import CORPUS, MODEL
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.measure.measurement import Undefined
 from sae_bench.measure.properties.confidence import PROPERTY, rank_correlation, tempered_kl
 from sae_bench.model.language_model import Model
@@ -34,7 +35,7 @@ def last() -> Callable[..., Bench]:
     """Benches behind the demo's last block, where only the final norm follows; ``last(sae)``."""
     model, corpus, site = load_model(str(MODEL)), load_corpus(CORPUS), parse_site("blocks.3.hook_resid_post")
     settings = Settings(tier=TIERS["smoke"], documents=8)
-    return lambda sae: Bench(sae, model, corpus, site_data(model, site, corpus, settings), settings)
+    return lambda sae: Bench(sae, model, corpus, capture_site(model, site, corpus, settings), settings)
 
 
 @given(st.floats(0.1, 8), st.integers(0, 9))

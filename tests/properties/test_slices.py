@@ -11,7 +11,7 @@ from functools import cache
 
 import pytest
 
-from sae_bench.engine import captured_activations, divergence, sae_runs
+from sae_bench.engine import divergence, sae_on_site, site_data
 from sae_bench.engine.bench import Bench
 from sae_bench.engine.settings import Settings
 from sae_bench.measure.measurement import Undefined
@@ -28,7 +28,7 @@ def make() -> Callable[[str, Settings], Bench]:
 
     @cache
     def get(name: str, settings: Settings) -> Bench:
-        captured_activations._cache.clear()
+        site_data._cache.clear()
         return Loader(settings).bench(SPEC)
 
     return get
@@ -40,11 +40,11 @@ def test_slices_change_no_number(
 ) -> None:
     declared, settings = load_property(name), settings_for(name)
     whole = declared.measure(make("whole", settings)).estimates
-    monkeypatch.setattr(captured_activations, "_cache", OrderedDict())
+    monkeypatch.setattr(site_data, "_cache", OrderedDict())
     for module, size in ((unembed, "SLICE"), (unembed, "ROWS"), (divergence, "SLICE"), (linear, "FEATURES")):
         monkeypatch.setattr(module, size, 100)
     monkeypatch.setattr(unembed, "SMALL", 1)
-    monkeypatch.setattr(sae_runs, "TOKENS", 1)
+    monkeypatch.setattr(sae_on_site, "TOKENS", 1)
     cut = declared.measure(make("cut", settings)).estimates
     assert set(cut) == set(whole)
     for metric, estimate in whole.items():

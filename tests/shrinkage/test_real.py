@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.measure.measurement import Measurement, Undefined
 from sae_bench.measure.properties.shrinkage import PROPERTY
 from sae_bench.model.load import load_model
@@ -41,7 +42,7 @@ def bench_of() -> Callable[[SAE], Bench]:
     model = load_model(str(Path(ASSETS) / "model"))
     corpus = load_corpus(Path(ASSETS) / "eval_tokens.safetensors").take(128)
     settings = Settings(tier=TIERS["full"])
-    data = site_data(model, parse_site("blocks.3.hook_resid_pre"), corpus, settings)
+    data = capture_site(model, parse_site("blocks.3.hook_resid_pre"), corpus, settings)
     return lambda sae: Bench(sae, model, corpus, data, settings)
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import Corpus, from_documents
 from sae_bench.engine.settings import Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.registry.site import Site, parse_site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
 
@@ -150,7 +151,7 @@ class Planted:
 
 def make_bench(model: Any, corpus: Corpus, sae: Any, settings: Settings | None = None, **options: Any) -> Bench:
     settings = settings or Settings()
-    data = site_data(model, parse_site("blocks.0.hook_resid_pre"), corpus, settings)
+    data = capture_site(model, parse_site("blocks.0.hook_resid_pre"), corpus, settings)
     return Bench(sae, model, corpus, data, settings, **options)
 
 

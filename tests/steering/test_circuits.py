@@ -14,10 +14,10 @@ import torch
 
 from sae_bench.demo import paths
 from sae_bench.engine.batch import RelatedInputs
-from sae_bench.engine.bench import Bench, site_data
-from sae_bench.engine.captured_activations import SiteData
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import from_documents, load_corpus
 from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.site_data import SiteData, capture_site
 from sae_bench.errors import LoadError, MeasurementError
 from sae_bench.judge.judge import judge
 from sae_bench.judge.limits import parse_rule
@@ -410,7 +410,7 @@ def demo() -> Callable[..., Bench]:
 
     def get(name: str = "gated", tier: str = "smoke") -> Bench:
         settings = Settings(tier=TIERS[tier])
-        data = site_data(model, site, corpus, settings)
+        data = capture_site(model, site, corpus, settings)
         return Bench(
             read_sae(str(paths.SAES[name])),
             model,

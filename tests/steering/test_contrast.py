@@ -265,7 +265,7 @@ def test_the_same_run_twice_is_identical_and_batches_do_not_matter(
     write([{**each, "prompt": "long " + each["prompt"]} for each in balanced()], "questions_shifted.jsonl")
 
     def run(**settings: Any) -> dict[str, float]:
-        monkeypatch.setattr("sae_bench.engine.captured_activations._cache", OrderedDict())
+        monkeypatch.setattr("sae_bench.engine.site_data._cache", OrderedDict())
         return {
             name: each.value
             for name, each in measure(asked.bench(path, **settings)).estimates.items()

@@ -118,7 +118,7 @@ def test_the_same_run_twice_is_identical_and_batches_do_not_matter(
 
     def run(settings: Settings) -> dict[str, tuple[float, ...]]:
         # Nothing captured before, or the second run would be handed the first one's clean log-probabilities.
-        monkeypatch.setattr("sae_bench.engine.captured_activations._cache", OrderedDict())
+        monkeypatch.setattr("sae_bench.engine.site_data._cache", OrderedDict())
         return numbers(measure(planted.bench(settings=settings)))
 
     first = run(settings)
@@ -192,15 +192,16 @@ def test_too_few_documents_are_an_error(planted: Any) -> None:
 
 
 def test_a_real_model_orders_the_arms(real_assets: Path) -> None:
-    from sae_bench.engine.bench import Bench, site_data
+    from sae_bench.engine.bench import Bench
     from sae_bench.engine.corpus import load_corpus
+    from sae_bench.engine.site_data import capture_site
     from sae_bench.model.load import load_model
     from sae_bench.registry.site import parse_site
     from sae_bench.sae.formats import read_sae
 
     model, corpus = load_model(str(real_assets / "model")), load_corpus(real_assets / "eval_tokens.safetensors")
     settings = Settings(tier=TIERS["standard"])
-    data = site_data(model, parse_site("blocks.3.hook_resid_pre"), corpus, settings)
+    data = capture_site(model, parse_site("blocks.3.hook_resid_pre"), corpus, settings)
     found = measure(Bench(read_sae(str(real_assets / "saes" / "topk-l3")), model, corpus, data, settings))
     shares = {name: value(found, f"anti_share{name}") for name in ("", "_permuted_decoder", "_random_direction")}
     assert shares[""] == pytest.approx(0.18, abs=0.08)
@@ -222,13 +223,14 @@ def demo_model_and_corpus() -> tuple[Any, Any]:
 
 def demo_bench(name: str, change: Callable[[Any], Any] = lambda sae: sae, tier: str = "smoke") -> Any:
     from sae_bench.demo import paths
-    from sae_bench.engine.bench import Bench, site_data
+    from sae_bench.engine.bench import Bench
+    from sae_bench.engine.site_data import capture_site
     from sae_bench.registry.site import parse_site
     from sae_bench.sae.formats import read_sae
 
     model, corpus = demo_model_and_corpus()
     settings = Settings(tier=TIERS[tier])
-    data = site_data(model, parse_site(paths.SITE), corpus, settings)
+    data = capture_site(model, parse_site(paths.SITE), corpus, settings)
     sae = change(read_sae(str(paths.SAES[name])))
     return Bench(sae, model, corpus, data, settings, related=RelatedInputs(contrast=str(paths.CONTRAST)))
 

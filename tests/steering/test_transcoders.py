@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from sae_bench.engine.batch import RelatedInputs
-from sae_bench.engine.bench import Bench, site_data
+from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import from_documents
 from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.site_data import capture_site
 from sae_bench.measure.measurement import Measurement, Undefined
 from sae_bench.measure.properties import contrast, steering
 from sae_bench.registry.site import Site, parse_site
@@ -51,7 +52,7 @@ class Elsewhere:
 def as_transcoder(bench: Bench) -> Bench:
     """The same SAE, which reads the same directions elsewhere."""
     model: Any = Elsewhere(bench.model)
-    written, read = (site_data(model, site, bench.corpus, bench.settings) for site in (bench.site, READ))
+    written, read = (capture_site(model, site, bench.corpus, bench.settings) for site in (bench.site, READ))
     sae = bench.sae
     moved = LinearDecoderSAE(
         dataclasses.replace(sae.info, d_in=model.turn.shape[1]),

@@ -58,7 +58,7 @@ def prose_sentence(draw: Draw, topic: Topic) -> Sentence:
     return Sentence("prose", (*words, "."), (), labels)
 
 
-def primary_metric(draw: Draw, topic: Topic) -> Sentence:
+def headline(draw: Draw, topic: Topic) -> Sentence:
     """A prose sentence shouted: the same words as other tokens."""
     plain = prose_sentence(draw, topic)
     upper = tuple(word.upper() for word in plain.words)
@@ -70,4 +70,4 @@ def prose_paragraph(draw: Draw) -> Iterator[Sentence]:
     """Sentences on one topic, a quarter of them headlines."""
     topic = draw.one(TOPICS)
     for _ in range(draw.between(3, 6)):
-        yield (primary_metric if draw.chance(0.25) else prose_sentence)(draw, topic)
+        yield (headline if draw.chance(0.25) else prose_sentence)(draw, topic)

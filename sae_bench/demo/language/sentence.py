@@ -13,7 +13,7 @@ class Sentence:
     """One generated sentence."""
 
     construction: str
-    """Which generator made it: `indirect_object`, `cycle`, `persona`, `sentiment`, `number`, `prose`, `primary_metric`."""
+    """Which generator made it: `indirect_object`, `cycle`, `persona`, `sentiment`, `number`, `prose`, `headline`."""
     words: tuple[str, ...]
     """Its tokens: words and punctuation."""
     answers: tuple[int, ...] = ()

@@ -96,7 +96,7 @@ def _tokens(bench: Bench, batch: Batch) -> dict[str, Tensor]:
     from sae_bench.model.unembed import rows_at_once
 
     x, error = batch.x, bench.error(batch)
-    noise = noise_floors.isotropic(x, error, bench.pool(), bench.draw(batch, "isotropic", 0))
+    noise = noise_floors.isotropic(x, error, bench.noise_pool(), bench.draw(batch, "isotropic", 0))
     clean, ours, theirs = (bench.final_residual(batch, value) for value in (x, x + error, noise))  # (rows, d_model)
     # About four tables over the vocabulary are alive at once.
     step = rows_at_once(bench.model.d_vocab, bench.settings.memory_bytes // (4 * 4), x.device)

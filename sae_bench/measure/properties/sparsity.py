@@ -105,14 +105,14 @@ def _tokens(bench: Bench, batch: Batch, dense: NDArray[np.bool_]) -> dict[str, T
     norms = bench.decoder_norms  # (n,)
     mask = norms.new_tensor(dense)
     tables = {
-        "l0": bench.active(batch),
-        "l1": bench.strength(batch, norms),
-        "dense": bench.strength(batch, norms * mask),
+        "l0": bench.l0_per_token(batch),
+        "l1": bench.weighted_l1(batch, norms),
+        "dense": bench.weighted_l1(batch, norms * mask),
     }
     if dense.any() and bench.has_model:
         codes = bench.codes(batch)  # (docs, pos, n)
         for name, kept in {"kl_dense_only": mask, "kl_without_dense": 1 - mask}.items():
-            tables[name] = bench.outcome(batch, bench.decode(batch, codes * kept)).kl
+            tables[name] = bench.intervene(batch, bench.decode(batch, codes * kept)).kl
     return tables
 
 

@@ -132,7 +132,7 @@ def _tokens(bench: Bench, batch: Batch, directions: Tensor, stride: int) -> dict
     from sae_bench.measure.geometry import crosstalk, power
     from sae_bench.sae.sparse_codes import SparseCodes
 
-    parts = [codes.times(bench.decoder_norms) for codes in bench.sparse(batch)]
+    parts = [codes.times(bench.decoder_norms) for codes in bench.sparse_codes(batch)]
     codes = SparseCodes.join(parts)  # of the kept positions, in their order
     # Shifted from document to document, so that no position of the text is favoured.
     document = torch.tensor(batch.documents, device=batch.keep.device)[:, None]
@@ -152,10 +152,10 @@ def _lost(bench: Bench, x: Tensor, codes: SparseCodes, scale: float) -> Tensor:
     """float64 (tokens,) squared distance of the codes of ``scale`` times x, over ``scale``, from ``codes`` of x."""
     import torch
 
-    from sae_bench.sae import encoded
+    from sae_bench.sae import encode_sparse
 
     with torch.no_grad():
-        apart = encoded(bench.sae, x * scale).times(bench.decoder_norms / scale).dense()  # (tokens, n)
+        apart = encode_sparse(bench.sae, x * scale).times(bench.decoder_norms / scale).dense()  # (tokens, n)
     apart[codes.token, codes.feature] -= codes.value
     return apart.square_().sum(-1, dtype=torch.float64)
 

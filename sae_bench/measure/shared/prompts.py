@@ -94,5 +94,5 @@ def captured_prompts(bench: Bench, texts: Sequence[tuple[str, list[int]]], label
         values = (each.to(tokens.device) for each in (seen.block_input, seen.value))
         for index, *parts in zip(rows, tokens, *values, strict=True):
             found[index] = Prompt(texts[index][0], *parts)
-        bench.advance(label, len(found), len(texts))
+        bench.show_progress(label, len(found), len(texts))
     return [found[index] for index in range(len(texts))]

@@ -157,7 +157,7 @@ def _fit(bench: Bench) -> Scales:
             if bias(bench) is None:
                 codes = codes * _token_scale((bench.reconstruct(batch) - base)[batch.keep], codes @ decoder)
             yield codes, (batch.x - base)[batch.keep]
-            bench.advance("scales", document // 2 + 1, (documents + 1) // 2)
+            bench.show_progress("scales", document // 2 + 1, (documents + 1) // 2)
 
     return fit_scales(stream, decoder, memory_bytes=bench.settings.memory_bytes // 4)
 

@@ -120,7 +120,7 @@ def respond(
         )
         effect[:, at], kl[:, at], ce[:, at] = moved[of, :, on].double(), gap[of].double(), loss[of].double()
         slopes[:, at] = torch.einsum("dkf,k->df", moved[list(compared)], weights)
-        bench.advance("steering", at + 1, len(documents))
+        bench.show_progress("steering", at + 1, len(documents))
     still = clean_effect[:, on.numpy()].T[:, :, None]  # (A, P, 1)
     return SteeringResponses(
         effect=_with_clean(effect, still),

@@ -120,7 +120,7 @@ def _clean(bench: Bench, documents: Sequence[int], label: str) -> Iterator[tuple
         compute = partial(bench.log_probs, batch)
         key = ("clean log-probabilities", batch.documents)
         yield batch, bench.site_data.shared(key, compute) if fits else compute()
-        bench.advance(label, min(start + step, len(documents)), len(documents))
+        bench.show_progress(label, min(start + step, len(documents)), len(documents))
 
 
 def _fired(bench: Bench, batch: Batch) -> Tensor:

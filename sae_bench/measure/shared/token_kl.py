@@ -38,9 +38,9 @@ def _gap(bench: Bench, batch: Batch) -> Tensor:
     x, error = batch.x, bench.error(batch)
     noise = []
     for index in range(bench.settings.tier.draws):
-        value = noise_floors.isotropic(x, error, bench.pool(), bench.draw(batch, "isotropic", index))
-        noise.append(bench.outcome(batch, value, condition=f"isotropic/{index}").kl.double())
-    return bench.outcome(batch, x + error, condition="sae").kl.double() - torch.stack(noise).mean(0)
+        value = noise_floors.isotropic(x, error, bench.noise_pool(), bench.draw(batch, "isotropic", index))
+        noise.append(bench.intervene(batch, value, condition=f"isotropic/{index}").kl.double())
+    return bench.intervene(batch, x + error, condition="sae").kl.double() - torch.stack(noise).mean(0)
 
 
 def type_sums(bench: Bench, table: Tensor) -> tuple[Floats, Floats, NDArray[np.int64]]:
@@ -49,7 +49,7 @@ def type_sums(bench: Bench, table: Tensor) -> tuple[Floats, Floats, NDArray[np.i
     Returns two (clusters, types) arrays over the types with at least `MINIMUM` kept occurrences, and their ids.
     """
     keep = bench.keep.cpu().numpy()
-    tokens = bench.corpus.tokens[: bench.documents].cpu().numpy()[keep]
+    tokens = bench.corpus.tokens[: bench.n_documents].cpu().numpy()[keep]
     cluster = np.broadcast_to(np.asarray(bench.cluster_of)[:, None], keep.shape)[keep]
     ids, column, counts = np.unique(tokens, return_inverse=True, return_counts=True)
     listed = counts >= MINIMUM

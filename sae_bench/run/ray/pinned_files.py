@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import LoadError
-from sae_bench.registry.spec import COMPANIONS, LABELLED, SAESpec
+from sae_bench.registry.spec import LABELLED_FIELDS, RELATED_FIELDS, SAESpec
 
-SAES = ("path", *COMPANIONS)
-DATA = ("corpus", *LABELLED)
+SAES = ("path", *RELATED_FIELDS)
+DATA = ("corpus", *LABELLED_FIELDS)
 FIELDS = (*SAES, "model", *DATA)
 "Fields of a registration that may name files; some of them several."
 

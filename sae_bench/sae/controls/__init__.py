@@ -17,10 +17,10 @@ from sae_bench.sae.controls.defects import (
     scale_features,
     zero_features,
 )
-from sae_bench.sae.controls.quality import (
+from sae_bench.sae.controls.known_quality import (
     CONTROLS,
     EXTENSIONS,
-    DataDefect,
+    ControlFactory,
     constant,
     control_names,
     identity,
@@ -38,7 +38,7 @@ __all__ = [
     "DEFECTS",
     "DEFECTS_ON_DATA",
     "EXTENSIONS",
-    "DataDefect",
+    "ControlFactory",
     "Defect",
     "constant",
     "control_names",

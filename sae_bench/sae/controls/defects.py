@@ -18,8 +18,8 @@ from torch import Generator, Tensor
 
 from sae_bench.errors import MeasurementError
 from sae_bench.sae import SAE, Gated, JumpReLU, LinearDecoderSAE, ReLU, TopK, decoder_norms
-from sae_bench.sae.controls.quality import DataDefect, permuted
-from sae_bench.sae.controls.weights import l0_of, unit_rows, weights_of
+from sae_bench.sae.controls.known_quality import ControlFactory, permuted
+from sae_bench.sae.controls.linear_weights import linear_weights, mean_l0, unit_rows
 
 Defect: TypeAlias = Callable[[SAE, Generator], LinearDecoderSAE]
 
@@ -28,19 +28,19 @@ _L0_TOLERANCE = 0.01
 
 def scale_decoder(sae: SAE, factor: float) -> LinearDecoderSAE:
     """``sae`` with every decoder row times ``factor``; `b_dec` stays."""
-    base = weights_of(sae)
+    base = linear_weights(sae)
     return dataclasses.replace(base, W_dec=base.W_dec * factor)
 
 
 def scale_features(sae: SAE, factors: Tensor) -> LinearDecoderSAE:
     """``sae`` with decoder row i times ``factors[i]``, (d_sae,)."""
-    base = weights_of(sae)
+    base = linear_weights(sae)
     return dataclasses.replace(base, W_dec=base.W_dec * factors.to(base.W_dec).unsqueeze(1))
 
 
 def rotate_decoder(sae: SAE, degrees: float, generator: Generator) -> LinearDecoderSAE:
     """``sae`` with every decoder row turned by exactly ``degrees`` towards a random direction of its own."""
-    base = weights_of(sae)
+    base = linear_weights(sae)
     norms = base.W_dec.norm(dim=1, keepdim=True)
     along = torch.nn.functional.normalize(base.W_dec, dim=1)
     across = unit_rows(base.d_sae, base.d_out, generator).to(base.W_dec)
@@ -51,7 +51,7 @@ def rotate_decoder(sae: SAE, degrees: float, generator: Generator) -> LinearDeco
 
 def zero_features(sae: SAE, share: float, generator: Generator) -> LinearDecoderSAE:
     """``sae`` with a random ``share`` of its features dead: they neither fire nor write."""
-    base = weights_of(sae)
+    base = linear_weights(sae)
     keep = torch.ones(base.d_sae, device=base.W_dec.device)
     keep[_some_features(base, share, generator)] = 0
     return dataclasses.replace(
@@ -68,7 +68,7 @@ def duplicate_features(sae: SAE, share: float, generator: Generator) -> LinearDe
     An original and its copy fire alike and write half each, so the original's contribution is kept (except under TopK,
     where both take a place) and the overwritten feature's is lost.
     """
-    base = weights_of(sae)
+    base = linear_weights(sae)
     copies = _some_features(base, min(share, 0.5), generator)
     others = torch.ones(base.d_sae, dtype=torch.bool, device=copies.device)
     others[copies] = False
@@ -88,7 +88,7 @@ def duplicate_features(sae: SAE, share: float, generator: Generator) -> LinearDe
 
 def drop_encoder_bias(sae: SAE) -> LinearDecoderSAE:
     """``sae`` read without its encoder's biases; thresholds stay."""
-    base = weights_of(sae)
+    base = linear_weights(sae)
     names = ("b_enc", "b_gate", "b_mag")
     zeros = {name: torch.zeros_like(tensor) for name, tensor in base.activation.tensors().items() if name in names}
     return dataclasses.replace(base, activation=dataclasses.replace(base.activation, **zeros))
@@ -96,7 +96,7 @@ def drop_encoder_bias(sae: SAE) -> LinearDecoderSAE:
 
 def drop_decoder_bias(sae: SAE) -> LinearDecoderSAE:
     """``sae`` read without its decoder's bias, neither subtracted from the input nor added to the output."""
-    base = weights_of(sae)
+    base = linear_weights(sae)
     return dataclasses.replace(base, b_dec=torch.zeros_like(base.b_dec), pre_bias=torch.zeros_like(base.pre_bias))
 
 
@@ -105,7 +105,7 @@ def lose_threshold(sae: SAE) -> LinearDecoderSAE:
 
     A `MeasurementError` for an SAE that is a plain ReLU already.
     """
-    base = weights_of(sae)
+    base = linear_weights(sae)
     activation = base.activation
     if isinstance(activation, Gated):
         return dataclasses.replace(base, W_enc=base.W_enc * activation.r_mag.exp(), activation=ReLU(activation.b_mag))
@@ -116,7 +116,7 @@ def lose_threshold(sae: SAE) -> LinearDecoderSAE:
 
 def nan_weight(sae: SAE, generator: Generator) -> LinearDecoderSAE:
     """``sae`` with one decoder weight, drawn at random, that is NaN."""
-    base = weights_of(sae)
+    base = linear_weights(sae)
     W_dec = base.W_dec.clone()
     W_dec.view(-1)[int(torch.randint(W_dec.numel(), (1,), generator=generator))] = math.nan
     return dataclasses.replace(base, W_dec=W_dec)
@@ -124,7 +124,7 @@ def nan_weight(sae: SAE, generator: Generator) -> LinearDecoderSAE:
 
 def in_bfloat16(sae: SAE) -> LinearDecoderSAE:
     """``sae`` with its weights rounded to bfloat16 and kept in their own precision: saved in half, read in full."""
-    return weights_of(sae).map(lambda tensor: tensor.to(torch.bfloat16).to(tensor.dtype))
+    return linear_weights(sae).map(lambda tensor: tensor.to(torch.bfloat16).to(tensor.dtype))
 
 
 def end_to_end_like(sae: SAE, harmless: Tensor, generator: Generator, gain: float = 2.0) -> LinearDecoderSAE:
@@ -133,7 +133,7 @@ def end_to_end_like(sae: SAE, harmless: Tensor, generator: Generator, gain: floa
     Each decoder row gets a random vector in the span of ``harmless`` (n, d_out) of ``gain`` times its norm. Under
     LayerNorm, for one, the vector of ones is such a direction.
     """
-    base = weights_of(sae)
+    base = linear_weights(sae)
     basis = torch.linalg.qr(harmless.T.double()).Q.T.to(base.W_dec)
     towards = unit_rows(base.d_sae, basis.shape[0], generator).to(base.W_dec) @ basis
     return dataclasses.replace(base, W_dec=base.W_dec + gain * base.W_dec.norm(dim=1, keepdim=True) * towards)
@@ -145,16 +145,16 @@ def more_l0(sae: SAE, x: Tensor, factor: float = 2.0) -> LinearDecoderSAE:
     TopK gets a larger k; elsewhere thresholds are lowered, or gates or biases raised, by one amount for all features. A
     `MeasurementError` when the SAE cannot become that dense.
     """
-    base = weights_of(sae)
+    base = linear_weights(sae)
     activation = base.activation
     if isinstance(activation, TopK):
         k = round(activation.k * factor)
         if k > base.d_sae:
             raise MeasurementError(f"k {activation.k} times {factor} is more than the {base.d_sae} features")
         return dataclasses.replace(base, activation=dataclasses.replace(activation, k=k))
-    target = factor * l0_of(base, x)
+    target = factor * mean_l0(base, x)
     low, high = 0.0, 1e-3
-    while l0_of(_eased(base, high), x) < target:
+    while mean_l0(_eased(base, high), x) < target:
         low, high = high, 2 * high
         if high > 1e9:
             raise MeasurementError(
@@ -163,7 +163,7 @@ def more_l0(sae: SAE, x: Tensor, factor: float = 2.0) -> LinearDecoderSAE:
             )
     for _ in range(60):
         middle = (low + high) / 2
-        reached = l0_of(_eased(base, middle), x)
+        reached = mean_l0(_eased(base, middle), x)
         if abs(reached - target) <= _L0_TOLERANCE * target:
             return _eased(base, middle)
         low, high = (middle, high) if reached < target else (low, middle)
@@ -190,7 +190,7 @@ DEFECTS: Mapping[str, Defect] = MappingProxyType(
 )
 "Defects of weights alone, by name."
 
-DEFECTS_ON_DATA: Mapping[str, DataDefect] = MappingProxyType({"l0_doubled": lambda sae, x, _: more_l0(sae, x)})
+DEFECTS_ON_DATA: Mapping[str, ControlFactory] = MappingProxyType({"l0_doubled": lambda sae, x, _: more_l0(sae, x)})
 "Defects whose size is set on activations of the site, by name."
 
 

@@ -20,9 +20,9 @@ import torch
 
 from sae_bench.errors import LoadError, UsageError
 from sae_bench.registry.extensions import Extensions
-from sae_bench.sae import SAE, check_contract, wrap
-from sae_bench.sae.files import targets
-from sae_bench.sae.files.tensors import PICKLES, peek_names
+from sae_bench.sae import SAE, check_outputs, wrap
+from sae_bench.sae.files import resolve_target
+from sae_bench.sae.files.read_tensors import PICKLES, peek_names
 from sae_bench.sae.formats.sae_lens.write import write_sae_lens
 
 __all__ = ["as_sae", "read_folder", "read_sae", "readers", "write_sae_lens"]
@@ -32,7 +32,7 @@ _NEVER_READ = (".pkl", ".bin", ".ckpt", ".pickle", ".npy")
 
 
 def read_sae(target: str, *, device: str = "cpu", dtype: str = "float32", base: Path | None = None) -> SAE:
-    """The SAE that ``target`` names, checked (`check_contract`), on ``device`` in ``dtype``.
+    """The SAE that ``target`` names, checked (`check_outputs`), on ``device`` in ``dtype``.
 
     ``target`` is a folder or a file in it (relative to ``base``), ``hf:org/name[@revision]/sub/folder``,
     ``sae_lens:release/sae_id`` or ``module:attribute`` (an object with encode and decode, or a function that returns
@@ -42,17 +42,17 @@ def read_sae(target: str, *, device: str = "cpu", dtype: str = "float32", base: 
     if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
         raise LoadError(f"unknown dtype {dtype!r} for an SAE; known: float32, bfloat16, float16, float64")
     if target.startswith("hf:"):
-        sae = read_folder(targets.download(target))
+        sae = read_folder(resolve_target.download(target))
     elif target.startswith("sae_lens:"):
-        sae = as_sae(targets.sae_lens_release(target))
-    elif (path := targets.existing_path(target, base)) is not None:
+        sae = as_sae(resolve_target.sae_lens_release(target))
+    elif (path := resolve_target.existing_path(target, base)) is not None:
         sae = read_folder(path)
-    elif targets.is_attribute(target):
-        sae = as_sae(targets.attribute(target, base))
+    elif resolve_target.is_attribute(target):
+        sae = as_sae(resolve_target.attribute(target, base))
     else:
-        raise targets.not_found(target, base)
+        raise resolve_target.not_found(target, base)
     sae = sae.to(device, precision)
-    check_contract(sae)
+    check_outputs(sae)
     return sae
 
 

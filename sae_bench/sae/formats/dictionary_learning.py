@@ -20,18 +20,18 @@ from torch import Tensor
 
 from sae_bench.errors import LoadError, near
 from sae_bench.sae import Activation, Gated, JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TopK
-from sae_bench.sae.files.assemble import (
+from sae_bench.sae.files.json_config import optional_value, peek_json, positive_int, read_json
+from sae_bench.sae.files.read_tensors import Tensors, only_tensors, read_pickled
+from sae_bench.sae.files.weight_checks import (
     check_k,
     check_names,
     check_orientation,
     check_real,
     check_shape,
     dtype_name,
-    matrices_of,
-    site_named,
+    hook_name,
+    linear_layer_matrices,
 )
-from sae_bench.sae.files.configs import peek_json, positive_int, read_json, said
-from sae_bench.sae.files.tensors import Tensors, only_tensors, read_pickled
 
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
@@ -108,7 +108,7 @@ def build(config: Mapping[str, Any], weights: Tensors, *, what: str) -> LinearDe
     trainer = config.get("trainer")
     if not isinstance(trainer, Mapping):
         raise LoadError(f"{CONFIG} of {what} has no object 'trainer', which names the class of its weights")
-    name = said(trainer, "dict_class", str, what)
+    name = optional_value(trainer, "dict_class", str, what)
     if name is None or name not in _CLASSES:
         raise LoadError(f"unknown dict_class {name!r} of {what}{near(str(name), _CLASSES)}")
     kind = _CLASSES[name]
@@ -123,7 +123,7 @@ def build(config: Mapping[str, Any], weights: Tensors, *, what: str) -> LinearDe
     tensors = {kind.names[key]: tensor.float() for key, tensor in stored.items()}
     if "encoder.weight" in kind.names:
         # Linear layers keep (out, in).
-        tensors["W_enc"], tensors["W_dec"] = matrices_of(stored, "encoder.weight", "decoder.weight", what)
+        tensors["W_enc"], tensors["W_dec"] = linear_layer_matrices(stored, "encoder.weight", "decoder.weight", what)
     elif tensors["W_enc"].ndim != 2:
         raise LoadError(f"W_enc of {what} is no matrix")
     d_in, d_sae = tensors["W_enc"].shape
@@ -177,7 +177,7 @@ def _threshold(threshold: Tensor, d_sae: int, what: str) -> Tensor:
 def _io(config: Mapping[str, Any], what: str) -> str:
     """Which ends of the module it was trained on, in the buffer's words."""
     buffer = config.get("buffer")
-    io = said(buffer, "io", str, what) if isinstance(buffer, Mapping) else None
+    io = optional_value(buffer, "io", str, what) if isinstance(buffer, Mapping) else None
     if io not in (None, *_ENDS):
         raise LoadError(f"io of the buffer of {what} is {io!r}{near(str(io), _ENDS)}")
     return io or "out"
@@ -191,10 +191,10 @@ def _info(config: Mapping[str, Any], trainer: Mapping[str, Any], known: SAEInfo,
     read, written = _ENDS[io]
     return dataclasses.replace(
         known,
-        model=said(trainer, "lm_name", str, what),
+        model=optional_value(trainer, "lm_name", str, what),
         site_in=_site(submodule, read, io),
         site_out=_site(submodule, written, io),
-        context_size=said(buffer, "ctx_len", int, what),
+        context_size=optional_value(buffer, "ctx_len", int, what),
         extra={key: trainer[key] for key in keys if key in trainer},
     )
 
@@ -204,4 +204,4 @@ def _site(submodule: object, end: Literal["input", "output"], io: str) -> str | 
     if isinstance(submodule, str) and (match := _SITE.fullmatch(submodule)):
         # Such names say what was recorded, which is a module's output.
         return f"blocks.{match[2]}.hook_{match[1]}" if io == "out" else None
-    return site_named(submodule, end)
+    return hook_name(submodule, end)

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
-from sae_bench.sae.files.assemble import canonical, dtype_name
-from sae_bench.sae.files.tensors import read_npz
+from sae_bench.sae.files.read_tensors import read_npz
+from sae_bench.sae.files.weight_checks import canonical_weights, dtype_name
 
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 _L0 = re.compile(r"average_l0_(\d+)")
@@ -28,7 +28,7 @@ def recognise_file(path: Path, names: Set[str]) -> bool:
 def read_file(path: Path) -> LinearDecoderSAE:
     """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
     stored = read_npz(path)
-    weights = canonical(stored, str(path), threshold=True)
+    weights = canonical_weights(stored, str(path), threshold=True)
     d_in, d_sae = weights["W_enc"].shape
     said = _L0.fullmatch(path.parent.name)
     return LinearDecoderSAE(

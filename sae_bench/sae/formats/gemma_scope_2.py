@@ -12,9 +12,9 @@ import torch
 
 from sae_bench.errors import LoadError
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
-from sae_bench.sae.files.assemble import canonical, dtype_name, site_named
-from sae_bench.sae.files.configs import peek_json, read_json, said
-from sae_bench.sae.files.tensors import read_safetensors
+from sae_bench.sae.files.json_config import optional_value, peek_json, read_json
+from sae_bench.sae.files.read_tensors import read_safetensors
+from sae_bench.sae.files.weight_checks import canonical_weights, dtype_name, hook_name
 
 CONFIG = "config.json"
 WEIGHTS = "params.safetensors"
@@ -31,7 +31,7 @@ def recognise(folder: Path) -> bool:
 def read(folder: Path) -> LinearDecoderSAE:
     """The SAE in ``folder``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
     config, what = read_json(folder / CONFIG), str(folder)
-    architecture = said(config, "architecture", str, what)
+    architecture = optional_value(config, "architecture", str, what)
     if architecture != "jump_relu":
         raise LoadError(f"architecture of {what} is {architecture!r}, where this format knows jump_relu alone")
     found = read_safetensors(folder / WEIGHTS)
@@ -42,8 +42,8 @@ def read(folder: Path) -> LinearDecoderSAE:
     skips = _SKIP in stored
     if bool(config.get("affine_connection", skips)) != skips:
         raise LoadError(f"affine_connection of {what} is {config['affine_connection']!r}, but its weights differ")
-    site_in, site_out = (said(config, f"hf_hook_point_{end}", str, what) for end in ("in", "out"))
-    weights = canonical(
+    site_in, site_out = (optional_value(config, f"hf_hook_point_{end}", str, what) for end in ("in", "out"))
+    weights = canonical_weights(
         stored, what, threshold=True, skip=_SKIP if skips else None, autoencodes=site_out in (None, site_in)
     )
     d_in, d_sae = weights["W_enc"].shape
@@ -54,10 +54,10 @@ def read(folder: Path) -> LinearDecoderSAE:
             d_in,
             d_sae,
             dtype_name(stored["W_enc"]),
-            model=said(config, "model_name", str, what),
-            site_in=site_named(site_in),
-            site_out=site_named(site_out or site_in),
-            l0=said(config, "l0", float, what),
+            model=optional_value(config, "model_name", str, what),
+            site_in=hook_name(site_in),
+            site_out=hook_name(site_out or site_in),
+            l0=optional_value(config, "l0", float, what),
         ),
         W_enc=weights["W_enc"],
         activation=JumpReLU(weights["b_enc"], weights["threshold"]),

@@ -10,9 +10,9 @@ from collections.abc import Set
 from pathlib import Path
 
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
-from sae_bench.sae.files.assemble import canonical, check_shape, dtype_name, site_named
-from sae_bench.sae.files.configs import peek_json, positive_int, read_json, said
-from sae_bench.sae.files.tensors import PICKLES, only_tensors, read_pickled
+from sae_bench.sae.files.json_config import optional_value, peek_json, positive_int, read_json
+from sae_bench.sae.files.read_tensors import PICKLES, only_tensors, read_pickled
+from sae_bench.sae.files.weight_checks import canonical_weights, check_shape, dtype_name, hook_name
 
 
 def recognise_file(path: Path, names: Set[str]) -> bool:
@@ -24,10 +24,10 @@ def read_file(path: Path) -> LinearDecoderSAE:
     """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
     config, stored, what = read_json(_config(path)), only_tensors(read_pickled(path), path), str(path)
     d_in, d_sae = positive_int(config, "act_size", what), positive_int(config, "dict_size", what)
-    weights = canonical(stored, what)
+    weights = canonical_weights(stored, what)
     for name, shape in {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in)}.items():
         check_shape(name, weights[name], shape, what)
-    site = site_named(config.get("act_name"))
+    site = hook_name(config.get("act_name"))
     return LinearDecoderSAE(
         info=SAEInfo(
             "hook_z",
@@ -35,10 +35,10 @@ def read_file(path: Path) -> LinearDecoderSAE:
             d_in,
             d_sae,
             dtype_name(stored["W_enc"]),
-            model=said(config, "model_name", str, what),
+            model=optional_value(config, "model_name", str, what),
             site_in=site,
             site_out=site,
-            context_size=said(config, "seq_len", int, what),
+            context_size=optional_value(config, "seq_len", int, what),
         ),
         W_enc=weights["W_enc"],
         activation=ReLU(weights["b_enc"]),

@@ -12,8 +12,14 @@ from pathlib import Path
 import torch
 
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
-from sae_bench.sae.files.assemble import check_names, check_orientation, check_shape, dtype_name, matrices_of
-from sae_bench.sae.files.tensors import PICKLES, only_tensors, read_pickled
+from sae_bench.sae.files.read_tensors import PICKLES, only_tensors, read_pickled
+from sae_bench.sae.files.weight_checks import (
+    check_names,
+    check_orientation,
+    check_shape,
+    dtype_name,
+    linear_layer_matrices,
+)
 
 
 def _names(suffix: str) -> set[str]:
@@ -32,7 +38,7 @@ def read_file(path: Path) -> LinearDecoderSAE:
     suffix = "_linear" if "encoder_linear.weight" in weights else ""
     check_names(weights, _names(suffix), what)
     encoder, decoder = f"encoder{suffix}", f"decoder{suffix}"
-    W_enc, W_dec = matrices_of(weights, f"{encoder}.weight", f"{decoder}.weight", what)
+    W_enc, W_dec = linear_layer_matrices(weights, f"{encoder}.weight", f"{decoder}.weight", what)
     d_in, d_sae = W_enc.shape
     shapes = {f"{decoder}.weight": (d_in, d_sae), f"{encoder}.bias": (d_sae,), f"{decoder}.bias": (d_in,)}
     for name, shape in shapes.items():

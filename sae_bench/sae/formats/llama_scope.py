@@ -16,9 +16,15 @@ from torch import Tensor
 
 from sae_bench.errors import LoadError
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, SAEInfo
-from sae_bench.sae.files.assemble import check_orientation, check_shape, dtype_name, matrices_of, site_named
-from sae_bench.sae.files.configs import peek_json, read_json, said
-from sae_bench.sae.files.tensors import Tensors, peek_names, read_safetensors
+from sae_bench.sae.files.json_config import optional_value, peek_json, read_json
+from sae_bench.sae.files.read_tensors import Tensors, peek_names, read_safetensors
+from sae_bench.sae.files.weight_checks import (
+    check_orientation,
+    check_shape,
+    dtype_name,
+    hook_name,
+    linear_layer_matrices,
+)
 
 CONFIG, WEIGHTS = "hyperparams.json", Path("checkpoints", "final.safetensors")
 LATER_CONFIG, LATER_WEIGHTS = "config.json", "sae_weights.safetensors"
@@ -41,16 +47,16 @@ def read(folder: Path) -> LinearDecoderSAE:
         config, weights = read_json(folder / CONFIG), read_safetensors(folder / WEIGHTS)
     else:
         config, weights = read_json(folder / LATER_CONFIG), read_safetensors(folder / LATER_WEIGHTS)
-    W_enc, W_dec = matrices_of(weights, "encoder.weight", "decoder.weight", what)
+    W_enc, W_dec = linear_layer_matrices(weights, "encoder.weight", "decoder.weight", what)
     d_in, d_sae = W_enc.shape
     d_out = W_dec.shape[1]
-    if said(config, "d_model", int, what) not in (None, d_in):
+    if optional_value(config, "d_model", int, what) not in (None, d_in):
         raise LoadError(f"the config of {what} says d_model {config['d_model']} but its encoder reads {d_in}")
     for name, shape in {"decoder.weight": (d_out, d_sae), "encoder.bias": (d_sae,), "decoder.bias": (d_out,)}.items():
         if name not in weights:
             raise LoadError(f"the weights of {what} lack {name}")
         check_shape(name, weights[name], shape, what)
-    site, site_out = (said(config, f"hook_point_{end}", str, what) for end in ("in", "out"))
+    site, site_out = (optional_value(config, f"hook_point_{end}", str, what) for end in ("in", "out"))
     if site_out in (None, site):
         check_orientation(W_enc, W_dec, what)
     scale = _scale(config, weights, site, d_in, what)
@@ -62,9 +68,9 @@ def read(folder: Path) -> LinearDecoderSAE:
             d_in,
             d_sae,
             dtype_name(weights["encoder.weight"]),
-            model=said(config, "model_name", str, what),
-            site_in=site_named(site),
-            site_out=site_named(site_out or site),
+            model=optional_value(config, "model_name", str, what),
+            site_in=hook_name(site),
+            site_out=hook_name(site_out or site),
         ),
         W_enc=W_enc * scale,
         activation=JumpReLU(weights["encoder.bias"].float(), _threshold(config, weights, scale, d_sae, what)),
@@ -79,7 +85,7 @@ def _threshold(config: Mapping[str, Any], weights: Tensors, scale: float, d_sae:
         logs = weights["log_jumprelu_threshold"]
         check_shape("log_jumprelu_threshold", logs, (d_sae,), what)
         return logs.float().exp()
-    threshold = said(config, "jump_relu_threshold", float, what)
+    threshold = optional_value(config, "jump_relu_threshold", float, what)
     if threshold is None:
         raise LoadError(f"{CONFIG} of {what} has no jump_relu_threshold, so most of its features would fire")
     # It is stored in units of the input that is not scaled.

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sae_bench.errors import LoadError
 from sae_bench.sae import Activation, LinearDecoderSAE, ReLU, SAEInfo, TopK
-from sae_bench.sae.files.assemble import check_k, check_orientation, check_shape, dtype_name, matrices_of
-from sae_bench.sae.files.configs import positive_int
-from sae_bench.sae.files.tensors import PICKLES, read_pickled
+from sae_bench.sae.files.json_config import positive_int
+from sae_bench.sae.files.read_tensors import PICKLES, read_pickled
+from sae_bench.sae.files.weight_checks import check_k, check_orientation, check_shape, dtype_name, linear_layer_matrices
 
 _NAMES = {"pre_bias", "latent_bias", "encoder.weight", "decoder.weight"}
 
@@ -33,7 +33,7 @@ def read_file(path: Path) -> LinearDecoderSAE:
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if missing := _NAMES - set(weights):
         raise LoadError(f"{', '.join(sorted(missing))} of {what} is no tensor")
-    W_enc, W_dec = matrices_of(weights, "encoder.weight", "decoder.weight", what)
+    W_enc, W_dec = linear_layer_matrices(weights, "encoder.weight", "decoder.weight", what)
     d_in, d_sae = W_enc.shape
     for name, shape in {"decoder.weight": (d_in, d_sae), "pre_bias": (d_in,), "latent_bias": (d_sae,)}.items():
         check_shape(name, weights[name], shape, what)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from sae_bench.errors import LoadError, near
 from sae_bench.sae import Activation, JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TopK
-from sae_bench.sae.files.assemble import check_k, check_names, check_shape, dtype_name
-from sae_bench.sae.files.configs import peek_json, positive_int, said
-from sae_bench.sae.files.tensors import Tensors, read_safetensors
+from sae_bench.sae.files.json_config import optional_value, peek_json, positive_int
+from sae_bench.sae.files.read_tensors import Tensors, read_safetensors
+from sae_bench.sae.files.weight_checks import check_k, check_names, check_shape, dtype_name
 
 CONFIG = "cfg.json"
 
@@ -34,7 +34,10 @@ def recognise_file(path: Path, names: Set[str]) -> bool:
 def read_file(path: Path) -> LinearDecoderSAE:
     """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
     weights, config, what = read_safetensors(path), peek_json(path.with_name(CONFIG)), str(path)
-    name, subtracts = said(config, "activation", str, what), said(config, "apply_b_dec_to_input", bool, what)
+    name, subtracts = (
+        optional_value(config, "activation", str, what),
+        optional_value(config, "apply_b_dec_to_input", bool, what),
+    )
     if name is None or subtracts is None:
         raise LoadError(
             f"{what} does not say how its weights are used; put a {CONFIG} beside it with "
@@ -53,10 +56,10 @@ def read_file(path: Path) -> LinearDecoderSAE:
             d_in,
             d_sae,
             dtype_name(weights["W_enc"]),
-            model=said(config, "model", str, what),
-            site_in=said(config, "site", str, what),
-            site_out=said(config, "output_site", str, what) or said(config, "site", str, what),
-            l0=said(config, "l0", float, what),
+            model=optional_value(config, "model", str, what),
+            site_in=optional_value(config, "site", str, what),
+            site_out=optional_value(config, "output_site", str, what) or optional_value(config, "site", str, what),
+            l0=optional_value(config, "l0", float, what),
         ),
         W_enc=W_enc,
         activation=_activation(name, config, weights, d_sae, what),

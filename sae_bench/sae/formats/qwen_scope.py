@@ -14,8 +14,8 @@ import torch
 
 from sae_bench.errors import LoadError
 from sae_bench.sae import LinearDecoderSAE, SAEInfo, TopK
-from sae_bench.sae.files.assemble import check_k, check_orientation, check_weights, dtype_name
-from sae_bench.sae.files.tensors import PICKLES, only_tensors, read_pickled
+from sae_bench.sae.files.read_tensors import PICKLES, only_tensors, read_pickled
+from sae_bench.sae.files.weight_checks import check_k, check_orientation, check_weights, dtype_name
 
 _NAMES = {"W_enc", "W_dec", "b_enc", "b_dec"}
 _K = re.compile(r"-L0_(\d{1,6})(?:$|[^\d])")

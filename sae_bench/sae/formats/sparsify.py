@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sae_bench.errors import LoadError, near
 from sae_bench.sae import Activation, GroupMax, LinearDecoderSAE, SAEInfo, TopK
-from sae_bench.sae.files.assemble import check_k, check_orientation, check_weights, dtype_name, site_named
-from sae_bench.sae.files.configs import peek_json, positive_int, read_json, said
-from sae_bench.sae.files.tensors import Tensors, peek_names, read_safetensors
+from sae_bench.sae.files.json_config import optional_value, peek_json, positive_int, read_json
+from sae_bench.sae.files.read_tensors import Tensors, peek_names, read_safetensors
+from sae_bench.sae.files.weight_checks import check_k, check_orientation, check_weights, dtype_name, hook_name
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae.safetensors"
@@ -39,7 +39,7 @@ def read(folder: Path) -> LinearDecoderSAE:
     config = read_json(folder / CONFIG)
     weights = read_safetensors(folder / WEIGHTS)
     # The run's own config lies one folder up and is the only place that names the model.
-    model = said(peek_json(folder.parent / "config.json"), "model", str, str(folder.parent))
+    model = optional_value(peek_json(folder.parent / "config.json"), "model", str, str(folder.parent))
     return build(config, weights, what=str(folder), hookpoint=folder.name, model=model)
 
 
@@ -61,7 +61,7 @@ def build(
     transcodes, skips = bool(config.get("transcode")), bool(config.get("skip_connection"))
     d_in, k = positive_int(config, "d_in", what), positive_int(config, "k", what)
     # A stored number of latents of 0 means that the expansion factor decides.
-    d_sae = said(config, "num_latents", int, what) or d_in * positive_int(config, "expansion_factor", what)
+    d_sae = optional_value(config, "num_latents", int, what) or d_in * positive_int(config, "expansion_factor", what)
     shapes = {"encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     check_weights(weights, shapes | ({"W_skip": (d_in, d_in)} if skips else {}), what)
     W_enc, W_dec, b_dec = weights["encoder.weight"].float().T.contiguous(), weights["W_dec"].float(), weights["b_dec"]
@@ -71,13 +71,13 @@ def build(
     return LinearDecoderSAE(
         info=SAEInfo(
             format="sparsify",
-            architecture=said(config, "activation", str, what) or "topk",
+            architecture=optional_value(config, "activation", str, what) or "topk",
             d_in=d_in,
             d_sae=d_sae,
             dtype=dtype_name(weights["W_dec"]),
             model=model,
-            site_in=site_named(hookpoint, "input" if transcodes else "output"),
-            site_out=site_named(hookpoint),
+            site_in=hook_name(hookpoint, "input" if transcodes else "output"),
+            site_out=hook_name(hookpoint),
             extra={key: config[key] for key in keys if key in config},
         ),
         W_enc=W_enc,
@@ -90,7 +90,7 @@ def build(
 
 
 def _activation(config: Mapping[str, Any], bias: Tensor, k: int, d_sae: int, what: str) -> Activation:
-    name = said(config, "activation", str, what) or "topk"
+    name = optional_value(config, "activation", str, what) or "topk"
     if name not in _ACTIVATIONS:
         raise LoadError(f"unknown activation {name!r} of {what}{near(name, _ACTIVATIONS)}")
     check_k(k, d_sae, what)

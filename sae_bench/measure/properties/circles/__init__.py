@@ -89,7 +89,7 @@ def _each(bench: Bench, file: ConceptFile) -> tuple[dict[str, MeasuredCycle], di
             found[cycle.name] = held
         else:
             missing[cycle.name] = held
-        bench.advance("circles: cycles", rank + 1, len(file.cycles))
+        bench.show_progress("circles: cycles", rank + 1, len(file.cycles))
     return found, missing
 
 

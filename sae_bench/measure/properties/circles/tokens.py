@@ -99,7 +99,7 @@ def places(bench: Bench, file: ConceptFile, cycle: Cycle) -> CyclePositions:
 
 def labelled(bench: Bench, at: CyclePositions, classes: int) -> LabelledTokens:
     """The tokens in documents of the tier."""
-    inside = at.document < bench.documents
+    inside = at.document < bench.n_documents
     return LabelledTokens(at.of_class[inside], bench.cluster_of[at.document[inside]], classes, len(bench.clusters))
 
 
@@ -109,7 +109,7 @@ def seen(bench: Bench, cycle: Cycle, at: CyclePositions) -> CycleActivations:
 
     document, position = torch.from_numpy(at.document), torch.from_numpy(at.position)
     given = labelled(bench, at, len(cycle.classes))
-    tier = torch.from_numpy(at.document < bench.documents)
+    tier = torch.from_numpy(at.document < bench.n_documents)
     codes, xhat = _through(bench, at)
     W_dec = _decoder(bench.sae)
     means = _means(bench, codes, at, given.classes)  # (2, C, n)

@@ -173,7 +173,7 @@ def _effects(
         lacking = [given.read[row].x - written[row] for row in rows]
         effects[rank, rows] = clean[rows] - runs.differences(bench, given, rows, lacking)
         fires[rank] = len(rows) / max(len(clean), 1)
-        bench.advance("circuits: features", rank + 1, len(features))
+        bench.show_progress("circuits: features", rank + 1, len(features))
     return _rounded(effects, clean), fires
 
 

@@ -186,7 +186,7 @@ def noisy(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts) -> list[T
     for asked, prompt, xhat in zip(given.asked, given.read, seen.xhat, strict=True):
         draw = SeededDraws(bench.settings.seed, (asked.line,), (len(prompt.tokens),), "circuit isotropic", 0)
         x = prompt.x[None]
-        found.append(noise_floors.isotropic(x, xhat[None] - x, bench.pool(), draw)[0])
+        found.append(noise_floors.isotropic(x, xhat[None] - x, bench.noise_pool(), draw)[0])
     return found
 
 

@@ -50,7 +50,7 @@ def in_sae(bench: Bench, found: MeasurableConcepts) -> tuple[ConceptInSAE, ...]:
     for number, site in enumerate(sites):
         rows = np.array([place[where] for where in site.placed.place])
         results.append(_in_sae(bench, found, site, reconstruction[rows], codes[rows], decoder))
-        bench.advance("concepts", number + 1, len(sites))
+        bench.show_progress("concepts", number + 1, len(sites))
     return tuple(results)
 
 

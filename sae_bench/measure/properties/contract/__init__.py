@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_bench.engine.bench import Bench
-    from sae_bench.engine.captured_activations import SiteData
+    from sae_bench.engine.site_data import SiteData
     from sae_bench.measure.properties.contract.clauses import Clause
     from sae_bench.measure.properties.contract.inputs import InputBuilder, InputDescription, Strategy
 
@@ -77,7 +77,7 @@ def measure(bench: Bench) -> Measurement:
             (clauses.nan_hidden, strategy()),
         ):
             found[clause.__name__] = _search(bench, clause, drawn, inputs)
-            bench.advance("contract", len(found), len(CLAUSES))
+            bench.show_progress("contract", len(found), len(CLAUSES))
         real = inputs.real[:_REAL]
         found["rounded"] = _attempt(lambda: clauses.rounded(bench.sae, real, inputs))
         found["changed_by_saving"] = _attempt(lambda: _saved(bench.sae, real, found["not_deterministic"]))

@@ -120,7 +120,7 @@ def propensities(
     for done, (at, values) in enumerate(_propensities(runner, questions, torch.cat([still, shifts])), 1):
         found[:, at, ~moves] = values[: len(still)]
         found[:, at, moves] = values[len(still) :].reshape(len(directions), len(moving))
-        bench.advance(label, done, len(questions))
+        bench.show_progress(label, done, len(questions))
     return found
 
 

@@ -130,29 +130,29 @@ def measure(bench: Bench) -> Measurement:
 
 def _arms(bench: Bench, batch: Batch) -> dict[str, Tensor]:
     """(docs, pos) tables of one batch: KL, loss and squared distance of the SAE and of everything it is read beside."""
-    x, error, pool = batch.x, bench.error(batch), bench.pool()
-    sae = bench.outcome(batch, x + error, distances=True, condition="sae")
-    assert sae.distance is not None
-    assert sae.moved is not None
+    x, error, pool = batch.x, bench.error(batch), bench.noise_pool()
+    sae = bench.intervene(batch, x + error, distances=True, condition="sae")
+    assert sae.logprob_distance is not None
+    assert sae.total_variation is not None
     tables: dict[str, Tensor] = {
         "kl/sae": sae.kl,
         "ce/sae": sae.ce,
-        "logprob_l2": sae.distance,
-        "tv/sae": sae.moved,
+        "logprob_l2": sae.logprob_distance,
+        "tv/sae": sae.total_variation,
         "square/sae": _square(error),
-        "ce/clean": bench.outcome(batch, None).ce,
+        "ce/clean": bench.intervene(batch, None).ce,
     }
     for floor in _of_the_error(draws=False):
         value = floor.replacement(x, error, pool, bench.draw(batch, floor.name, 0))
         tables |= {
-            f"kl/{floor.name}": bench.outcome(batch, value, condition=floor.name).kl,
+            f"kl/{floor.name}": bench.intervene(batch, value, condition=floor.name).kl,
             f"square/{floor.name}": _square(value - x),
         }
     for floor in _of_the_error(draws=True):
         draws = range(bench.settings.tier.draws)
         values = [floor.replacement(x, error, pool, bench.draw(batch, floor.name, index)) for index in draws]
         outcomes = [
-            bench.outcome(batch, value, condition=f"{floor.name}/{index}") for index, value in enumerate(values)
+            bench.intervene(batch, value, condition=f"{floor.name}/{index}") for index, value in enumerate(values)
         ]
         tables[f"kl/{floor.name}"] = _mean([outcome.kl.double() for outcome in outcomes])
         tables[f"square/{floor.name}"] = _mean([_square(value - x) for value in values])
@@ -171,7 +171,7 @@ def _part_tables(bench: Bench, batch: Batch, kl: Tensor) -> dict[str, Tensor]:
         "kl/sae_odd": kl * odd,
     }
     for name, value in {"error_top": top, "error_rest": error - top}.items():
-        tables |= {f"kl/{name}": bench.outcome(batch, x + value).kl, f"square/{name}": _square(value)}
+        tables |= {f"kl/{name}": bench.intervene(batch, x + value).kl, f"square/{name}": _square(value)}
     return tables | {"kl/linear_removed": _odd_kl(bench, batch, x + left)}
 
 
@@ -182,7 +182,7 @@ def _odd_kl(bench: Bench, batch: Batch, value: Tensor) -> Tensor:
     if rows:
         half = bench.batch(tuple(batch.documents[row] for row in rows))
         length = half.keep.shape[1]
-        found[rows, :length] = bench.outcome(half, value[rows, :length]).kl
+        found[rows, :length] = bench.intervene(half, value[rows, :length]).kl
     return found
 
 
@@ -193,8 +193,8 @@ def _ablations(bench: Bench) -> dict[str, Tensor]:
     def tokens(batch: Batch) -> dict[str, Tensor]:
         tables: dict[str, Tensor] = {}
         for floor in ablations:
-            value = floor.replacement(batch.x, batch.x * 0, bench.pool(), bench.draw(batch, floor.name, 0))
-            outcome = bench.outcome(batch, value)
+            value = floor.replacement(batch.x, batch.x * 0, bench.noise_pool(), bench.draw(batch, floor.name, 0))
+            outcome = bench.intervene(batch, value)
             tables |= {
                 f"kl/{floor.name}": outcome.kl,
                 f"ce/{floor.name}": outcome.ce,
@@ -202,7 +202,7 @@ def _ablations(bench: Bench) -> dict[str, Tensor]:
             }
         return tables
 
-    key = ("ablations", bench.documents, ablations)
+    key = ("ablations", bench.n_documents, ablations)
     return bench.site_data.shared(key, lambda: bench.collect(tokens, "ablations"))
 
 

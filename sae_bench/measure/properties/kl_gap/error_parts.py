@@ -50,7 +50,7 @@ def _fit(bench: Bench) -> ErrorParts:
 
     from sae_bench.engine.devices import send
 
-    pool, device = bench.pool(), bench.settings.device
+    pool, device = bench.noise_pool(), bench.settings.device
     width = bench.site_data.x.shape[-1]
     gram = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device)
     cross = torch.zeros(width + 1, width, dtype=torch.float64, device=device)

@@ -51,7 +51,7 @@ def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
         "kl_position": _positions(conditions, keep),
         "kl_documents": Series(
             "table",
-            {"document": list(range(bench.documents)), "kl_sae": _document_means(conditions["sae"], keep).tolist()},
+            {"document": list(range(bench.n_documents)), "kl_sae": _document_means(conditions["sae"], keep).tolist()},
             "Mean KL of each document",
             "document",
         ),

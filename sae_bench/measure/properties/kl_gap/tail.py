@@ -57,12 +57,12 @@ def _tokens(bench: Bench, batch: Batch, draws: int) -> dict[str, Tensor]:
     def kl(value: Tensor) -> Tensor:
         patched = batch.x.clone()
         patched[rows, position] = value[rows, position]
-        return bench.outcome(batch, patched).kl[rows, position].double()
+        return bench.intervene(batch, patched).kl[rows, position].double()
 
     reconstruction = kl(batch.x + error)
     floor = torch.stack(
         [
-            kl(noise_floors.isotropic(batch.x, error, bench.pool(), bench.draw(batch, "tail", index)))
+            kl(noise_floors.isotropic(batch.x, error, bench.noise_pool(), bench.draw(batch, "tail", index)))
             for index in range(draws)
         ]
     )  # (draws, docs)

@@ -88,7 +88,7 @@ def find_writings(bench: Bench, features: Sequence[int]) -> list[Writing]:
 
     wanted = dict.fromkeys(features, DOCUMENTS)
     found = []
-    for document in range(bench.documents):
+    for document in range(bench.n_documents):
         batch = bench.batch((document,))
         codes, kept = bench.codes(batch)[batch.keep], batch.keep[0].nonzero().flatten()  # (tokens, n), (tokens,)
         firing = [feature for feature, left in wanted.items() if left and bool((codes[:, feature] != 0).any())]

@@ -51,7 +51,7 @@ def persistence(bench: Bench, companion: RelatedSAE) -> Persistence:
         if not shows_decoder(sae):
             none = Undefined(f"{what} shows no decoder, so its features have no direction to be found again")
             return Persistence(dict.fromkeys(NAMES, none), None, none.reason)
-    other = bench.of(companion)
+    other = bench.related_bench(companion)
     check_explains(other, companion)
     ours, theirs = alive_rows(bench), alive_rows(other, companion)
     found = compare(bench.sae.W_dec[ours], companion.sae.W_dec[theirs].to(bench.sae.W_dec.device))

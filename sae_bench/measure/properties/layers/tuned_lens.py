@@ -53,7 +53,7 @@ def lens_estimates(bench: Bench) -> dict[str, Estimate]:
     from sae_bench.measure.shared.feature_choice import halves
 
     scored = set(halves(bench.corpus.cluster)[1])
-    lens = tuned_lens(bench) if any(document in scored for document in range(bench.documents)) else None
+    lens = tuned_lens(bench) if any(document in scored for document in range(bench.n_documents)) else None
     tables = bench.collect(lambda batch: _tokens(bench, batch, lens, scored), "lenses")
     sums = {name: bench.per_cluster(table) for name, table in tables.items()}
     found = _means("lens_kl", sums["x"], sums["xhat"], bench.per_cluster(bench.keep))
@@ -130,7 +130,7 @@ def _fit(bench: Bench) -> TunedLens:
         weight.grad, offset.grad = slopes
         adam.step()
         falling.step()
-        bench.advance("tuned lens", step + 1, STEPS)
+        bench.show_progress("tuned lens", step + 1, STEPS)
     moved = (spread_final / spread_x) * weight.detach()
     return TunedLens(moved, final.mean(0) + spread_final * offset.detach() - x.mean(0) @ moved)
 

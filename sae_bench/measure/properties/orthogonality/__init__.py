@@ -140,7 +140,7 @@ def _floors(bench: Bench, neighbours: Neighbours) -> dict[str, RandomFloor | Und
         floors["covariance"] = Undefined(f"features write {d} numbers, the site that was captured has {width}")
         return floors
     try:
-        root = bench.pool().root
+        root = bench.noise_pool().root
         floors["covariance"] = bench.site_data.shared(("covariance floor", n), lambda: covariance_floor(n, root))
     except MeasurementError as error:
         floors["covariance"] = Undefined(str(error))

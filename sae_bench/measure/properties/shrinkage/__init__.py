@@ -89,9 +89,9 @@ def measure(bench: Bench) -> Measurement:
     """Lengths of every kept token; losses of the odd documents as they are and under each scaling."""
     from sae_bench.measure.shared.scales import MINIMUM_FIRINGS, RIDGE, bias
 
-    if bench.documents < 2:
+    if bench.n_documents < 2:
         raise MeasurementError(
-            f"scales are scored on odd documents, but {bench.documents} document is measured and that is document 0; "
+            f"scales are scored on odd documents, but {bench.n_documents} document is measured and that is document 0; "
             f"measure at least 2 (--sae-documents)"
         )
     scales = _scales(bench)

@@ -50,7 +50,10 @@ def _losses(bench: Bench, half: Batch, scales: Scales | None) -> dict[str, Tenso
     from sae_bench.measure.shared.scales import offset
 
     xhat = bench.reconstruct(half)
-    conditions = {"heldout": xhat, "norm_corrected": noise_floors.norm_corrected(half.x, xhat - half.x, bench.pool())}
+    conditions = {
+        "heldout": xhat,
+        "norm_corrected": noise_floors.norm_corrected(half.x, xhat - half.x, bench.noise_pool()),
+    }
     if scales is not None:
         base, t = offset(bench, half), scales.per_feature.to(xhat)
         conditions["uniform"] = base + scales.uniform * (xhat - base)
@@ -59,7 +62,7 @@ def _losses(bench: Bench, half: Batch, scales: Scales | None) -> dict[str, Tenso
     for condition, value in conditions.items():
         tables[f"mse/{condition}"] = _square((value - half.x).double())
         if bench.has_model:
-            tables[f"kl/{condition}"] = bench.outcome(half, value).kl
+            tables[f"kl/{condition}"] = bench.intervene(half, value).kl
     return tables
 
 

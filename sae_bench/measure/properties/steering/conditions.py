@@ -139,7 +139,7 @@ def _directions(bench: Bench, chosen: _Chosen, compared: Sequence[int]) -> tuple
         "feature": decoder[list(chosen.features)],
         "permuted_decoder": decoder[list(compared)],
         "random_direction": random_directions(max(RANDOM, size), width, seed),
-        "covariance_direction": covariance_directions(size, bench.pool().root, seed),
+        "covariance_direction": covariance_directions(size, bench.noise_pool().root, seed),
         "mean_difference": mean_differences(bench, chosen.selection, chosen.targets),
     }
     rows, start = {}, 0
@@ -180,10 +180,10 @@ def prompt_documents(bench: Bench, others: Sequence[int]) -> tuple[int, ...]:
     """Documents of the steered half, those measured only, whose prompts are steered; a prefix for a smaller tier."""
     from sae_bench.measure.shared.steering_responses import last_kept
 
-    usable = [doc for doc in others if doc < bench.documents and last_kept(bench, doc) is not None]
+    usable = [doc for doc in others if doc < bench.n_documents and last_kept(bench, doc) is not None]
     if len(usable) < 2:
         raise MeasurementError(
-            f"steering needs prompts from two clusters that do not choose the features, and the {bench.documents} "
+            f"steering needs prompts from two clusters that do not choose the features, and the {bench.n_documents} "
             f"documents measured have {len(usable)}; measure more documents"
         )
     return tuple(usable[: bench.settings.tier.prompts])

@@ -55,7 +55,7 @@ def output_scores(
             best = found.gather(1, lens[rows]).amax(-1)  # (rows,)
             above = (found > best[:, None]).sum(-1)
             scores[rows, at] = ((1 - above / found.shape[-1]) * best.exp()).double().cpu()
-        bench.advance("steering: output scores", at + 1, len(documents))
+        bench.show_progress("steering: output scores", at + 1, len(documents))
     return scores
 
 

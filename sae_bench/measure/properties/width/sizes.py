@@ -42,12 +42,12 @@ def family_sizes(bench: Bench) -> list[FamilyMember]:
     """This SAE and its family, in order of registration; what an SAE shows is shared with the rest of the family."""
     from sae_bench.measure.shared.sae_requirements import check_explains
 
-    sums = bench.site_data.shared(("width: loss", bench.documents), lambda: _loss(bench))
+    sums = bench.site_data.shared(("width: loss", bench.n_documents), lambda: _loss(bench))
     found = [_size(bench, "this SAE", _sums(bench), sums)]
     for companion in bench.related.family:
-        other = bench.of(companion)
+        other = bench.related_bench(companion)
         check_explains(other, companion)
-        key = ("width", companion.name, companion.sha256, bench.documents)
+        key = ("width", companion.name, companion.sha256, bench.n_documents)
         tables = bench.site_data.shared(key, lambda other=other: _sums(other))  # type: ignore[misc]
         found.append(_size(other, companion.name, tables, sums))
     return found
@@ -71,9 +71,9 @@ def _sums(bench: Bench) -> dict[str, Floats]:
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
         xhat = bench.reconstruct(batch)
-        outcome = bench.outcome(batch, xhat)
+        outcome = bench.intervene(batch, xhat)
         return {
-            "l0": bench.active(batch),
+            "l0": bench.l0_per_token(batch),
             "error": (xhat.double() - batch.x).square().sum(-1),
             "variance": (batch.x.double() - mean).square().sum(-1),
             "kl": outcome.kl,
@@ -89,7 +89,7 @@ def _loss(bench: Bench) -> dict[str, Floats]:
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
         ablated = mean.to(batch.x).expand_as(batch.x)
-        return {"clean": bench.outcome(batch, None).ce, "ablated": bench.outcome(batch, ablated).ce}
+        return {"clean": bench.intervene(batch, None).ce, "ablated": bench.intervene(batch, ablated).ce}
 
     return {name: bench.per_cluster(table) for name, table in bench.collect(tokens, "width").items()}
 

@@ -16,11 +16,11 @@ import torch
 
 from sae_bench.errors import LoadError, near
 from sae_bench.sae import SAE, AbsTopK, Activation, Gated, JumpReLU, LinearDecoderSAE, PursuitSAE, ReLU, SAEInfo, TopK
-from sae_bench.sae.files.assemble import check_k, check_orientation, check_real, check_weights
-from sae_bench.sae.files.configs import peek_json, positive_int, read_json, said
-from sae_bench.sae.files.tensors import Tensors, peek_names, read_safetensors
-from sae_bench.sae.formats.sae_lens.config import info_of, modern
-from sae_bench.sae.formats.sae_lens.scale import (
+from sae_bench.sae.files.json_config import optional_value, peek_json, positive_int, read_json
+from sae_bench.sae.files.read_tensors import Tensors, peek_names, read_safetensors
+from sae_bench.sae.files.weight_checks import check_k, check_orientation, check_real, check_weights
+from sae_bench.sae.formats.sae_lens.config_versions import info_of, modern
+from sae_bench.sae.formats.sae_lens.input_scale import (
     SCALED,
     SCALER,
     TOKEN_NORMS,
@@ -29,7 +29,7 @@ from sae_bench.sae.formats.sae_lens.scale import (
     fold_norms,
     read_scaler,
 )
-from sae_bench.sae.formats.sae_lens.sparsity import SPARSITY, claimed_l0
+from sae_bench.sae.formats.sae_lens.published_l0 import SPARSITY, published_l0
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -94,7 +94,7 @@ def read(folder: Path) -> LinearDecoderSAE | PursuitSAE:
     sae = build(config, weights, what=str(folder), scaler=read_scaler(folder / SCALER))
     if sae.info.l0 is not None or not (folder / SPARSITY).is_file():
         return sae
-    return replace(sae, info=replace(sae.info, l0=claimed_l0(folder / SPARSITY, sae.d_sae)))
+    return replace(sae, info=replace(sae.info, l0=published_l0(folder / SPARSITY, sae.d_sae)))
 
 
 def adopt(obj: Any) -> SAE | None:
@@ -172,26 +172,26 @@ def _pursuit(
             f"is its decoder, and only one of them could take up the matrix"
         )
     check_weights(weights, {"W_dec": (info.d_sae, d_in), "b_dec": (d_in,)}, f"{what} ({_PURSUIT})")
-    threshold = said(config, "residual_threshold", float, what)
+    threshold = optional_value(config, "residual_threshold", float, what)
     threshold = 0.01 if threshold is None else threshold
     b_dec = weights["b_dec"] if config.get("apply_b_dec_to_input", True) else torch.zeros(d_in)
     # Encoder and decoder are one matrix: scaling the input scales codes, bias and threshold, and leaves the rows alone.
     scaled = fold_input({"b_dec": b_dec}, config, scaler, rescaled=False, subtracts=True, what=what)
     scale = 1.0 if scaler is None or scaler.factor is None else scaler.factor
-    duplicate = said(config, "stop_on_duplicate_support", bool, what)
+    duplicate = optional_value(config, "stop_on_duplicate_support", bool, what)
     return PursuitSAE(
         info=info,
         W_dec=weights["W_dec"],
         b_dec=scaled["b_dec"],
         residual_threshold=threshold / scale if config["normalize_activations"] in SCALED else threshold,
-        max_iterations=said(config, "max_iterations", int, what) or d_in,
+        max_iterations=optional_value(config, "max_iterations", int, what) or d_in,
         stop_on_duplicate_support=True if duplicate is None else duplicate,
         token_norm=TOKEN_NORMS[config["normalize_activations"]],
     )
 
 
 def _architecture(config: Mapping[str, Any], what: str) -> str:
-    name = said(config, "architecture", str, what) or "standard"
+    name = optional_value(config, "architecture", str, what) or "standard"
     if name in _REFUSED:
         raise LoadError(f"{what} is a {name} SAE, which is not measured: {_REFUSED[name]}")
     if name not in _ARCHITECTURES and name != _PURSUIT:
