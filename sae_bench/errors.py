@@ -1,4 +1,4 @@
-"""Exceptions whose message is the whole story: the thing, its value, and the remedy.
+"""Exceptions whose message names the problem with its value, the cause, and the remedy.
 
 A user's mistake never shows a traceback: every front end catches `SAEBenchError` and prints its message as it is.
 """
@@ -14,23 +14,23 @@ class SAEBenchError(Exception):
 
 
 class UsageError(SAEBenchError):
-    """The command, a registration or an option cannot be followed; nothing is measured (exit code 4)."""
+    """A wrong command, registration or option; nothing is measured (exit code 4)."""
 
 
 class LoadError(SAEBenchError):
-    """One SAE, model or corpus cannot be loaded or does not fit; the verdict ERROR for what needs it."""
+    """An SAE, model or corpus that cannot be loaded or does not fit; the verdict ERROR for all that needs it."""
 
 
 class MeasurementError(SAEBenchError):
-    """A property could not be measured on this SAE; the verdict ERROR for that pair."""
+    """A property that cannot be measured on an SAE; the verdict ERROR for that pair."""
 
 
 class StoreError(SAEBenchError):
-    """A report, record or accepted file is unreadable, of a newer schema, or of something else."""
+    """A report, record or accepted file that is unreadable, of a newer schema, or no report at all."""
 
 
 def near(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """A clause that suggests known names: ``"; did you mean 'a' or 'b'?"``, or all names when few are known."""
+    """Suggest known names in a clause: ``"; did you mean 'a' or 'b'?"``, or all names when few are known."""
     names = sorted(set(known))
     matches = get_close_matches(name, names, n=limit, cutoff=0.5)
     if matches:
@@ -38,3 +38,8 @@ def near(name: str, known: Iterable[str], limit: int = 3) -> str:
     if names and len(names) <= 12:
         return "; known: " + ", ".join(names)
     return ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or "no message"."""
+    return (str(error).strip().splitlines() or ["no message"])[0]

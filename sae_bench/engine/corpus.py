@@ -27,14 +27,14 @@ _BUILD = "make one with 'pytest-sae-bench corpus build --text FILE --model MODEL
 
 @dataclass(frozen=True)
 class CorpusMetadata:
-    """What a corpus file may say beside its tokens."""
+    """Optional texts of a corpus file, none of which decides a number."""
 
     rules: str = ""
-    "How texts were cut into documents, in words."
+    "Rules by which texts were cut into documents, in words."
     ids: tuple[str, ...] | None = None
-    "Per document, which piece of which text it is."
+    "Per document, the name of its text and the number of the piece."
     texts: tuple[str, ...] | None = None
-    "Per document, its text, for showing."
+    "Per document, its text, for reports."
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Corpus:
     """Documents of token ids."""
 
     path: str
-    "The file it came from; '' for one that was never written."
+    "File of the corpus; '' for one that was never written."
     tokens: Tensor
     "int64 (docs, pos), padded with 0 behind each document's end."
     lengths: Tensor
@@ -50,22 +50,22 @@ class Corpus:
     cluster: tuple[int, ...]
     "Per document, the text it is a chunk of: documents of one cluster are not independent."
     tokenizer_sha256: str | None
-    "Of the tokenizer.json that made the ids; None when the file does not say."
+    "Hash of the tokenizer.json that made the ids; None when the file does not name it."
     source: str
-    "Where the text is from, in words."
+    "Origin of the text, in words."
     has_bos: bool
-    "Whether position 0 of every document is the beginning-of-sequence token."
+    "True when position 0 of every document is the beginning-of-sequence token."
     sha256: str
-    "Of tokens, lengths and clusters; the same content in another file has the same one."
+    "Hash of tokens, lengths and clusters; equal content in two files has one hash."
     notes: CorpusMetadata = field(default_factory=lambda: CorpusMetadata())
-    "What does not decide any number."
+    "Texts that do not decide any number."
 
     def __len__(self) -> int:
         return len(self.cluster)
 
     def take(self, count: int) -> Corpus:
-        """The first ``count`` documents, as a corpus with its own sha256."""
-        ids, texts = (None if each is None else each[:count] for each in (self.notes.ids, self.notes.texts))
+        """Return the first ``count`` documents, as a corpus with its own sha256."""
+        ids, texts = (None if column is None else column[:count] for column in (self.notes.ids, self.notes.texts))
         taken = _corpus(
             self.tokens[:count],
             self.lengths[:count],
@@ -90,8 +90,8 @@ def load_corpus(path: str | os.PathLike[str]) -> Corpus:
     if not schema.isdigit() or int(schema) > SCHEMA:
         raise LoadError(f"corpus {file} has schema {schema!r}, newer than {SCHEMA}; update pytest-sae-bench to read it")
     if "tokens" not in tensors:
-        found = ", ".join(sorted(tensors)) or "nothing"
-        raise LoadError(f"corpus {file} holds no tensor 'tokens' (it holds {found}); {_BUILD.format(path=file)}")
+        names = ", ".join(sorted(tensors)) or "nothing"
+        raise LoadError(f"corpus {file} holds no tensor 'tokens' (it holds {names}); {_BUILD.format(path=file)}")
     tokens = _integers(tensors["tokens"], "tokens", 2, file)
     docs, pos = tokens.shape
     lengths = _integers(tensors.get("lengths", torch.full((docs,), pos)), "lengths", 1, file)
@@ -106,7 +106,7 @@ def load_corpus(path: str | os.PathLike[str]) -> Corpus:
         path=str(file),
         tokenizer_sha256=metadata.get("tokenizer_sha256") or None,
         source=metadata.get("source", ""),
-        has_bos=_says_bos(metadata, tokens),
+        has_bos=_has_bos(metadata, tokens),
     )
     columns = {name: _column(tensors.get(name), name, docs, file) for name in ("ids", "texts")}
     return replace(corpus, notes=CorpusMetadata(metadata.get("rules", ""), **columns))
@@ -132,7 +132,7 @@ def save_corpus(path: str | os.PathLike[str], corpus: Corpus) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        # Not save_file, which makes files for their owner alone: a corpus is for everybody the umask allows.
+        # Not save_file, which lets only the owner read the file: a corpus is for everybody the umask allows.
         partial.write_bytes(save(tensors, metadata))
         os.replace(partial, file)
     finally:
@@ -147,7 +147,7 @@ def from_documents(
     source: str = "",
     tokenizer_sha256: str | None = None,
 ) -> Corpus:
-    """A corpus of token id lists; without ``cluster`` each document is its own."""
+    """Return a corpus of token id lists; without ``cluster`` each document is its own."""
     lengths = torch.tensor([len(ids) for ids in documents], dtype=torch.int64)
     tokens = torch.zeros(len(documents), int(lengths.max()) if len(documents) else 0, dtype=torch.int64)
     for row, ids in enumerate(documents):
@@ -164,7 +164,7 @@ def from_documents(
 
 
 def check_vocabulary(corpus: Corpus, vocabulary: int) -> None:
-    """A `LoadError` when a token id of the corpus is beyond a model's ``vocabulary`` entries."""
+    """Raise a `LoadError` when a token id of the corpus is beyond a model's ``vocabulary`` entries."""
     highest = int(corpus.tokens.max())
     if highest >= vocabulary:
         document, position = (corpus.tokens == highest).nonzero()[0].tolist()
@@ -175,7 +175,7 @@ def check_vocabulary(corpus: Corpus, vocabulary: int) -> None:
 
 
 def check_tokenizer(corpus: Corpus, tokenizer_sha256: str | None) -> None:
-    """A `LoadError` when corpus and model both name their tokenizer and it is not the same."""
+    """Raise a `LoadError` when corpus and model both name their tokenizer and it is not the same."""
     if corpus.tokenizer_sha256 and tokenizer_sha256 and corpus.tokenizer_sha256 != tokenizer_sha256:
         raise LoadError(
             f"corpus {_name(corpus.path)} was made by another tokenizer (sha256 {corpus.tokenizer_sha256[:12]}) than "
@@ -184,7 +184,7 @@ def check_tokenizer(corpus: Corpus, tokenizer_sha256: str | None) -> None:
 
 
 def check_context(corpus: Corpus, context: int) -> None:
-    """A `LoadError` when a document is longer than a model's context of ``context`` tokens."""
+    """Raise a `LoadError` when a document is longer than a model's context of ``context`` tokens."""
     longest = int(corpus.lengths.max())
     if longest > context:
         document = int(corpus.lengths.argmax())
@@ -218,8 +218,8 @@ def _corpus(
     if int(lengths.max()) > tokens.shape[1]:
         document = int(lengths.argmax())
         raise LoadError(
-            f"document {document} of corpus {name} claims {int(lengths.max())} tokens of {tokens.shape[1]}; "
-            f"build the corpus again"
+            f"document {document} of corpus {name} has length {int(lengths.max())}, but the file holds "
+            f"{tokens.shape[1]} tokens of it; build the corpus again"
         )
     tokens = tokens[:, : int(lengths.max())].to(torch.int64)
     inside = torch.arange(tokens.shape[1]) < lengths[:, None]
@@ -261,16 +261,16 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _column(packed: Tensor | None, name: str, docs: int, file: Path) -> tuple[str, ...] | None:
-    """One string a document, from UTF-8 JSON in a tensor of bytes."""
+    """Read one string per document from UTF-8 JSON in a tensor of bytes."""
     if packed is None:
         return None
     try:
-        found = json.loads(bytes(packed.to(torch.uint8).flatten().tolist()))
+        column = json.loads(bytes(packed.to(torch.uint8).flatten().tolist()))
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, list) or len(found) != docs or not all(isinstance(each, str) for each in found):
+        column = None
+    if not isinstance(column, list) or len(column) != docs or not all(isinstance(text, str) for text in column):
         raise LoadError(f"'{name}' of corpus {file} is not a list of {docs} strings; build it again")
-    return tuple(found)
+    return tuple(column)
 
 
 def _integers(tensor: Tensor, name: str, dimensions: int, file: Path) -> Tensor:
@@ -282,8 +282,8 @@ def _integers(tensor: Tensor, name: str, dimensions: int, file: Path) -> Tensor:
     return tensor.to(torch.int64)
 
 
-def _says_bos(metadata: dict[str, str], tokens: Tensor) -> bool:
-    """What the metadata says of position 0; where they say nothing, one token that opens every document is BOS."""
+def _has_bos(metadata: dict[str, str], tokens: Tensor) -> bool:
+    """Read from the metadata whether position 0 is BOS; without an entry, a token that opens every document is BOS."""
     for key in ("bos", "position_0_is_bos"):
         if key in metadata:
             return metadata[key].strip().lower() == "true"

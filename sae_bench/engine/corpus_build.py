@@ -1,4 +1,4 @@
-"""Making a corpus: texts from a file or a dataset, cut into documents of token ids by stated rules.
+"""Build a corpus: texts from a file or a dataset, cut into documents of token ids by stated rules.
 
 No two texts share a document (nothing is packed), BOS opens every document or none, and all documents of one text are
 one cluster, because they are not independent.
@@ -40,7 +40,7 @@ def build_corpus(
 
     ``tokenizer`` is a Hugging Face tokenizer. With ``bos`` every document starts with its BOS token, the later chunks
     of a text as well. A last chunk that would hold fewer than 2 tokens is dropped. ``documents`` stops early;
-    ``keep_text`` keeps what each document says, for showing.
+    ``keep_text`` stores the text of each document as well, for reports.
     """
     start = [_bos_id(tokenizer)] if bos else []
     room = length - len(start)
@@ -49,26 +49,26 @@ def build_corpus(
     chunks: list[list[int]] = []
     cluster: list[int] = []
     ids: list[str] = []
-    for index, each in enumerate(texts):
-        given = each if isinstance(each, Text) else Text(str(index), each)
-        tokens = list(tokenizer.encode(given.text, add_special_tokens=False))
+    for index, item in enumerate(texts):
+        text = item if isinstance(item, Text) else Text(str(index), item)
+        tokens = list(tokenizer.encode(text.text, add_special_tokens=False))
         pieces = [start + tokens[at : at + room] for at in range(0, len(tokens), room)]
-        kept = [(number, piece) for number, piece in enumerate(pieces) if len(piece) >= 2]
-        chunks += [piece for _, piece in kept]
-        ids += [f"{given.id}:{number}" for number, _ in kept]
-        cluster += [index] * len(kept)
+        long_enough = [(number, piece) for number, piece in enumerate(pieces) if len(piece) >= 2]
+        chunks += [piece for _, piece in long_enough]
+        ids += [f"{text.id}:{number}" for number, _ in long_enough]
+        cluster += [index] * len(long_enough)
         if documents is not None and len(chunks) >= documents:
             break
     chunks, cluster, ids = chunks[:documents], cluster[:documents], ids[:documents]
     if not chunks:
         raise LoadError(f"no text of {source or 'the source'} has 2 tokens or more; give a longer text")
-    made = from_documents(chunks, cluster=cluster, has_bos=bos, source=source, tokenizer_sha256=tokenizer_sha256)
-    shown = tuple(str(tokenizer.decode(chunk[len(start) :])) for chunk in chunks) if keep_text else None
-    return replace(made, notes=CorpusMetadata(_rules(length, bos), tuple(ids), shown))
+    corpus = from_documents(chunks, cluster=cluster, has_bos=bos, source=source, tokenizer_sha256=tokenizer_sha256)
+    decoded = tuple(str(tokenizer.decode(chunk[len(start) :])) for chunk in chunks) if keep_text else None
+    return replace(corpus, notes=CorpusMetadata(_rules(length, bos), tuple(ids), decoded))
 
 
 def from_text(path: Path, separator: str) -> Iterator[Text]:
-    """Texts of a UTF-8 file, separated by ``separator``; the whole file is one when it is empty."""
+    """Yield texts of a UTF-8 file, separated by ``separator``; the whole file is one when it is empty."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -78,7 +78,7 @@ def from_text(path: Path, separator: str) -> Iterator[Text]:
 
 
 def from_jsonl(path: Path, field: str) -> Iterator[Text]:
-    """Texts under ``field`` of a file with one JSON object a line, named by their ``id`` or their line."""
+    """Yield texts under ``field`` of a file with one JSON object a line, named by their ``id`` or their line."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -89,7 +89,7 @@ def from_jsonl(path: Path, field: str) -> Iterator[Text]:
 
 
 def from_dataset(name: str, field: str, split: str, revision: str | None, limit: int) -> Iterator[Text]:
-    """Up to ``limit`` texts under ``field`` of a Hugging Face dataset, ``owner/name`` or ``owner/name:part``."""
+    """Yield up to ``limit`` texts under ``field`` of a Hugging Face dataset, ``owner/name`` or ``owner/name:part``."""
     try:
         from datasets import load_dataset
     except ImportError:
@@ -106,7 +106,7 @@ def from_dataset(name: str, field: str, split: str, revision: str | None, limit:
     except Exception as error:
         raise UsageError(
             f"--dataset {name} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
-            f"check the name, the split {split!r} and the network, or save its texts and give --jsonl"
+            f"check the name, the split {split!r} and the network, or save its texts and pass --jsonl"
         ) from None
 
 
@@ -116,15 +116,17 @@ def _from_line(path: Path, number: int, line: str, field: str) -> Text:
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
-        raise UsageError(f'line {number} of {path} is no JSON object; give one object a line, such as {{"text": ...}}')
+        raise UsageError(
+            f'line {number} of {path} is not a JSON object; write one object a line, such as {{"text": ...}}'
+        )
     return Text(str(row.get("id", number)), _string(row, field, f"line {number} of {path}"))
 
 
 def _string(row: dict[str, Any], field: str, what: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
-        found = [name for name, each in row.items() if isinstance(each, str)]
-        raise UsageError(f"{what} has no text under {field!r}{near(field, found)}; give --field, one of {found}")
+        names = [name for name, value in row.items() if isinstance(value, str)]
+        raise UsageError(f"{what} has no text under {field!r}{near(field, names)}; pass --field with one of {names}")
     return value
 
 
@@ -139,5 +141,5 @@ def _rules(length: int, bos: bool) -> str:
 def _bos_id(tokenizer: Any) -> int:
     bos: object = getattr(tokenizer, "bos_token_id", None)
     if not isinstance(bos, int):
-        raise LoadError("this tokenizer has no BOS token; build the corpus without one (--no-bos)")
+        raise LoadError("this tokenizer has no BOS token; pass --no-bos to build the corpus without one")
     return bos

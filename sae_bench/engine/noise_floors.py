@@ -164,7 +164,9 @@ def real_difference(x: Tensor, error: Tensor, pool: NoisePool, draw: SeededDraws
         difference = torch.where(_norm(difference) > 0, difference, candidate)
         if bool(((_norm(difference) > 0) | ~inside).all()):
             return move(x, error, _like(x, difference))
-    raise MeasurementError("the corpus holds hardly any activations that differ, so there is no difference to draw")
+    raise MeasurementError(
+        "the corpus holds hardly any activations that differ, so there is no difference to draw; use more texts"
+    )
 
 
 @register_noise_floor(draws=True, ratio=True, meaning="another token's error, at the error's norm")

@@ -1,4 +1,4 @@
-"""How much a run measures, and how: tiers of growing size, and the settings of one run. Imports nothing heavy."""
+"""Tiers of growing size, and the settings of one run. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tier:
-    """How much is measured; each tier's documents, draws and features are a prefix of the next one's."""
+    """Size of a measurement; each tier's documents, draws and features are a prefix of the next one's."""
 
     name: str
     documents: int | None
     "None: all of the corpus."
     draws: int
-    "Noise draws a token, for the mean of an arm."
+    "Noise draws a token, for the mean of a noise floor."
     rank_draws: int
-    "Draws where a rank among them is wanted; 0: no rank."
+    "Noise draws a token for the rank of the reconstruction among them; 0: no rank."
     features: int
     prompts: int | None
     questions: int | None
-    "About how many questions or prompts of a labelled dataset are scored; None: half of it."
+    "Approximate number of questions or prompts of a labelled dataset that are scored; None: half of it."
 
 
 TIERS: Mapping[str, Tier] = {
@@ -35,19 +35,19 @@ TIERS: Mapping[str, Tier] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run measures. Only the seed and the dtype change a number."""
+    """Settings of a run. Only the tier, the documents, the seed and the dtype change a number."""
 
     tier: Tier = TIERS["standard"]
     documents: int | None = None
-    "Instead of the tier's."
+    "Number of documents instead of the tier's."
     seed: int = 0
     batch_size: int = 16
-    "Documents per batch, at most; fewer where the vocabulary or the dictionary is large."
+    "Documents per batch at most; fewer where the vocabulary or the dictionary is large."
     device: str = "cpu"
     dtype: str = "float32"
-    "Of the model."
+    "Precision of the model."
     memory_bytes: int = 2 << 30
-    """Three eighths of it for captured activations, an eighth for codes and clean log-probabilities that are kept, a
-    quarter for those of a batch, an eighth each for logits and errors."""
+    """Three eighths for captured activations, an eighth for cached codes and clean log-probabilities, a quarter for
+    those of a batch, an eighth each for logits and errors."""
     order_seed: int | None = None
-    "Measures the documents in a shuffled order (results must not change)."
+    "Seed of a shuffled order of the documents, for tests: results must not change."

@@ -33,7 +33,7 @@ from sae_bench.run.run import Progress, Run
 from sae_bench.sae import SAE, check_outputs, check_width
 
 OPTIONS = ("tier", "documents", "seed", "device", "dtype", "batch_size", "memory_bytes", "strict", "selfcheck")
-_OWN = ("id", "path", "load", "model", "site", "corpus", "dtype", "origin", "baseline_id", "typed", "control")
+_OWN = ("id", "path", "load", "model", "site", "corpus", "dtype", "origin", "baseline_id", "command_options", "control")
 FIELDS = tuple(each.name for each in fields(SAESpec) if each.name not in _OWN)
 "What `check_sae` hands on to a registration as it is."
 

@@ -1,7 +1,7 @@
-"""A model's activation functions on a CPU, done in parts that stay in a processor's caches.
+"""GELU activation functions of a model on a CPU, computed in chunks that stay in the processor's caches.
 
 transformers writes some of them as a chain of operations (GPT-2's GELU is eight), each of which reads a whole batch
-from memory and writes another one. Part by part, the same operations on the same numbers give the same bits sooner.
+from memory and writes another one. Chunk by chunk, the same operations on the same numbers give the same bits sooner.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 CHAINED_GELUS = ("NewGELUActivation", "FastGELUActivation")
 """Classes of transformers that are such chains.
 
-Its others are one operation already, or hold a sigmoid, whose last bit depends on where a vector instruction begins.
+The other activation functions are one operation already, or hold a sigmoid, whose last bit depends on where a vector
+instruction begins.
 """
 CHUNK = 1 << 18
-"Numbers at once: one MB of float32."
+"Numbers in a chunk: one MB of float32."
 
 
 def chained_gelus(model: nn.Module) -> list[nn.Module]:
-    """Activation functions in ``model`` that gain from being done in parts."""
+    """Return the activation functions in ``model`` that are faster in chunks."""
     return [
         module
         for module in model.modules()
@@ -32,21 +33,21 @@ def chained_gelus(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def in_chunks(functions: Sequence[nn.Module]) -> Iterator[None]:
-    """For the duration, ``functions`` go through what is on a CPU, and keeps no gradient, `CHUNK` numbers at a time.
+    """Let ``functions`` compute tensors on a CPU that need no gradient `CHUNK` numbers at a time, within the block.
 
-    One whose ``forward`` somebody has replaced is left as it is.
+    A function whose ``forward`` is already replaced stays as it is.
     """
     functions = [function for function in functions if "forward" not in vars(function)]
     try:
         for function in functions:
-            object.__setattr__(function, "forward", _by_parts(function.forward))
+            object.__setattr__(function, "forward", _chunked(function.forward))
         yield
     finally:
         for function in functions:
             vars(function).pop("forward", None)
 
 
-def _by_parts(whole: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _chunked(whole: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.device.type != "cpu" or x.numel() <= CHUNK:
             return whole(x)

@@ -1,4 +1,4 @@
-"""Files and weights of language models: where they are, whether they are whole, and a hash that names them."""
+"""Files and weights of language models: find them, check that they are complete, and hash them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _MISSING = re.compile(r"^(\S+)\s*\|\s*MISSING|newly initialized: \[(.{1,120})", 
 
 
 def model_folder(name: str, revision: str | None = None) -> Path:
-    """The folder that holds a model's files; a hub name is downloaded, or found among earlier downloads."""
+    """Return the folder of a model's files; a hub name is downloaded, or taken from earlier downloads."""
     local = Path(name).expanduser()
     if local.is_dir():
         if not (local / "config.json").is_file():
-            raise LoadError(f"model folder {name} holds no config.json; save the model there with save_pretrained()")
+            raise LoadError(f"model folder {name} has no config.json; save the model there with save_pretrained()")
         return local
     if local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise LoadError(f"model folder {name} does not exist; give a Hugging Face folder or a hub name such as 'gpt2'")
@@ -38,17 +38,17 @@ def model_folder(name: str, revision: str | None = None) -> Path:
             return Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED)))
         except Exception as error:
             raise LoadError(
-                f"model {name!r} is neither a folder here nor to be had from Hugging Face ({one_line(error, 160)}); "
-                f"check the name and the network, or download it and give the folder"
+                f"model {name!r} is not a folder here, and Hugging Face does not provide it ({one_line(error, 160)}); "
+                f"check the name and the network, or download it and give its folder"
             ) from error
 
 
 def weight_files(name: str, folder: Path) -> list[Path]:
-    """The model's safetensors files; a `LoadError` when its weights are stored otherwise."""
+    """Return the model's safetensors files; a `LoadError` when its weights are stored otherwise."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise LoadError(
-            f"model {name!r} has no model*.safetensors, and nothing is unpickled here; load it once with transformers, "
+            f"model {name!r} has no model*.safetensors, and pickles are not read; load it once with transformers, "
             f"save it with save_pretrained(FOLDER), and give that folder"
         )
     return files
@@ -62,14 +62,14 @@ def tokenizer_sha256(folder: Path) -> str | None:
 
 def files_sha256(files: Iterable[Path]) -> str:
     """Hash of all tensors in safetensors files, however they are spread over them."""
-    where: dict[str, Any] = {}
+    file_of: dict[str, Any] = {}
     with ExitStack() as stack:
         for file in files:
             opened = stack.enter_context(safe_open(str(file), framework="pt"))
-            where.update(dict.fromkeys(opened.keys(), opened))
+            file_of.update(dict.fromkeys(opened.keys(), opened))
         digest = hashlib.sha256()
-        for key in sorted(where):
-            tensor = where[key].get_tensor(key)
+        for key in sorted(file_of):
+            tensor = file_of[key].get_tensor(key)
             digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(_bytes(tensor))
     return digest.hexdigest()
@@ -86,9 +86,9 @@ def content_sha256(module: nn.Module) -> str:
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
-def check_complete(name: str, said: str) -> None:
-    """A `LoadError` when the loading log says that weights were missing: transformers makes up random ones."""
-    missing = _MISSING.search(said)
+def check_complete(name: str, loading_log: str) -> None:
+    """Raise a `LoadError` when the loading log names missing weights, which transformers fills with random numbers."""
+    missing = _MISSING.search(loading_log)
     if missing:
         raise LoadError(
             f"model {name!r} has no weights for {missing[1] or missing[2]}, which its config.json asks for; save it "
@@ -97,7 +97,7 @@ def check_complete(name: str, said: str) -> None:
 
 
 def check_finite_weights(name: str, model: Any) -> None:
-    """A `LoadError` that names the first weight with a NaN or inf."""
+    """Raise a `LoadError` that names the first weight with a NaN or inf."""
     for key, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             plain = key.replace("_original_component.", "")
@@ -105,17 +105,17 @@ def check_finite_weights(name: str, model: Any) -> None:
 
 
 def one_line(error: BaseException, limit: int = 240) -> str:
-    """An exception's message on one line of at most ``limit`` characters."""
+    """Return an exception's message on one line of at most ``limit`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @contextmanager
 def quiet() -> Iterator[io.StringIO]:
-    """Keep prints, warnings, log lines and progress bars of the libraries off the terminal; yields what they log."""
+    """Silence prints, warnings, log lines and progress bars of libraries within the block; yield their log."""
     from transformers.utils import logging as library
 
-    said = io.StringIO()
+    log = io.StringIO()
     loggers = [logging.getLogger(), logging.getLogger("transformers")]
     handlers = [list(logger.handlers) for logger in loggers]
     # Set on the logger itself, because TransformerLens raises its parent's level while it is being imported.
@@ -124,14 +124,14 @@ def quiet() -> Iterator[io.StringIO]:
     try:
         reporter.setLevel(logging.WARNING)
         for logger in loggers:
-            logger.handlers = [logging.StreamHandler(said)]
+            logger.handlers = [logging.StreamHandler(log)]
         library.disable_progress_bar()  # type: ignore[no-untyped-call]
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            yield said
+            yield log
     finally:
-        for logger, kept in zip(loggers, handlers, strict=True):
-            logger.handlers = kept
+        for logger, own in zip(loggers, handlers, strict=True):
+            logger.handlers = own
         reporter.setLevel(level)
         if bars:
             library.enable_progress_bar()  # type: ignore[no-untyped-call]

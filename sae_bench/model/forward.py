@@ -1,4 +1,4 @@
-"""Forward passes of a model's bridge: whole, ended where all that is wanted has been seen, or with blocks skipped.
+"""Forward passes of a model's bridge: whole, ended early, or with the first blocks skipped.
 
 Shapes: b documents, p positions, V vocabulary.
 """
@@ -21,23 +21,25 @@ _LEVEL = 7411
 
 
 class StopForward(Exception):
-    """Ends a forward pass that has shown all that is wanted."""
+    """Signal that ends a forward pass after the module that was to be read."""
 
 
 class ForwardPasses:
-    """Passes of one bridge."""
+    """Forward passes of one bridge."""
 
     def __init__(self, bridge: Any, unembedding: Unembedding, device: torch.device) -> None:
         self.bridge = bridge
         self.unembedding = unembedding
         self.device = device
 
-    def whole(self, tokens: Tensor, select: Tensor | None = None, given: Mapping[str, Tensor] | None = None) -> Tensor:
-        """(b, p, V) float32 logits of tokens (b, p); with ``select``, bool (b, p), those of its true entries, (n, V).
+    def logits(
+        self, tokens: Tensor, select: Tensor | None = None, inputs: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return (b, p, V) float32 logits of tokens (b, p); with ``select``, bool (b, p), (n, V) of its true entries.
 
-        ``given`` goes to the forward as it is (an attention mask, position ids).
+        ``inputs`` are further arguments of the forward pass (an attention mask, position ids).
         """
-        options: dict[str, Any] = {"return_type": "logits", **(given or {})}
+        options: dict[str, Any] = {"return_type": "logits", **(inputs or {})}
         if hasattr(getattr(self.bridge, "original_model", None), "config"):
             options["use_cache"] = False
         if select is None:
@@ -48,36 +50,36 @@ class ForwardPasses:
             logits = self.bridge(tokens.to(self.device), **options)
         return (logits[0] if picked else logits[select.to(self.device)]).float()
 
-    def read_by(self, module: nn.Module, tokens: Tensor) -> Tensor | None:
-        """(b, p, width) what ``module`` reads first, and nothing is run behind it; None when it is never called."""
-        seen: list[Tensor] = []
+    def input_of(self, module: nn.Module, tokens: Tensor) -> Tensor | None:
+        """Run up to ``module`` and return its first input, (b, p, width); None when it is never called."""
+        inputs: list[Tensor] = []
 
-        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append(args[0].detach())
+        def read(module: nn.Module, args: tuple[Any, ...]) -> None:
+            inputs.append(args[0].detach())
             raise StopForward
 
-        handle = module.register_forward_pre_hook(look)
+        handle = module.register_forward_pre_hook(read)
         try:
             with torch.no_grad(), suppress(StopForward):
-                self.whole(tokens)
+                self.logits(tokens)
         finally:
             handle.remove()
-        return seen[0] if seen else None
+        return inputs[0] if inputs else None
 
     @contextmanager
-    def skipping(self, layer: int) -> Iterator[None]:
-        """For the duration, blocks before ``layer`` return their input, in the form their own output would have."""
+    def skip_blocks(self, layer: int) -> Iterator[None]:
+        """Let blocks before ``layer`` return their input, in the form of their own output, within the block."""
         blocks = list(self.bridge.blocks)[:layer]
         extra = self._extra_outputs if blocks else None
 
-        def hand_on(*args: Any, **kwargs: Any) -> Any:
+        def pass_through(*args: Any, **kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             return hidden if extra is None else (hidden, *([None] * extra))
 
         try:
             for block in blocks:
                 # A bridged block passes plain attribute access on to the module it wraps.
-                object.__setattr__(block, "forward", hand_on)
+                object.__setattr__(block, "forward", pass_through)
             yield
         finally:
             for block in blocks:
@@ -90,25 +92,25 @@ class ForwardPasses:
 
     @cached_property
     def _extra_outputs(self) -> int | None:
-        """How many things a block returns beside the residual stream; None when it returns a bare tensor."""
-        found: list[int | None] = []
+        """Number of values that a block returns after the residual stream; None when it returns a bare tensor."""
+        counts: list[int | None] = []
 
-        def look(module: nn.Module, args: Any, output: Any) -> None:
-            found.append(len(output) - 1 if isinstance(output, tuple) else None)
+        def count(module: nn.Module, args: Any, output: Any) -> None:
+            counts.append(len(output) - 1 if isinstance(output, tuple) else None)
             raise StopForward
 
-        handle = self.bridge.blocks[0].register_forward_hook(look)
+        handle = self.bridge.blocks[0].register_forward_hook(count)
         try:
             with torch.no_grad(), suppress(StopForward):
-                self.whole(torch.zeros(1, 2, dtype=torch.int64))
+                self.logits(torch.zeros(1, 2, dtype=torch.int64))
         finally:
             handle.remove()
-        return found[0]
+        return counts[0]
 
 
 @contextmanager
-def hooked(hook: Any, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """For the duration, ``act`` sees what passes a hook, and may put something else in its place."""
+def attached_hook(hook: Any, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Call ``act`` with every tensor at a hook within the block; what it returns, unless None, replaces the tensor."""
 
     def called(tensor: Tensor, hook: Any) -> Tensor | None:
         return act(tensor)

@@ -1,7 +1,7 @@
-"""A language model at work: read a site, run on from it with its value replaced.
+"""A language model: capture the activation of a site, and run on from the site with its value replaced.
 
-An intervention changes nothing before its block, so `Model.resume` runs nothing before it: the blocks there hand their
-input on untouched, the site's block receives its recorded input, the rest runs as always.
+An intervention changes nothing before its block, so `Model.resume` runs nothing before it: the blocks there return
+their input, the site's block receives its recorded input, the rest runs as always.
 
 Shapes: b documents, p positions, d site width, V vocabulary.
 """
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from sae_bench.errors import LoadError, MeasurementError, near
 from sae_bench.model.files import content_sha256
-from sae_bench.model.forward import ForwardPasses, StopForward, hooked
+from sae_bench.model.forward import ForwardPasses, StopForward, attached_hook
 from sae_bench.model.unembed import Unembedding
 from sae_bench.registry.site import INPUTS, KINDS, Site
 
 
 @dataclass(frozen=True, eq=False)
 class SiteCapture:
-    """What one pass shows of a site."""
+    """Activation of a site and input of its block, captured in one pass."""
 
     value: Tensor
     "(b, p, d) float32; heads of ``attn.hook_z`` lie side by side."
@@ -71,27 +71,27 @@ class Model:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides whether two results speak of the same model: weights and processing, never paths."""
+        """Hash of the weights and their processing: equal for two results of the same model, whatever its path."""
         return {"weights": self._weights(), "processing": dict(sorted(self._processing.items()))}
 
     @property
     def embedding(self) -> Tensor | None:
         """(V, d_model) rows of the token embedding, in the model's precision; None where it shows no such matrix."""
-        found = getattr(self.bridge, "W_E", None)
-        if not isinstance(found, Tensor) or found.shape != (self.d_vocab, self.d_model):
+        matrix = getattr(self.bridge, "W_E", None)
+        if not isinstance(matrix, Tensor) or matrix.shape != (self.d_vocab, self.d_model):
             return None
-        return found.detach()
+        return matrix.detach()
 
     def sites(self) -> list[str]:
-        """Names of the sites this model has, by block."""
+        """Return names of the sites this model has, by block."""
         hooks = self._hooks
         names = [str(Site(layer, kind)) for layer in range(self.n_layers) for kind in KINDS]
         return [name for name in names if name in hooks]
 
     def canonical(self, site: Site) -> Site:
-        """``site`` by the name that TransformerLens gives it in this model.
+        """Return ``site`` by the name that TransformerLens gives it in this model.
 
-        Where no norm stands behind a module, its output is what is added to the residual, and two names mean one place.
+        Where no norm follows a module, its output is added to the residual as it is, and two names mean one site.
         """
         plain = {"mlp.hook_out": ("hook_mlp_out", "ln2_post"), "attn.hook_out": ("hook_attn_out", "ln1_post")}
         if site.kind not in plain:
@@ -101,7 +101,7 @@ class Model:
         return site if normed else Site(site.layer, kind)
 
     def width(self, site: Site) -> int:
-        """Width of the site's activation; all heads together for ``attn.hook_z`` unless it names one."""
+        """Return width of the site's activation; all heads together for ``attn.hook_z`` unless it names one."""
         self._hook(site)
         config = self.bridge.cfg
         if site.kind == "attn.hook_z":
@@ -116,21 +116,21 @@ class Model:
         return int(config.d_mlp) if site.kind == "mlp.hook_post" else self.d_model
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """(b, p, V) float32 logits of a full pass."""
+        """Return (b, p, V) float32 logits of a full pass."""
         with torch.no_grad():
-            return self.passes.whole(tokens)
+            return self.passes.logits(tokens)
 
     def capture(self, tokens: Tensor, site: Site) -> SiteCapture:
-        """The site's activation and its block's input; nothing behind the site is run."""
-        seen: dict[str, Tensor] = {}
+        """Capture the site's activation and its block's input; nothing after the site is run."""
+        captured: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[[Tensor], None]:
             def read(tensor: Tensor) -> None:
                 if name == "value" and site.head is not None:
                     tensor = tensor[:, :, site.head]
                 # A copy, because some models go on to change the residual stream in place.
-                seen[name] = tensor.detach().flatten(2).to(torch.float32, copy=True)
-                if "value" in seen:
+                captured[name] = tensor.detach().flatten(2).to(torch.float32, copy=True)
+                if "value" in captured:
                     raise StopForward
 
             return read
@@ -138,13 +138,13 @@ class Model:
         with (
             torch.no_grad(),
             suppress(StopForward),
-            hooked(self._hook(Site(site.layer, KINDS[0])), keep("block_input")),
-            hooked(self._hook(site), keep("value")),
+            attached_hook(self._hook(Site(site.layer, KINDS[0])), keep("block_input")),
+            attached_hook(self._hook(site), keep("value")),
         ):
-            self.passes.whole(tokens)
-        if "value" not in seen or "block_input" not in seen:
-            raise _silent(site)
-        return SiteCapture(value=seen["value"], block_input=seen["block_input"])
+            self.passes.logits(tokens)
+        if "value" not in captured or "block_input" not in captured:
+            raise _no_hook_fired(site)
+        return SiteCapture(value=captured["value"], block_input=captured["block_input"])
 
     def resume(
         self,
@@ -156,13 +156,13 @@ class Model:
         select: Tensor | None = None,
         options: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Logits when ``value`` (b, p, d) stands at the site; None leaves what the block computes.
+        """Run on from the site with ``value`` (b, p, d) there: logits; None leaves the block's own value.
 
         (b, p, V) float32; with ``select``, bool (b, p), only the rows where it is true are computed, (n, V).
-        ``options`` go to the model's forward as they are (an attention mask, position ids).
+        ``options`` are further arguments of the model's forward pass (an attention mask, position ids).
         """
-        with torch.no_grad(), self._placed(block_input, site, value):
-            return self.passes.whole(tokens, select, options)
+        with torch.no_grad(), self._intervention(block_input, site, value):
+            return self.passes.logits(tokens, select, options)
 
     def gradient(
         self,
@@ -174,53 +174,53 @@ class Model:
         *,
         select: Tensor | None = None,
     ) -> Tensor:
-        """(b, p, d) float32 derivative, by ``value`` at the site, of the sum of ``objective(logits)``; see `resume`."""
+        """Differentiate the sum of ``objective(logits)`` by ``value`` at the site: (b, p, d) float32; see `resume`."""
         value = value.detach().clone().requires_grad_()
-        with torch.enable_grad(), self._placed(block_input, site, value):
-            (found,) = torch.autograd.grad(objective(self.passes.whole(tokens, select)).sum(), value)
-        return found
+        with torch.enable_grad(), self._intervention(block_input, site, value):
+            (gradient,) = torch.autograd.grad(objective(self.passes.logits(tokens, select)).sum(), value)
+        return gradient
 
     def logit_blocks(
         self, tokens: Tensor, block_input: Tensor, site: Site, value: Tensor | None, *, select: Tensor, entries: int
     ) -> Iterator[Tensor]:
-        """`resume` where ``select`` (b, p) is true, in its order, but some rows at a time: (k, V) float32 logits.
+        """Yield the logits of `resume` at the true entries of ``select`` (b, p), some rows at a time: (k, V) float32.
 
-        About ``entries`` logits are alive at once: a block is overwritten by the next one.
+        About ``entries`` logits are in memory at once: a block is overwritten by the next one.
         """
         if not self.unembeds_alone:
             step = max(1, entries // (tokens.shape[1] * self.d_vocab))
             for first in range(0, len(tokens), step):
                 rows = slice(first, first + step)
-                placed = None if value is None else value[rows]
+                part = None if value is None else value[rows]
                 if bool(select[rows].any()):
-                    yield self.resume(tokens[rows], block_input[rows], site, placed, select=select[rows])
+                    yield self.resume(tokens[rows], block_input[rows], site, part, select=select[rows])
             return
-        read = self._read_by(self.bridge.unembed, tokens, block_input, site, value)[select.to(self.device)]
+        read = self._input_of(self.bridge.unembed, tokens, block_input, site, value)[select.to(self.device)]
         with torch.no_grad():
             yield from self.unembedding.blocks(read, entries)
 
     def final_residual(self, tokens: Tensor, block_input: Tensor, site: Site, value: Tensor | None) -> Tensor:
-        """(b, p, d_model) float32 residual stream that the final norm reads when ``value`` stands at the site."""
+        """Run on from the site with ``value`` there: (b, p, d_model) float32 residual stream before the final norm."""
         # A copy, because some models go on to change the residual stream in place.
-        return self._read_by(self.bridge.ln_final, tokens, block_input, site, value).to(torch.float32, copy=True)
+        return self._input_of(self.bridge.ln_final, tokens, block_input, site, value).to(torch.float32, copy=True)
 
-    def _read_by(
+    def _input_of(
         self, module: nn.Module, tokens: Tensor, block_input: Tensor, site: Site, value: Tensor | None
     ) -> Tensor:
-        """(b, p, d_model), what ``module`` reads when ``value`` stands at the site; nothing behind it is run."""
-        with self._placed(block_input, site, value):
-            read = self.passes.read_by(module, tokens)
+        """Run on from the site with ``value`` there up to ``module``: its input, (b, p, d_model)."""
+        with self._intervention(block_input, site, value):
+            read = self.passes.input_of(module, tokens)
         if read is None:
             raise MeasurementError(
-                f"model {self.name!r} ran past its {type(module).__name__}, so what that reads cannot be seen"
+                f"model {self.name!r} never called its {type(module).__name__}, so its input cannot be captured"
             )
         return read
 
     @cached_property
     def unembeds_alone(self) -> bool:
-        """Whether the unembedding by itself gives the logits of a whole pass: a model may go on to change them."""
+        """True when the unembedding alone gives the logits of a whole pass: some models change them afterwards."""
         tokens = torch.tensor([[0, 1]]).clamp(max=self.d_vocab - 1)
-        read = self.passes.read_by(self.bridge.unembed, tokens)
+        read = self.passes.input_of(self.bridge.unembed, tokens)
         if read is None or read.shape != (1, 2, self.d_model):
             return False
         with torch.no_grad():
@@ -229,21 +229,24 @@ class Model:
         return torch.allclose(alone, whole, rtol=0, atol=8 * torch.finfo(self._torch_dtype).eps * size)
 
     @contextmanager
-    def _placed(self, block_input: Tensor, site: Site, value: Tensor | None) -> Iterator[None]:
-        """For the duration, the blocks before the site are skipped and ``value`` stands at it."""
+    def _intervention(self, block_input: Tensor, site: Site, value: Tensor | None) -> Iterator[None]:
+        """Skip the blocks before the site and put ``value`` at it, within the block."""
         if site.kind in INPUTS:
-            raise MeasurementError(f"nothing can be written to {site}: it shows what a transcoder reads, and no more")
+            raise MeasurementError(
+                f"{site} cannot be intervened on: the model does not read this hook back; choose the site that the "
+                f"transcoder writes"
+            )
         fired: set[str] = set()
 
         def put(name: str, replacement: Tensor) -> Callable[[Tensor], Tensor]:
             def replace(tensor: Tensor) -> Tensor:
                 fired.add(name)
-                moved = replacement.to(device=tensor.device, dtype=tensor.dtype)
+                value = replacement.to(device=tensor.device, dtype=tensor.dtype)
                 if name == str(site) and site.head is not None:
                     heads = tensor.clone()
-                    heads[:, :, site.head] = moved
+                    heads[:, :, site.head] = value
                     return heads
-                return moved.reshape(tensor.shape)
+                return value.reshape(tensor.shape)
 
             return replace
 
@@ -252,28 +255,28 @@ class Model:
         if value is not None:
             values[str(site)] = value
         with ExitStack() as stack:
-            stack.enter_context(self.passes.skipping(site.layer))
+            stack.enter_context(self.passes.skip_blocks(site.layer))
             for name, replacement in values.items():
                 hook = self._hook(site if name == str(site) else entry)
-                stack.enter_context(hooked(hook, put(name, replacement)))
+                stack.enter_context(attached_hook(hook, put(name, replacement)))
             yield
         if fired != set(values):
-            raise _silent(site)
+            raise _no_hook_fired(site)
 
     def norm_scale(self, resid: Tensor) -> Tensor:
-        """(..., 1) float32, what the final norm divides residual vectors (..., d_model) by."""
-        seen: list[Tensor] = []
-        with torch.no_grad(), hooked(self.bridge.ln_final.hook_scale, lambda scale: seen.append(scale)):
+        """Return the divisor of the final norm for residual vectors (..., d_model): (..., 1) float32."""
+        scales: list[Tensor] = []
+        with torch.no_grad(), attached_hook(self.bridge.ln_final.hook_scale, lambda scale: scales.append(scale)):
             self.bridge.ln_final(self._rows(resid))
-        if not seen:
-            raise MeasurementError(f"the final norm of model {self.name!r} does not show its scale")
-        return seen[0].float().reshape(*resid.shape[:-1], 1)
+        if not scales:
+            raise MeasurementError(f"the final norm of model {self.name!r} has no hook that shows its scale")
+        return scales[0].float().reshape(*resid.shape[:-1], 1)
 
     def final_logits(self, resid: Tensor, scale: Tensor | None = None, *, differentiable: bool = False) -> Tensor:
-        """(..., V) float32 logits of residual vectors (..., d_model): the final norm, the unembedding, its soft cap.
+        """Apply the final norm, the unembedding and its soft cap to (..., d_model): (..., V) float32 logits.
 
-        With ``scale`` (..., 1) the final norm divides by it instead of by its own. ``differentiable`` keeps what
-        gradients with respect to ``resid`` need.
+        With ``scale`` (..., 1) the final norm divides by it instead of by its own. ``differentiable`` allows gradients
+        with respect to ``resid``.
         """
         bridge = self.bridge
         with torch.set_grad_enabled(differentiable):
@@ -288,7 +291,7 @@ class Model:
         return logits.reshape(*resid.shape[:-1], -1)
 
     def _rows(self, resid: Tensor) -> Tensor:
-        """Residual vectors (..., d_model) as one document of the model's own precision."""
+        """Reshape residual vectors (..., d_model) to one document of the model's own precision."""
         return resid.reshape(1, -1, resid.shape[-1]).to(device=self.device, dtype=self._torch_dtype)
 
     @cached_property
@@ -299,7 +302,7 @@ class Model:
     def _hook(self, site: Site) -> Any:
         if not 0 <= site.layer < self.n_layers:
             raise LoadError(
-                f"site {site} is beyond model {self.name!r}, whose blocks are 0 to {self.n_layers - 1}; "
+                f"site {site} does not exist in model {self.name!r}, whose blocks are 0 to {self.n_layers - 1}; "
                 f"check which model the SAE was trained on"
             )
         name = str(Site(site.layer, site.kind))
@@ -308,7 +311,7 @@ class Model:
         return self._hooks[name]
 
 
-def _silent(site: Site) -> MeasurementError:
+def _no_hook_fired(site: Site) -> MeasurementError:
     return MeasurementError(
         f"the model ran, but its hook {site} (or the input of its block) never fired, so nothing was measured there; "
         f"choose another site, for example blocks.{site.layer}.hook_resid_pre"

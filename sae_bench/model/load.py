@@ -1,4 +1,4 @@
-"""Loading language models, by folder, by name, or from an object. The only importer of TransformerLens."""
+"""Load language models from a folder, a hub name, or an object. The only importer of TransformerLens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROCESSING = (
     "fold_value_biases",
     "refactor_factored_attn_matrices",
 )
-"Weight processing by TransformerLens' names; all off unless asked for."
+"Weight processing by TransformerLens' names; all off by default."
 
 OPTIONS = ("hf_config_overrides", "n_ctx", "revision", "trust_remote_code")
 "Further options of a model, by TransformerBridge's names."
@@ -53,12 +53,12 @@ def load_model(name: str, *, kwargs: Mapping[str, Any] = {}, device: str = "cpu"
     options = {key: kwargs[key] for key in OPTIONS if kwargs.get(key) is not None}
     folder = model_folder(_official(name), options.pop("revision", None))
     files = weight_files(name, folder)
-    with quiet() as said:
+    with quiet() as log:
         try:
             bridge = _boot(str(folder), torch_dtype, device, options, processing)
         except Exception as error:
             raise LoadError(f"model {name!r} cannot be loaded: {one_line(error)}") from error
-    check_complete(name, said.getvalue())
+    check_complete(name, log.getvalue())
     check_finite_weights(name, bridge)
     return Model(
         bridge,
@@ -70,7 +70,7 @@ def load_model(name: str, *, kwargs: Mapping[str, Any] = {}, device: str = "cpu"
 
 
 def load_tokenizer(name: str) -> tuple[Any, str | None]:
-    """The tokenizer of a model's folder or hub name, and the sha256 of its ``tokenizer.json``."""
+    """Return the tokenizer of a model's folder or hub name, and the sha256 of its ``tokenizer.json``."""
     from transformers import AutoTokenizer
 
     folder = model_folder(_official(name))
@@ -83,11 +83,11 @@ def load_tokenizer(name: str) -> tuple[Any, str | None]:
 
 
 def wrap_model(model: object, *, name: str = "") -> Model:
-    """A `Model` around a TransformerBridge or, on TransformerLens 3, a HookedTransformer object."""
+    """Wrap a TransformerBridge or, on TransformerLens 3, a HookedTransformer object as a `Model`."""
     missing = [attribute for attribute in ("cfg", "blocks", "hook_dict", "unembed") if not hasattr(model, attribute)]
     if missing:
         raise UsageError(
-            f"a {type(model).__name__} is no language model for this suite (it has no {', '.join(missing)}); give a "
+            f"a {type(model).__name__} cannot be used as a language model (it has no {', '.join(missing)}); give a "
             f"TransformerBridge, a HookedTransformer, or the name or folder of a Hugging Face model"
         )
     config: Any = vars(model).get("cfg") or model.cfg  # type: ignore[attr-defined]
@@ -108,10 +108,10 @@ def _boot(
 
 
 def _import_transformer_lens() -> None:
-    """Import it with the garbage collector off, and let the collector never look at what it left.
+    """Import TransformerLens with the garbage collector off, and exclude its objects from later collections.
 
     The half a million objects of its imports stay to the end. Walking them takes a quarter of the import's time, and a
-    third of a second each time that somebody (hypothesis, for one) asks for a collection.
+    third of a second each time that a library (hypothesis, for one) asks for a collection.
     """
     if "transformer_lens" in sys.modules or not gc.isenabled():
         return
@@ -120,12 +120,12 @@ def _import_transformer_lens() -> None:
         import transformer_lens.model_bridge  # noqa: F401
     finally:
         gc.enable()
-    # Before any model is there: models hold cycles, which only the collector can free.
+    # Before any model is loaded: models hold cycles, which only the collector can free.
     gc.freeze()
 
 
 def _official(name: str) -> str:
-    """The hub name behind one of TransformerLens' short names (``gpt2-small``), which SAE configs like to give."""
+    """Return the hub name behind one of TransformerLens' short names (``gpt2-small``), which SAE configs often hold."""
     from transformer_lens.supported_models import MODEL_ALIASES
 
     return next((official for official, aliases in MODEL_ALIASES.items() if name in aliases), name)

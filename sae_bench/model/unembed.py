@@ -1,7 +1,7 @@
-"""The last step of a model by itself: from what its unembedding reads to logits, some rows at a time.
+"""The unembedding of a model alone: logits from its input, some rows at a time.
 
-The logits of a batch are the largest thing that a run makes. Made for some hundred rows at a time, always in the same
-memory, they stay in the caches of a processor, and none of them are asked of the system again and again.
+The logits of a batch are the largest tensor of a run. Computed for some hundred rows at a time, always in the same
+memory, they stay in the processor's caches, and the system need not provide that memory again and again.
 
 Shapes: k rows, d_model width of the residual stream, V vocabulary.
 """
@@ -21,19 +21,19 @@ SLICE = 2048
 ROWS = 512
 "Rows unembedded at once on a CPU; a product of fewer is slower."
 SMALL = 1 << 21
-"Logits that are made at once on a CPU although they are of more rows than `ROWS`."
+"Logits that are computed at once on a CPU although they are of more rows than `ROWS`."
 
 
 class Unembedding:
-    """The unembedding of a TransformerBridge (or HookedTransformer) and whatever the model does to its logits."""
+    """The unembedding of a TransformerBridge (or HookedTransformer) with the model's transformation of its logits."""
 
     def __init__(self, bridge: Any, d_vocab: int) -> None:
         self.bridge = bridge
         self.d_vocab = d_vocab
-        self._room: Tensor | None = None
+        self._buffer: Tensor | None = None
 
     def logits(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """(k, V) float32 logits of ``rows`` (k, d_model), what the unembedding reads; in ``out`` where that serves."""
+        """Return (k, V) float32 logits of ``rows`` (k, d_model), inputs of the unembedding; in ``out`` if possible."""
         with self.sliced(out):
             logits = self.bridge.unembed(rows[None])[0]
         transform = getattr(getattr(self.bridge, "adapter", None), "apply_output_logits_transform", None)
@@ -42,25 +42,25 @@ class Unembedding:
             logits = transform(logits)
         elif cap > 0:
             logits = cap * torch.tanh(logits / cap)
-        found: Tensor = logits.float()
-        return found
+        result: Tensor = logits.float()
+        return result
 
     def blocks(self, rows: Tensor, entries: int) -> Iterator[Tensor]:
-        """`logits` of ``rows`` (n, d_model), at most ``entries`` of them at once; a block overwrites the one before."""
+        """Yield `logits` of ``rows`` (n, d_model), at most ``entries`` numbers at once; a block overwrites the last."""
         step = min(rows_at_once(self.d_vocab, entries, rows.device), len(rows))
-        # Kept for the next run, because a new one has to be cleared by the system, which takes as long as filling it.
-        room, self._room = self._room, None
-        if room is None or len(room) < step or room.device != rows.device or room.dtype != rows.dtype:
-            room = rows.new_empty(step, self.d_vocab)
+        # Reused by the next run, because the system has to clear a new one, which takes as long as filling it.
+        buffer, self._buffer = self._buffer, None
+        if buffer is None or len(buffer) < step or buffer.device != rows.device or buffer.dtype != rows.dtype:
+            buffer = rows.new_empty(step, self.d_vocab)
         try:
             for block in torch.split(rows, step):
-                yield self.logits(block, room[: len(block)])
+                yield self.logits(block, buffer[: len(block)])
         finally:
-            self._room = room
+            self._buffer = buffer
 
     @contextmanager
     def only(self, select: Tensor) -> Iterator[list[bool]]:
-        """Let it see the rows where ``select`` (b, p) is true, as one document; the list says if it did."""
+        """Let the unembedding read only the rows where ``select`` (b, p) is true; the list is not empty if it did."""
         picked: list[bool] = []
 
         def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -78,7 +78,7 @@ class Unembedding:
 
     @contextmanager
     def sliced(self, out: Tensor | None = None) -> Iterator[None]:
-        """For the duration, a large vocabulary is unembedded in slices, into ``out`` (k, V) where it is given."""
+        """Compute the logits of a large vocabulary in slices within the block, into ``out`` (k, V) if not None."""
         linear = getattr(self.bridge.unembed, "original_component", None)
         # A class of its own may do more than multiply.
         if type(linear) is not nn.Linear or linear.weight.device.type != "cpu" or len(linear.weight) <= SLICE:
@@ -108,7 +108,7 @@ class Unembedding:
 
 
 def rows_at_once(d_vocab: int, entries: int, device: torch.device) -> int:
-    """Of how many rows logits are best made, if at most ``entries`` of them may be alive."""
+    """Return the best number of rows for one product, if at most ``entries`` logits may be in memory."""
     most = entries // d_vocab
     if device.type == "cpu":
         most = min(most, max(ROWS, SMALL // d_vocab))

@@ -1,4 +1,4 @@
-"""A registry of named things: lazy, one owner a name, frozen once it has been read."""
+"""A registry of named values: built lazily, one owner per name, frozen after it has been read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered thing before it is built."""
+    """A registered value before it is built."""
 
     build: Callable[[], T]
     origin: str
-    "Where it was registered, as ``file:line``; named when two registrations collide."
+    "Line that registered it, ``file:line``, for the message when two registrations collide."
 
 
 class Registry(Mapping[str, T]):
-    """Names to things of one kind. Values are built on first access and kept."""
+    """Mapping of names to values of one kind, which are built on first access."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -44,17 +44,17 @@ class Registry(Mapping[str, T]):
         self._entries[name] = Entry(build, origin)
 
     def clear(self) -> None:
-        """Empty again, and open: for a process that serves one run after another."""
+        """Remove all entries and allow registrations: for a process that serves one run after another."""
         self._entries.clear()
         self._built.clear()
         self._frozen_by = None
 
     def freeze(self, by: str) -> None:
-        """Refuse later registrations; ``by`` says what froze it ("parametrisation started")."""
+        """Refuse later registrations; ``by`` names the event for their message ("SAEs were chosen")."""
         self._frozen_by = self._frozen_by or by
 
     def origin(self, name: str) -> str:
-        """Where ``name`` was registered."""
+        """Return the line that registered ``name``, ``file:line``."""
         return self._entry(name).origin
 
     def __getitem__(self, name: str) -> T:

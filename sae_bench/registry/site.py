@@ -1,4 +1,4 @@
-"""Places in a model where an SAE reads and writes, by TransformerLens hook name.
+"""Sites of a model, which SAEs read and write, by TransformerLens hook name.
 
 Module names of Hugging Face models (``layers.10``, ``model.layers.3.mlp``, ``transformer.h.3.attn``) are converted by
 one table, `MODULES`: a block's *output* is the residual after it, so ``layers.10`` is ``blocks.10.hook_resid_post``;
@@ -28,7 +28,7 @@ KINDS = (
 "Sites the engine can replace without running the blocks before them."
 
 INPUTS = ("ln2.hook_normalized",)
-"Sites that a transcoder may read but nothing can be written to: the model does not read their hook back."
+"Sites that a transcoder may read but no intervention can change: the model does not read their hook back."
 
 End: TypeAlias = Literal["input", "output"]
 
@@ -67,7 +67,7 @@ class Site:
     kind: str
     "One of `KINDS`, or of `INPUTS` where something is only read."
     head: int | None = None
-    "One head of ``attn.hook_z``; None for all of them, side by side."
+    "One head of ``attn.hook_z``; None for all heads, concatenated."
 
     def __str__(self) -> str:
         head = "" if self.head is None else f"[{self.head}]"
@@ -75,10 +75,10 @@ class Site:
 
 
 def parse_site(name: str, end: End = "output") -> Site:
-    """The site that ``name`` means, in TransformerLens' or Hugging Face's spelling; unknown is a `UsageError`.
+    """Parse a site in TransformerLens' or Hugging Face's spelling; an unknown one is a `UsageError`.
 
-    ``end`` says which end of a module is meant where the name does not (``layers.3.mlp.input`` does). The entry n of
-    Hugging Face's ``hidden_states[n]`` is what enters block n.
+    ``end`` is the end of the module when the name has none (``layers.3.mlp.input`` has one). Entry n of Hugging Face's
+    ``hidden_states[n]`` is the input of block n.
     """
     if match := _TRANSFORMER_LENS.fullmatch(name):
         return _hook(name, int(match[1]), match[2], match[3])
@@ -95,13 +95,13 @@ def parse_site(name: str, end: End = "output") -> Site:
 def _hook(name: str, layer: int, kind: str, head: str | None) -> Site:
     if kind == "hook_mlp_in":
         raise UsageError(
-            f"site {name!r} is ambiguous: give 'blocks.{layer}.mlp.hook_in' for what enters the MLP after its norm, "
+            f"site {name!r} is ambiguous: give 'blocks.{layer}.mlp.hook_in' for the input of the MLP after its norm, "
             f"or 'blocks.{layer}.hook_resid_mid' for the residual before that norm"
         )
     if kind not in KINDS + INPUTS:
         raise UsageError(f"unknown site {name!r}{near(name, [f'blocks.{layer}.{known}' for known in KINDS])}")
     if head is not None and kind != "attn.hook_z":
-        raise UsageError(f"site {name!r} names a head, which only attn.hook_z has")
+        raise UsageError(f"site {name!r} names a head, which only attn.hook_z has; leave out [{head}]")
     return Site(layer, kind, None if head is None else int(head))
 
 

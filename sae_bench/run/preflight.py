@@ -76,7 +76,7 @@ def check_accepted_reports(specs: Sequence[SAESpec], properties: Sequence[str], 
 
 def _accepted(where: Path, spec: SAESpec, name: str) -> AcceptedProperty | None:
     try:
-        return baselines.accepted_property(where, spec.judged_as, name)
+        return baselines.accepted_property(where, spec.accepted_id, name)
     except StoreError as error:
         raise UsageError(str(error)) from None
 
@@ -85,7 +85,7 @@ def _check_files(specs: Sequence[SAESpec]) -> None:
     """Each SAE has an accepted file of its own; ``a`` and ``a.json/b`` would need a file and a folder of one name."""
     owners: dict[PurePosixPath, SAESpec] = {}
     for spec in specs:
-        path = PurePosixPath(f"{spec.judged_as}.json")
+        path = PurePosixPath(f"{spec.accepted_id}.json")
         if path in owners:
             raise UsageError(
                 f"{owners[path].id!r} and {spec.id!r} would share the accepted report {path}: give one another id"

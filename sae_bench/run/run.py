@@ -293,7 +293,7 @@ class Run:
     def _accepted(self, spec: SAESpec, name: str) -> AcceptedProperty | None:
         if not self.options.compare or spec.control is not None:
             return None
-        return baselines.accepted_property(self.options.reference or self.options.baselines, spec.judged_as, name)
+        return baselines.accepted_property(self.options.reference or self.options.baselines, spec.accepted_id, name)
 
     def _sparsity_moved(self, spec: SAESpec, declared: Property, found: Measurement | str) -> bool:
         """True when L0 left its accepted range: a better fidelity at another sparsity is no improvement."""

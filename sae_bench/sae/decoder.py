@@ -1,4 +1,4 @@
-"""What every SAE with a decoder matrix of its own shares: widths, sites, and the way back from its codes."""
+"""Base classes of SAEs with a decoder matrix: widths, sites, and decoding of dense and sparse codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sae_bench.sae.protocol import SAE, SAEInfo
 from sae_bench.sae.sparse_codes import SparseCodes
 
 SPARSE = 32
-"A sum of decoder rows costs as much as a matrix product when one code in this many is not 0."
+"A sum of decoder rows costs as much as a matrix product when one in so many codes is not 0."
 
 
 class AutoencoderShape:
@@ -42,12 +42,12 @@ class AutoencoderShape:
 
     @property
     def site_in(self) -> str | None:
-        """Hook name it reads."""
+        """Hook name of the site it reads."""
         return self.info.site_in
 
     @property
     def site_out(self) -> str | None:
-        """Hook name it writes."""
+        """Hook name of the site it writes."""
         return self.info.site_out
 
 
@@ -56,53 +56,53 @@ class DecoderSAE(AutoencoderShape, ABC):
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
-        """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
+        """Encode activations (..., d_in): codes (..., d_sae) in the precision of the weights."""
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
-        """`encode` of activations (tokens, d_in), without the zeros."""
-        return SparseCodes.of(self.encode(x))
+        """Encode activations (tokens, d_in): codes without their zeros."""
+        return SparseCodes.from_dense(self.encode(x))
 
     def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
-        """Reconstruction (..., d_out) of codes (..., d_sae); ``like`` (..., d_in) is needed under a token norm."""
-        return self._restored(codes.to(self.W_dec.dtype) @ self.W_dec + self.b_dec, like)
+        """Decode codes (..., d_sae): (..., d_out); under a token norm the input ``like`` (..., d_in) is needed."""
+        return self._finish_decoding(codes.to(self.W_dec.dtype) @ self.W_dec + self.b_dec, like)
 
     def decode_sparse(self, codes: SparseCodes, like: Tensor | None = None) -> Tensor:
-        """`decode` of codes without their zeros, (tokens, d_out): only the decoder rows of what fires are read."""
+        """Decode codes without their zeros: (tokens, d_out); only decoder rows of features that fire are read."""
         if self.W_dec.dtype != torch.float32 or len(codes.value) * SPARSE > codes.tokens * codes.features:
             return self.decode(codes.dense(), like)
-        return self._restored(codes.write(self.W_dec) + self.b_dec, like)
+        return self._finish_decoding(codes.write(self.W_dec) + self.b_dec, like)
 
     @abstractmethod
-    def _restored(self, written: Tensor, like: Tensor | None) -> Tensor:
-        """The reconstruction from what the decoder wrote, (..., d_out), in the precision of the weights."""
+    def _finish_decoding(self, written: Tensor, like: Tensor | None) -> Tensor:
+        """Turn the output of the decoder, (..., d_out), into the reconstruction, in the precision of the weights."""
 
 
-def undo_token_norm(decode_codes: Tensor, like: Tensor | None, norm: TokenNorm) -> Tensor:
-    """``decode_codes`` (..., d) with what ``norm`` took out of the input ``like`` (..., d) put back."""
+def undo_token_norm(decoded: Tensor, like: Tensor | None, norm: TokenNorm) -> Tensor:
+    """Scale and shift ``decoded`` (..., d) by the moments that ``norm`` removed from the input ``like`` (..., d)."""
     if norm == "none":
-        return decode_codes
-    like = require_input(like, f"normalises every token ({norm})").to(decode_codes.dtype)
+        return decoded
+    like = require_input(like, f"normalises every token ({norm})").to(decoded.dtype)
     shift, scale = moments(like, norm)
-    return decode_codes * scale + shift
+    return decoded * scale + shift
 
 
 def require_input(like: Tensor | None, does: str) -> Tensor:
-    """``like``, the input of the codes; a `MeasurementError` when it was not given to an SAE that ``does`` this."""
+    """Return ``like``, the input of the codes; a `MeasurementError` when it is None, because the SAE ``does`` this."""
     if like is None:
         raise MeasurementError(
-            f"this SAE {does}, so its codes alone do not say what it writes; "
-            f"pass the input they came from, decode(codes, like=x)"
+            f"this SAE {does}, so its codes alone do not determine the reconstruction; "
+            f"pass their input as well: decode(codes, like=x)"
         )
     return like
 
 
 def encode_sparse(sae: SAE, x: Tensor) -> SparseCodes:
-    """What any SAE makes of activations (tokens, d_in), without the zeros."""
-    return sae.encode_sparse(x) if isinstance(sae, DecoderSAE) else SparseCodes.of(sae.encode(x))
+    """Encode activations (tokens, d_in) with any SAE: codes without their zeros."""
+    return sae.encode_sparse(x) if isinstance(sae, DecoderSAE) else SparseCodes.from_dense(sae.encode(x))
 
 
 def decode_codes(sae: SAE, codes: SparseCodes | Tensor, like: Tensor) -> Tensor:
-    """(tokens, d_out) what any SAE makes of codes, dense (tokens, d_sae) or not, whose input was ``like``."""
+    """Decode codes, dense (tokens, d_sae) or sparse, of the input ``like`` with any SAE: (tokens, d_out)."""
     if isinstance(sae, DecoderSAE):
-        return sae.decode_sparse(codes if isinstance(codes, SparseCodes) else SparseCodes.of(codes), like)
+        return sae.decode_sparse(codes if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes), like)
     return sae.decode(codes.dense() if isinstance(codes, SparseCodes) else codes, like=like)

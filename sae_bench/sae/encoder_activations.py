@@ -1,4 +1,4 @@
-"""What turns a projection of the input into codes: the nonlinearities of the known architectures."""
+"""Activation functions of encoders, which turn projections of the input into codes, for the known architectures."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """From projections ``x @ W_enc`` (..., d_sae) to codes of the same shape. Every tensor field is (d_sae,)."""
+    """Function from projections ``x @ W_enc`` (..., d_sae) to codes of that shape. Every tensor field is (d_sae,)."""
 
     def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
+        """Return codes (..., d_sae)."""
         raise NotImplementedError
 
     def shift(self, delta: Tensor) -> Self:
-        """The activation that gives for ``projections`` what this one gives for ``projections + delta`` (d_sae,)."""
+        """Return the activation whose codes of ``projections`` are this one's of ``projections + delta`` (d_sae,)."""
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by field name, each (d_sae,)."""
-        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        """Return its tensors by field name, each (d_sae,)."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
     def settings(self) -> dict[str, Any]:
-        """Its name and the fields that are no tensors."""
+        """Return its name and the fields that are no tensors."""
         tensors = self.tensors()
-        plain = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in tensors}
-        return {"activation": type(self).__name__, **plain}
+        plain = [field.name for field in dataclasses.fields(self) if field.name not in tensors]
+        return {"activation": type(self).__name__, **{name: getattr(self, name) for name in plain}}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same activation with ``change`` applied to each of its tensors."""
+        """Apply ``change`` to each of its tensors and return the new activation."""
         return dataclasses.replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
 
@@ -44,7 +44,7 @@ class Elementwise(Activation):
     """An activation whose code of a feature follows from the projection of that feature alone."""
 
     def part(self, features: slice) -> Self:
-        """The activation of some features."""
+        """Return the activation of some features."""
         return self.map(lambda tensor: tensor[features])
 
 
@@ -64,7 +64,7 @@ class ReLU(Biased, Elementwise):
     """``max(0, pre)`` with ``pre = projections + b_enc``."""
 
     def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
+        """Return codes (..., d_sae)."""
         return torch.relu(projections + self.b_enc)
 
 
@@ -75,7 +75,7 @@ class JumpReLU(ReLU):
     threshold: Tensor
 
     def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
+        """Return codes (..., d_sae)."""
         pre = projections + self.b_enc
         return torch.relu(pre) * (pre > self.threshold)
 
@@ -87,7 +87,7 @@ class TopK(Biased):
     k: int
 
     def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
+        """Return codes (..., d_sae)."""
         pre = projections + self.b_enc
         values, indices = pre.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter_(-1, indices, torch.relu(values))
@@ -100,7 +100,7 @@ class AbsTopK(Biased):
     k: int
 
     def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae), of either sign."""
+        """Return codes (..., d_sae), of either sign."""
         pre = projections + self.b_enc
         indices = pre.abs().topk(self.k, dim=-1, sorted=False).indices
         return torch.zeros_like(pre).scatter_(-1, indices, pre.gather(-1, indices))
@@ -117,7 +117,7 @@ class GroupMax(Biased):
     k: int
 
     def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
+        """Return codes (..., d_sae)."""
         pre = torch.relu(projections + self.b_enc)
         pre = pre.view(*pre.shape[:-1], self.k, -1)
         values, indices = pre.max(dim=-1, keepdim=True)
@@ -133,7 +133,7 @@ class Gated(Elementwise):
     b_mag: Tensor
 
     def __call__(self, projections: Tensor) -> Tensor:
-        """Codes (..., d_sae)."""
+        """Return codes (..., d_sae)."""
         magnitudes = torch.relu(projections * self.r_mag.exp() + self.b_mag)
         return magnitudes * (projections + self.b_gate > 0)
 

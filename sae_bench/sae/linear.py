@@ -1,4 +1,4 @@
-"""SAEs made of tensors: one linear map, an activation, one linear map back. What every reader of files returns."""
+"""SAEs made of tensors: a linear map, an activation function, and a linear map back. Readers of files return them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ FEATURES = 2048
 class LinearDecoderSAE(DecoderSAE):
     """``codes = activation((norm(x) - pre_bias) @ W_enc)``, ``x_hat = unnorm(codes @ W_dec + b_dec)``; an `SAE`.
 
-    A transcoder is one as well, with `d_out` and `site_out` of its own; it may add ``x @ W_skip``, and then needs the
-    input of codes to decode them.
+    A transcoder has `d_out` and `site_out` of its own; it may add ``x @ W_skip``, and then decoding needs the input of
+    the codes.
     """
 
     info: SAEInfo
@@ -41,7 +41,7 @@ class LinearDecoderSAE(DecoderSAE):
     "(d_in,) subtracted from the input; `b_dec` in many families, zeros in the others."
     token_norm: TokenNorm = "none"
     norm_undone: bool = True
-    "Whether the reconstruction gets back what the token norm took out; transcoders of SAELens leave it out."
+    "True when decoding undoes the token norm; transcoders of SAELens do not."
     W_skip: Tensor | None = None
     "(d_in, d_out), added to the output after multiplying the raw input; None for most."
 
@@ -64,8 +64,8 @@ class LinearDecoderSAE(DecoderSAE):
             tensor = self.tensors()[name]
             if tuple(tensor.shape) != shape:
                 raise LoadError(
-                    f"{name} has shape {_shape(tensor)} but W_enc {_shape(self.W_enc)} asks for {shape}; "
-                    f"the weights do not belong together or are transposed"
+                    f"{name} has shape {_shape(tensor)} but W_enc {_shape(self.W_enc)} requires {shape}; "
+                    f"the weights belong to different SAEs or are transposed"
                 )
         k = self.activation.settings().get("k", 1)
         if not 1 <= k <= d_sae:
@@ -77,46 +77,46 @@ class LinearDecoderSAE(DecoderSAE):
         return self.W_enc.shape[0]
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
+        """Encode activations (..., d_in): codes (..., d_sae) in the precision of the weights."""
         x = normalise(x.to(self.W_enc.dtype), self.token_norm)
         return self.activation((x - self.pre_bias) @ self.W_enc)
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
-        """`encode` of activations (tokens, d_in), without the zeros.
+        """Encode activations (tokens, d_in): codes without their zeros.
 
-        Where the code of a feature follows from its own projection, some features at a time, so that nothing of d_sae
-        columns is ever made.
+        Where the code of a feature depends on its own projection alone, some features at a time, so that no tensor of
+        d_sae columns is created.
         """
         if not isinstance(self.activation, Elementwise) or self.W_enc.device.type != "cpu":
             return super().encode_sparse(x)
         x = normalise(x.to(self.W_enc.dtype), self.token_norm) - self.pre_bias
         parts = (slice(start, start + FEATURES) for start in range(0, self.d_sae, FEATURES))
-        return SparseCodes.of_columns(self.activation.part(part)(x @ self.W_enc[:, part]) for part in parts)
+        return SparseCodes.from_columns(self.activation.part(part)(x @ self.W_enc[:, part]) for part in parts)
 
-    def _restored(self, written: Tensor, like: Tensor | None) -> Tensor:
+    def _finish_decoding(self, written: Tensor, like: Tensor | None) -> Tensor:
         decoded = undo_token_norm(written, like, self.token_norm if self.norm_undone else "none")
         if self.W_skip is None:
             return decoded
         return decoded + require_input(like, "adds a linear map of its input").to(decoded.dtype) @ self.W_skip
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its weights by name."""
+        """Return its weights by name."""
         own = {name: getattr(self, name) for name in ("W_enc", "W_dec", "b_dec", "pre_bias")}
         if self.W_skip is not None:
             own["W_skip"] = self.W_skip
         return {**own, **self.activation.tensors()}
 
     def settings(self) -> dict[str, Any]:
-        """The activation's settings and the token norm."""
-        found = {**self.activation.settings(), "token_norm": self.token_norm}
-        return found if self.norm_undone else {**found, "norm_undone": False}
+        """Return the settings of the activation function and the token norm."""
+        settings = {**self.activation.settings(), "token_norm": self.token_norm}
+        return settings if self.norm_undone else {**settings, "norm_undone": False}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LinearDecoderSAE:
-        """The same SAE elsewhere or in another precision."""
+        """Return the SAE on another device or in another precision."""
         return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> LinearDecoderSAE:
-        """The same SAE with ``change`` applied to every tensor."""
+        """Apply ``change`` to every tensor and return the new SAE."""
         return dataclasses.replace(
             self,
             W_enc=change(self.W_enc),

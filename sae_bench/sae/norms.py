@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 TokenNorm: TypeAlias = Literal["none", "constant_norm_rescale", "layer_norm"]
-"""How every token is normalised: not at all, to norm sqrt(d), or to mean 0 and (unbiased) standard deviation 1."""
+"""Normalisation of every token: none, to norm sqrt(d), or to mean 0 and (unbiased) standard deviation 1."""
 
 
 def moments(x: Tensor, norm: TokenNorm) -> tuple[Tensor, Tensor]:
-    """Shift and scale (..., 1) of every token of ``x`` (..., d): taken out before encoding, put back after decoding."""
+    """Shift and scale (..., 1) of every token of ``x`` (..., d), which encoding removes and decoding restores."""
     if norm == "constant_norm_rescale":
         scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
         return torch.zeros_like(scale), scale
@@ -20,7 +20,7 @@ def moments(x: Tensor, norm: TokenNorm) -> tuple[Tensor, Tensor]:
 
 
 def normalise(x: Tensor, norm: TokenNorm) -> Tensor:
-    """``x`` (..., d) as the encoder sees it."""
+    """Normalise every token of ``x`` (..., d) for the encoder."""
     if norm == "none":
         return x
     shift, scale = moments(x, norm)

@@ -1,4 +1,4 @@
-"""Matching pursuit: the encoder takes one feature after another from what the others left over."""
+"""Matching pursuit: the encoder takes one feature after another out of the residual."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sae_bench.sae.protocol import SAEInfo
 
 @dataclass(frozen=True, eq=False)
 class PursuitSAE(DecoderSAE):
-    """An `SAE` whose code of a feature is what the feature takes out of the residual whenever it fits it best.
+    """An `SAE` that encodes by matching pursuit.
 
     Formula: SAELens, ``matching_pursuit_sae.py``. Each step adds ``max(0, <residual, row>)`` to the code of the decoder
     row with the largest product and removes that part from the residual.
@@ -29,10 +29,10 @@ class PursuitSAE(DecoderSAE):
     b_dec: Tensor
     "(d_in,), subtracted from the input as well; zeros where it is not used."
     residual_threshold: float
-    "A token is done when its residual is shorter; 0 means never."
+    "A token is finished when the norm of its residual is smaller; 0 means never."
     max_iterations: int
     stop_on_duplicate_support: bool
-    "Whether a token is done when a step adds no new feature."
+    "True when a token is finished as soon as a step adds no new feature."
     token_norm: TokenNorm = "none"
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class PursuitSAE(DecoderSAE):
             )
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes (..., d_sae) of activations (..., d_in), in the precision of the weights."""
+        """Encode activations (..., d_in): codes (..., d_sae) in the precision of the weights."""
         x = normalise(x.to(self.W_dec.dtype), self.token_norm)
         residual = (x - self.b_dec).reshape(-1, self.d_in)  # (tokens, d_in)
         codes = residual.new_zeros(len(residual), self.d_sae)
@@ -63,20 +63,20 @@ class PursuitSAE(DecoderSAE):
                 break
         return codes.view(*x.shape[:-1], self.d_sae)
 
-    def _restored(self, written: Tensor, like: Tensor | None) -> Tensor:
+    def _finish_decoding(self, written: Tensor, like: Tensor | None) -> Tensor:
         return undo_token_norm(written, like, self.token_norm)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its weights by name."""
+        """Return its weights by name."""
         return {"W_dec": self.W_dec, "b_dec": self.b_dec}
 
     def settings(self) -> dict[str, Any]:
-        """When a token is done, and the token norm."""
+        """Return the stopping rules and the token norm."""
         names = ("residual_threshold", "max_iterations", "stop_on_duplicate_support", "token_norm")
         return {"activation": "MatchingPursuit", **{name: getattr(self, name) for name in names}}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PursuitSAE:
-        """The same SAE elsewhere or in another precision."""
+        """Return the SAE on another device or in another precision."""
         return dataclasses.replace(
             self, W_dec=self.W_dec.to(device=device, dtype=dtype), b_dec=self.b_dec.to(device=device, dtype=dtype)
         )

@@ -1,4 +1,4 @@
-"""Cheap checks when an SAE is loaded, so that a broken file never looks like a bad SAE."""
+"""Checks of shapes and finite values when an SAE is loaded, so that a broken file is an error and not a bad SAE."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sae_bench.sae.protocol import SAE
 
 
 def check_outputs(sae: SAE, x: Tensor | None = None) -> None:
-    """Finite weights, right shapes, finite codes and reconstructions; a `LoadError` in one sentence otherwise.
+    """Check for finite weights, codes and reconstructions of the right shapes; a `LoadError` in one sentence otherwise.
 
-    Tried on 16 standard normal vectors drawn from a fixed seed, or on ``x`` (tokens, d_in) when given.
+    The input is ``x`` (tokens, d_in), by default 16 standard normal vectors drawn from a fixed seed.
     """
     for name, tensor in sae.tensors().items():
         _check_finite(f"weight {name}", tensor)
@@ -25,7 +25,7 @@ def check_outputs(sae: SAE, x: Tensor | None = None) -> None:
 
 
 def check_width(sae: SAE, width: int, site: object, source: tuple[int, object] | None = None) -> None:
-    """`LoadError` unless the SAE writes ``width`` dimensions, the width of the model at ``site``, and reads as many.
+    """Raise a `LoadError` unless the SAE reads and writes ``width`` dimensions, the width of the model at ``site``.
 
     ``source`` is width and name of the site it reads, where that is another one.
     """
@@ -34,7 +34,7 @@ def check_width(sae: SAE, width: int, site: object, source: tuple[int, object] |
         if size != wide:
             raise LoadError(
                 f"the SAE {verb} {size} dimensions but the model is {wide} wide at {where}; "
-                f"it belongs to another model or site, give the right ones with model=... and site=..."
+                f"it belongs to another model or site: register it with the right model=... and site=..."
             )
 
 
@@ -45,7 +45,7 @@ def _check_finite(what: str, tensor: Tensor) -> None:
     if bad:
         nan = int(torch.isnan(tensor).sum())
         raise LoadError(
-            f"{what} holds {nan} NaN and {bad - nan} infinite of {tensor.numel()} values; "
+            f"{what} has {nan} NaN and {bad - nan} infinite of {tensor.numel()} values; "
             f"the SAE is damaged or its training diverged"
         )
 
@@ -54,6 +54,7 @@ def _check_output(method: str, result: Tensor, x: Tensor, width: int) -> None:
     expected = (*x.shape[:-1], width)
     if tuple(result.shape) != expected:
         raise LoadError(
-            f"{method} gives shape {tuple(result.shape)} where {expected} is due for an input of shape {tuple(x.shape)}"
+            f"{method} returns shape {tuple(result.shape)} instead of {expected} for an input of shape "
+            f"{tuple(x.shape)}; correct {method}() of the object, or the weights it was made from"
         )
     _check_finite(f"the output of {method} on finite input", result)

@@ -1,4 +1,4 @@
-"""Codes without their zeros: decoding them and its transpose cost only what fires.
+"""Codes without their zeros: the cost of decoding them, and of its transpose, depends on the active features alone.
 
 Both are weighted sums of rows, one for each token or one for each feature, and torch's `embedding_bag` computes those
 without gathering the rows first. Shapes: n features, d width, k codes that are not 0.
@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 BYTES_PER_CODE = 16
-"Of a code that is not 0, in both orders."
+"Bytes of a code that is not 0, in both orders."
 _FEATURES = 4096
-"Features projected at once; for all of them a second decoder would have to fit into memory."
+"Features projected at once; all of them would need memory for a second decoder."
 
 
 @dataclass(frozen=True, eq=False)
 class SparseCodes:
-    """The codes of some tokens that are not 0, token by token."""
+    """Codes of some tokens without their zeros, token by token."""
 
     tokens: int
     features: int
@@ -35,25 +35,25 @@ class SparseCodes:
     "(k,)"
 
     @classmethod
-    def of(cls, codes: Tensor) -> SparseCodes:
-        """Of dense codes (tokens, n)."""
+    def from_dense(cls, codes: Tensor) -> SparseCodes:
+        """Drop the zeros of dense codes (tokens, n)."""
         token, feature = codes.nonzero(as_tuple=True)
         return cls(codes.shape[0], codes.shape[1], token.int(), feature.int(), codes[token, feature])
 
     @classmethod
-    def of_columns(cls, parts: Iterable[Tensor]) -> SparseCodes:
-        """Of dense codes (tokens, n) that come some features at a time, (tokens, some) each."""
-        found, features = [], 0
+    def from_columns(cls, parts: Iterable[Tensor]) -> SparseCodes:
+        """Drop the zeros of dense codes (tokens, n) that come some features at a time, (tokens, some) each."""
+        columns, features = [], 0
         for part in parts:
             token, feature = part.nonzero(as_tuple=True)
-            found.append((token.int(), (feature + features).int(), part[token, feature]))
+            columns.append((token.int(), (feature + features).int(), part[token, feature]))
             tokens, features = part.shape[0], features + part.shape[1]
-        token, feature, value = (torch.cat(each) for each in zip(*found, strict=True))
+        token, feature, value = (torch.cat(column) for column in zip(*columns, strict=True))
         order = torch.argsort(token, stable=True)
         return cls(tokens, features, token[order], feature[order], value[order])
 
     def split(self, tokens: Sequence[int]) -> list[SparseCodes]:
-        """Those of the first ``tokens[0]`` tokens, of the next ``tokens[1]`` and so on."""
+        """Split into the codes of the first ``tokens[0]`` tokens, of the next ``tokens[1]`` and so on."""
         first = [0, *accumulate(tokens)]
         starts = torch.searchsorted(self.token, torch.tensor(first, dtype=torch.int32, device=self.token.device))
         own = [slice(*ends) for ends in pairwise(starts.tolist())]
@@ -63,38 +63,38 @@ class SparseCodes:
         ]
 
     def times(self, factors: Tensor) -> SparseCodes:
-        """float32, every code times its feature's factor, (n,)."""
+        """Multiply every code by its feature's factor (n,), in float32."""
         return replace(self, value=self.value.float() * factors[self.feature])
 
     def first(self, tokens: int) -> SparseCodes:
-        """Those of the first ``tokens`` tokens."""
+        """Select the codes of the first ``tokens`` tokens."""
         return self if tokens == self.tokens else self.split([tokens])[0]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> SparseCodes:
-        """The same codes with ``change`` applied to each of their tensors."""
+        """Apply ``change`` to each tensor and return the new codes."""
         return replace(self, token=change(self.token), feature=change(self.feature), value=change(self.value))
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Bytes of memory."""
         return self.token.nbytes + self.feature.nbytes + self.value.nbytes
 
     def dense(self) -> Tensor:
-        """(tokens, n) with the zeros."""
+        """Return (tokens, n) with the zeros."""
         codes = self.value.new_zeros(self.tokens, self.features)
         codes[self.token.long(), self.feature.long()] = self.value
         return codes
 
     @classmethod
     def join(cls, parts: Sequence[SparseCodes]) -> SparseCodes:
-        """The tokens of all parts, one after another."""
+        """Join the tokens of all parts, one after another."""
         first = [0, *accumulate(part.tokens for part in parts)]
         token = torch.cat([part.token + start for part, start in zip(parts, first, strict=False)])
         feature, value = torch.cat([part.feature for part in parts]), torch.cat([part.value for part in parts])
         return cls(first[-1], parts[0].features, token, feature, value)
 
     def only(self, features: Tensor) -> SparseCodes:
-        """Those of ``features`` (bool, n), which are numbered anew."""
+        """Select the codes of ``features`` (bool, n); the selected features are numbered from 0."""
         number = (features.cumsum(0) - 1).int()
         keep = features[self.feature]
         return SparseCodes(
@@ -107,12 +107,12 @@ class SparseCodes:
         return _starts(self.token, self.tokens)
 
     def write(self, decoder: Tensor, scale: Tensor | None = None) -> Tensor:
-        """(tokens, d) ``sum_i scale_i f_i d_i`` of decoder rows (n, d); ``scale`` (n,) is 1 unless given."""
+        """Sum decoder rows (n, d): ``sum_i scale_i f_i d_i``, (tokens, d); ``scale`` (n,) is 1 by default."""
         value = self.value if scale is None else self.value * scale[self.feature]
         return _weighted_sums(self.feature, decoder, self.token_start, value)
 
     def bags(self) -> Bags:
-        """Ready for products in both directions."""
+        """Sort the codes by feature as well, for products in both directions."""
         order = torch.argsort(self.feature, stable=True)
         return Bags(
             codes=self,
@@ -135,13 +135,13 @@ class Bags:
     "int32 (n,)"
 
     def write(self, decoder: Tensor, scale: Tensor | None = None) -> Tensor:
-        """As `SparseCodes.write`."""
+        """See `SparseCodes.write`."""
         return self.codes.write(decoder, scale)
 
     def project(self, decoder: Tensor, vectors: Tensor) -> Tensor:
-        """float64 (n,) ``sum_t f_i d_i·v_t`` of vectors (tokens, d): the transpose of `write` in ``scale``."""
+        """Compute ``sum_t f_i d_i·v_t`` of vectors (tokens, d), the transpose of `write` in ``scale``: float64 (n,)."""
         starts = [*self.feature_start.tolist(), len(self.token)]
-        found = []
+        parts = []
         for first in range(0, len(decoder), _FEATURES):
             rows = decoder[first : first + _FEATURES]
             begin, end = starts[first], starts[first + len(rows)]
@@ -151,14 +151,14 @@ class Bags:
                 self.feature_start[first : first + len(rows)] - begin,
                 self.value_by_feature[begin:end],
             )
-            found.append((gathered * rows).sum(1, dtype=torch.float64))
-        return torch.cat(found)
+            parts.append((gathered * rows).sum(1, dtype=torch.float64))
+        return torch.cat(parts)
 
 
 def _starts(owner: Tensor, owners: int) -> Tensor:
-    """int32 (owners,), where the entries of each begin in ``owner`` (k,), which ascends."""
-    each = torch.arange(owners, dtype=owner.dtype, device=owner.device)
-    return torch.searchsorted(owner, each, out_int32=True)
+    """Return the first index of each value 0, 1, ... in the ascending ``owner`` (k,): int32 (owners,)."""
+    values = torch.arange(owners, dtype=owner.dtype, device=owner.device)
+    return torch.searchsorted(owner, values, out_int32=True)
 
 
 def _weighted_sums(index: Tensor, rows: Tensor, start: Tensor, weight: Tensor) -> Tensor:

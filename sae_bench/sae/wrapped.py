@@ -1,4 +1,4 @@
-"""Any object with ``encode`` and ``decode``, measured as it is."""
+"""Wrap any object with ``encode`` and ``decode`` as an SAE."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_bench.errors import LoadError, MeasurementError
+from sae_bench.errors import LoadError, MeasurementError, first_line
 from sae_bench.sae.protocol import SAE, SAEInfo
 
 _WIDTH_NAMES = ("d_in", "activation_dim", "d_model", "input_dim")
@@ -21,7 +21,7 @@ _CHUNK = 256
 class WrappedSAE:
     """An `SAE` around an object with ``encode(x)`` and ``decode(codes)``; made by `wrap`.
 
-    The decoder matrix is only believed as far as ``decode`` agrees with it: a row is what a one-hot code decodes to.
+    The decoder matrix is used only as far as ``decode`` agrees with it: a row is the reconstruction of a one-hot code.
     """
 
     def __init__(self, obj: Any, d_in: int | None = None) -> None:
@@ -33,8 +33,8 @@ class WrappedSAE:
             obj.eval()
         self._obj = obj
         self._name = name
-        self._device, self._dtype = _where(obj)
-        width = d_in or _width(obj) or self._width_by_trying()
+        self._device, self._dtype = _device_and_dtype(obj)
+        width = d_in or _width(obj) or self._width_from_decoder()
         codes = self.encode(torch.zeros(1, width, device=self._device))
         out = self.decode(codes)
         self.d_in: int = width
@@ -51,18 +51,18 @@ class WrappedSAE:
         self.site_out: str | None = None
 
     def encode(self, x: Tensor) -> Tensor:
-        """The object's codes (..., d_sae), without gradients; `LoadError` when it returns anything else."""
+        """Call the object's encode without gradients: codes (..., d_sae); a `LoadError` for any other result."""
         with torch.no_grad():
             return self._tensor("encode", self._call("encode", x.to(self._dtype)), x)
 
     def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
-        """The object's reconstruction (..., d_out), without gradients; ``like`` is not passed on."""
+        """Call the object's decode without gradients: reconstruction (..., d_out); ``like`` is not passed on."""
         with torch.no_grad():
             return self._tensor("decode", self._call("decode", codes.to(self._dtype)), codes)
 
     @cached_property
     def b_dec(self) -> Tensor:
-        """What zero codes decode to, (d_out,)."""
+        """Reconstruction of zero codes, (d_out,)."""
         return self.decode(torch.zeros(1, self.d_sae, device=self._device))[0]
 
     @cached_property
@@ -72,7 +72,7 @@ class WrappedSAE:
         if stored is None:
             raise MeasurementError(
                 f"the {self._name} object has no W_dec, so properties of its weights cannot be measured; "
-                f"give it W_dec (d_sae, d_out), the direction each feature writes"
+                f"add an attribute W_dec (d_sae, d_out), the direction that each feature writes"
             )
         picks = torch.arange(0, self.d_sae, -(-self.d_sae // _PROBES), device=self._device)
         written = self._rows(picks)
@@ -84,33 +84,33 @@ class WrappedSAE:
         for rows in (stored, stored.T):
             if rows.shape == (self.d_sae, self.d_out) and _close(rows[picks], written):
                 return rows
-        # decode applies something on top of the stored matrix (a norm, a scale): what it writes is what counts.
+        # decode applies something on top of the stored matrix (a norm, a scale): its output counts.
         everything = torch.arange(self.d_sae, device=self._device)
         return torch.cat([self._rows(everything[start : start + _CHUNK]) for start in range(0, self.d_sae, _CHUNK)])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The object's tensors by name: its state dict, or its tensor attributes."""
+        """Return the object's tensors by name: its state dict, or its tensor attributes."""
         state = _state(self._obj)
         return state or {"behaviour": self._behaviour()}
 
     def settings(self) -> dict[str, Any]:
-        """The object's class and its plain attributes."""
+        """Return the object's class and its plain attributes."""
         attributes = _attributes(self._obj).items()
         plain = {name: value for name, value in attributes if isinstance(value, int | float | str | bool)}
         return {"class": f"{type(self._obj).__module__}.{self._name}", **plain}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> WrappedSAE:
-        """The same object after its own ``to``; `LoadError` when it has none and would have to change."""
+        """Call the object's own ``to``; a `LoadError` when it has none and would have to move or change precision."""
         same = (device is None or torch.device(device) == self._device) and dtype in (None, self._dtype)
         if same:
             return self
         if not callable(getattr(self._obj, "to", None)):
             raise LoadError(
                 f"the {self._name} object has no to(), so it cannot be moved to {device or self._device} as "
-                f"{dtype or self._dtype}; return it from its load function where and as it is to be measured"
+                f"{dtype or self._dtype}; let its load function return it on that device and in that precision"
             )
-        moved = self._obj.to(device=device or self._device, dtype=dtype or self._dtype)
-        return WrappedSAE(self._obj if moved is None else moved, self.d_in)
+        converted = self._obj.to(device=device or self._device, dtype=dtype or self._dtype)
+        return WrappedSAE(self._obj if converted is None else converted, self.d_in)
 
     def _rows(self, features: Tensor, strength: float = 1.0) -> Tensor:
         codes = torch.zeros(len(features), self.d_sae, device=self._device)
@@ -123,19 +123,19 @@ class WrappedSAE:
         except Exception as error:
             raise LoadError(
                 f"{method}() of the {self._name} object failed on a tensor of shape {tuple(argument.shape)}: "
-                f"{type(error).__name__}: {_first_line(error)}"
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
 
-    def _tensor(self, method: str, result: Any, given: Tensor) -> Tensor:
-        if isinstance(result, Tensor) and result.shape[:-1] == given.shape[:-1]:
+    def _tensor(self, method: str, result: Any, argument: Tensor) -> Tensor:
+        if isinstance(result, Tensor) and result.shape[:-1] == argument.shape[:-1]:
             return (result.to_dense() if result.is_sparse else result).detach()
         got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
         raise LoadError(
-            f"{method}() of the {self._name} object must return one tensor with the batch shape it was given: "
-            f"shape {tuple(given.shape)} went in, {got} came out"
+            f"{method}() of the {self._name} object must return one tensor with the batch shape of its argument: "
+            f"for shape {tuple(argument.shape)} it returned {got}"
         )
 
-    def _width_by_trying(self) -> int:
+    def _width_from_decoder(self) -> int:
         stored = _stored_decoder(self._obj)
         shape = () if stored is None else tuple(stored.shape)
         for width in reversed(shape):
@@ -146,7 +146,7 @@ class WrappedSAE:
             if {codes.shape[-1], width} == set(shape):
                 return width
         raise LoadError(
-            f"the {self._name} object does not say how wide its input is; give it an attribute d_in, "
+            f"the width of the {self._name} object's input is unknown; add an attribute d_in, "
             f"or wrap it yourself: sae_bench.sae.wrap(obj, d_in=768)"
         )
 
@@ -156,10 +156,10 @@ class WrappedSAE:
 
 
 def wrap(obj: Any, *, d_in: int | None = None) -> SAE:
-    """``obj`` as an `SAE`: anything with ``encode(x)`` and ``decode(codes)``; an `SAE` is returned as it is.
+    """Wrap anything with ``encode(x)`` and ``decode(codes)`` as an `SAE`; an `SAE` is returned as it is.
 
-    ``d_in`` is only needed when the object does not say its width (``d_in``, ``activation_dim``, ``W_dec`` ...). An
-    ``nn.Module`` is put into evaluation mode. `LoadError` in one sentence when it cannot be used.
+    ``d_in`` is only needed when no attribute shows the width (``d_in``, ``activation_dim``, ``W_dec`` ...). An
+    ``nn.Module`` is put into evaluation mode. A `LoadError` in one sentence when the object cannot be used.
     """
     if isinstance(getattr(obj, "info", None), SAEInfo):
         sae: SAE = obj
@@ -168,17 +168,17 @@ def wrap(obj: Any, *, d_in: int | None = None) -> SAE:
 
 
 def _attributes(obj: Any) -> Mapping[str, Any]:
-    found = getattr(obj, "__dict__", {})
-    return {name: value for name, value in found.items() if not name.startswith("_")}
+    attributes = getattr(obj, "__dict__", {})
+    return {name: value for name, value in attributes.items() if not name.startswith("_")}
 
 
 def _state(obj: Any) -> dict[str, Tensor]:
     state_dict: Callable[[], Mapping[str, Any]] | None = getattr(obj, "state_dict", None)
-    found = state_dict() if callable(state_dict) else _attributes(obj)
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    values = state_dict() if callable(state_dict) else _attributes(obj)
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def _where(obj: Any) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(obj: Any) -> tuple[torch.device, torch.dtype]:
     for tensor in _state(obj).values():
         if tensor.is_floating_point() and tensor.ndim > 0:
             return tensor.device, tensor.dtype
@@ -205,7 +205,3 @@ def _stored_decoder(obj: Any) -> Tensor | None:
 def _close(left: Tensor, right: Tensor) -> bool:
     scale = float(right.abs().max())
     return torch.allclose(left.float(), right.float(), rtol=1e-3, atol=_TOLERANCE * scale)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no message"])[0]

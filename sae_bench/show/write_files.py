@@ -25,7 +25,7 @@ def write_files(report: Report, folder: Path, accepted: Report | None = None) ->
     return [folder / name for name in texts]
 
 
-def accepted_side(report: Report, where: Path, judged_as: Mapping[str, str] | None = None) -> Report | None:
+def accepted_side(report: Report, where: Path, accepted_id: Mapping[str, str] | None = None) -> Report | None:
     """The accepted results of a report's SAEs in one, for pictures of then and now; None when there are none.
 
     Args:
@@ -35,7 +35,7 @@ def accepted_side(report: Report, where: Path, judged_as: Mapping[str, str] | No
 
     A file that cannot be read is left out: what is wrong with it has been said by the verdicts.
     """
-    found = {sae: _accepted(where, (judged_as or {}).get(sae, sae)) for sae in report.saes}
+    found = {sae: _accepted(where, (accepted_id or {}).get(sae, sae)) for sae in report.saes}
     known = {sae: result for sae, result in found.items() if result is not None}
     return Report(report.run, known) if known else None
 

@@ -161,7 +161,7 @@ def test_a_damaged_one_names_its_weight(load: Load, tmp_path: Path) -> None:
     weights = load_file(folder / "sae_weights.safetensors")
     weights["b_dec"][5] = float("nan")
     save_file(weights, folder / "sae_weights.safetensors")
-    with pytest.raises(LoadError, match=r"names in family, cannot be used: .*b_dec holds 1 NaN"):
+    with pytest.raises(LoadError, match=r"names in family, cannot be used: .*b_dec has 1 NaN"):
         load(family=[str(folder)])
 
 

@@ -229,7 +229,7 @@ def test_one_weight_is_nan() -> None:
     bad = controls.nan_weight(sae, seeded())
     assert int(bad.W_dec.isnan().sum()) == 1
     assert not sae.W_dec.isnan().any()
-    with pytest.raises(LoadError, match="W_dec holds 1 NaN"):
+    with pytest.raises(LoadError, match="W_dec has 1 NaN"):
         check_outputs(bad)
 
 

@@ -141,8 +141,8 @@ def test_model_and_activations_in_memory_are_used_as_they_are(
     tokens = full.tokens[-1:].repeat(4, 1)
     x = model.capture(tokens, parse_site(SITE)).value
     passes: list[int] = []
-    forward = ForwardPasses.whole
-    monkeypatch.setattr(ForwardPasses, "whole", lambda *given: passes.append(1) or forward(*given))
+    forward = ForwardPasses.logits
+    monkeypatch.setattr(ForwardPasses, "logits", lambda *given: passes.append(1) or forward(*given))
     cheap = ["reconstruction", "contract"]
     report = check_sae(SAES["topk"], model=model.bridge, tokens=tokens, activations=x, properties=cheap)
     assert not passes

@@ -79,7 +79,7 @@ def test_a_dataset(build: Callable[..., Any], tmp_path: Path) -> None:
     ("line", "arguments", "message"),
     [
         ('{"text": "w2 w3"}', ("--field", "txt"), r"no text under 'txt'; did you mean 'text'"),
-        ("[1]", (), "line 1 of .* is no JSON object; give one object a line"),
+        ("[1]", (), "line 1 of .* is not a JSON object; write one object a line"),
         ('{"text": 3}', (), "line 1 of .* has no text under 'text'"),
         ('{"text": "w2 w3"}', ("--docs", "0"), "--documents 0 must be 1 or more"),
         ('{"text": "w2 w3"}', ("--length", "1"), "documents of 1 tokens are too short"),

@@ -94,7 +94,7 @@ def test_codes_are_encoded_once_where_they_fit(memory: int, encoded: list[int]) 
 
     def encode(documents: Sequence[int]) -> list[SparseCodes]:
         asked.extend(documents)
-        return [SparseCodes.of(dense(document)) for document in documents]
+        return [SparseCodes.from_dense(dense(document)) for document in documents]
 
     codes = CachedCodes(encode, [(document,) for document in range(8)], memory)
     for _ in range(2):
@@ -107,7 +107,7 @@ def test_codes_are_encoded_once_where_they_fit(memory: int, encoded: list[int]) 
 def test_codes_that_are_kept_share_pieces_of_memory() -> None:
     """One piece a document, between tensors that come and go, made a process grow to ten times what it kept."""
     codes = CachedCodes(
-        lambda documents: [SparseCodes.of(dense(each)) for each in documents], [(n,) for n in range(50)], 1 << 20
+        lambda documents: [SparseCodes.from_dense(dense(each)) for each in documents], [(n,) for n in range(50)], 1 << 20
     )
     held = [codes.codes(document) for document in range(50)]
     assert all(torch.equal(each.dense(), dense(document)) for document, each in enumerate(held))
@@ -122,7 +122,7 @@ def test_a_document_that_shares_a_group_is_encoded_with_it(memory: int, encoded:
 
     def encode(documents: Sequence[int]) -> list[SparseCodes]:
         asked.append(tuple(documents))
-        return [SparseCodes.of(dense(document)) for document in documents]
+        return [SparseCodes.from_dense(dense(document)) for document in documents]
 
     codes = CachedCodes(encode, [(0, 1), (2, 3)], memory)
     for document in (1, 0, 3, 1):

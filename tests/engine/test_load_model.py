@@ -34,20 +34,20 @@ def test_missing_folder() -> None:
 
 
 def test_folder_without_a_config(tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match=r"holds no config\.json; save the model there"):
+    with pytest.raises(LoadError, match=r"has no config\.json; save the model there"):
         load_model(str(tmp_path))
 
 
 def test_hub_name_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(LoadError, match="'nobody/nothing' is neither a folder here nor to be had from Hugging Face"):
+    with pytest.raises(LoadError, match="'nobody/nothing' is not a folder here, and Hugging Face does not provide it"):
         load_model("nobody/nothing")
 
 
 def test_pickled_weights_are_refused(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    with pytest.raises(LoadError, match=r"nothing is unpickled here.*save_pretrained"):
+    with pytest.raises(LoadError, match=r"pickles are not read.*save_pretrained"):
         load_model(str(copy))
 
 

@@ -65,7 +65,7 @@ def test_15_logarithms_of_densities_read_as_densities(checks: Check, folder: Pat
     assert checks(folder, l0=wrong)["l0"].startswith("LOOK: 16, claimed -9.63; ")
     # The file written the wrong way.
     save_file({"sparsity": density}, folder / "sparsity.safetensors")
-    with pytest.raises(LoadError, match=r"sparsity\.safetensors holds numbers above 0, which no logarithm"):
+    with pytest.raises(LoadError, match=r"sparsity\.safetensors holds numbers above 0, but it must hold log10"):
         checks(folder)
 
 
@@ -97,7 +97,7 @@ def test_17_a_file_of_weights_that_is_none(checks: Check, tmp_path: Path, conten
         "nothing": b"",
     }
     (tmp_path / "ae.pt").write_bytes(written[content])
-    with pytest.raises(LoadError, match=r"ae\.pt is no plain dict of tensors"):
+    with pytest.raises(LoadError, match=r"ae\.pt is not a plain dict of tensors"):
         checks(tmp_path)
     assert not (tmp_path / "ran").exists()
 

@@ -43,7 +43,7 @@ def test_what_a_name_means(name: str, end: str, site: str) -> None:
     ("name", "message"),
     [
         ("blocks.8.hook_resid_prr", "did you mean 'blocks.8.hook_resid_pre'"),
-        ("blocks.8.hook_mlp_in", "is ambiguous: give 'blocks.8.mlp.hook_in' for what enters the MLP after its norm"),
+        ("blocks.8.hook_mlp_in", "is ambiguous: give 'blocks.8.mlp.hook_in' for the input of the MLP after its norm"),
         ("blocks.8.hook_resid_pre[2]", "names a head, which only attn.hook_z has"),
         ("layers.8.something", "unknown site 'layers.8.something': a site is a hook name"),
         ("layers.8.self_attn.input", "unknown site"),

@@ -118,7 +118,7 @@ def test_a_code_that_is_no_number_is_not_lost() -> None:
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(0, 100), st.integers(1, 9))
 def test_codes_are_cut_and_joined(counts: list[int], seed: int, columns: int) -> None:
     dense = torch.relu(normal(sum(counts), 9, seed=seed) - 0.5)
-    codes = SparseCodes.of_columns(dense.split(columns, dim=1))
+    codes = SparseCodes.from_columns(dense.split(columns, dim=1))
     assert torch.equal(codes.dense(), dense)
     parts = codes.split(counts)
     for part, rows in zip(parts, dense.split(counts), strict=True):

@@ -115,8 +115,8 @@ def test_a_model_that_changes_its_logits_afterwards_is_run_to_its_end(
     tiny_model: Callable[..., Model], tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, site = wrap_model(tiny_model("GPT2").bridge), Site(1, "hook_resid_pre")
-    forward = model.passes.whole
-    monkeypatch.setattr(model.passes, "whole", lambda *given: forward(*given) / 8)
+    forward = model.passes.logits
+    monkeypatch.setattr(model.passes, "logits", lambda *given: forward(*given) / 8)
     seen, select = model.capture(tokens, site), tokens > 20
     where = (tokens, seen.block_input, site, seen.value)
     assert not model.unembeds_alone
@@ -273,7 +273,7 @@ def test_a_hooked_transformer_is_accepted_where_it_exists(tokens: torch.Tensor) 
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(UsageError, match="a Linear is no language model"):
+    with pytest.raises(UsageError, match="a Linear cannot be used as a language model"):
         wrap_model(torch.nn.Linear(2, 2))
 
 
@@ -343,7 +343,7 @@ def test_nothing_is_written_to_a_site_that_is_only_read(tiny_model: Callable[...
     model, site = tiny_model("Llama"), parse_site("blocks.1.ln2.hook_normalized")
     seen = model.capture(tokens, site)
     assert seen.value.shape == (*tokens.shape, 16)
-    with pytest.raises(MeasurementError, match=r"nothing can be written to blocks\.1\.ln2\.hook_normalized"):
+    with pytest.raises(MeasurementError, match=r"blocks\.1\.ln2\.hook_normalized cannot be intervened on"):
         model.resume(tokens, seen.block_input, site, seen.value)
 
 
@@ -351,7 +351,7 @@ def test_sites_that_do_not_exist(tiny_model: Callable[..., Model], tokens: torch
     model = tiny_model("GPT2")
     with pytest.raises(LoadError, match=r"names head 4, but model .* has heads 0 to 3"):
         model.width(Site(1, "attn.hook_z", 4))
-    with pytest.raises(LoadError, match=r"blocks\.9\.hook_resid_pre is beyond model .* blocks are 0 to 2"):
+    with pytest.raises(LoadError, match=r"blocks\.9\.hook_resid_pre does not exist in model .* blocks are 0 to 2"):
         model.capture(tokens, Site(9, "hook_resid_pre"))
     with pytest.raises(
         LoadError, match=r"has no site 'blocks\.1\.hook_resid_pree'; did you mean 'blocks\.1\.hook_resid"

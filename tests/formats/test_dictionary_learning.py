@@ -137,11 +137,11 @@ def test_the_site_is_only_said_when_it_is_certain(tmp_path: Path, submodule: str
         ("AutoEncoderNew", {}, {}, r"lack decoder\.bias and have b_dec, threshold too many"),
         ("BatchTopKSAE", {"threshold": torch.tensor(-1.0)}, {}, r"the threshold of .* is -1: its training stopped"),
         ("AutoEncoderTopK", {}, {"k": 6}, "says k 6 but its weights say 5"),
-        ("AutoEncoderTopK", {"k": torch.tensor(41)}, {"k": 41}, "is 41, more than its 40 features"),
+        ("AutoEncoderTopK", {"k": torch.tensor(41)}, {"k": 41}, "is 41; it must be between 1 and its number of features, 40"),
         ("BatchTopKSAE", {}, {"dict_size": 41}, "says dict_size 41 but its weights say 40"),
         ("BatchTopKSAE", {"b_dec": None}, {}, "lack b_dec"),
         ("BatchTopKSAE", {"decoder.weight": torch.zeros(F, D)}, {}, "it looks transposed"),
-        ("BatchTopKSAE", {"encoder.bias": torch.full((F,), torch.nan)}, {}, "weight b_enc holds 40 NaN"),
+        ("BatchTopKSAE", {"encoder.bias": torch.full((F,), torch.nan)}, {}, "weight b_enc has 40 NaN"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
@@ -184,7 +184,7 @@ def test_pickles_of_anything_but_tensors_are_never_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     save(tmp_path, "AutoEncoder", {"bias": Evil()})  # type: ignore[dict-item]
-    with pytest.raises(LoadError, match=r"is no plain dict of tensors: .* which is never run"):
+    with pytest.raises(LoadError, match=r"is not a plain dict of tensors: .* which is never run"):
         read_sae(str(tmp_path))
     assert not (tmp_path / "ran").exists()
 
@@ -193,7 +193,7 @@ def test_pickles_of_anything_but_tensors_are_never_run(tmp_path: Path) -> None:
 def test_broken_weights(tmp_path: Path, content: bytes) -> None:
     save(tmp_path, "AutoEncoder", CASES["AutoEncoder"][0])
     (tmp_path / "ae.pt").write_bytes(content)
-    with pytest.raises(LoadError, match=r"is no plain dict of tensors: it is truncated, a web page"):
+    with pytest.raises(LoadError, match=r"is not a plain dict of tensors: it is truncated, a web page"):
         read_sae(str(tmp_path))
 
 

@@ -173,7 +173,7 @@ def test_old_tensors_are_understood(make: Callable[..., Any], x: Tensor, tmp_pat
     weights["log_threshold"] = weights.pop("threshold").log()
     weights["scaling_factor"] = torch.full((40,), 2.0)
     save_file(weights, tmp_path / "sae_weights.safetensors")
-    with pytest.raises(LoadError, match="set finetuning_scaling_factor to true"):
+    with pytest.raises(LoadError, match="finetuning_scaling_factor is not true in its cfg"):
         read_sae(str(tmp_path))
     edit(tmp_path, finetuning_scaling_factor=True)
     ours = read_sae(str(tmp_path))
@@ -278,7 +278,7 @@ def test_a_transposed_square_sae_is_refused(make: Callable[..., Any], tmp_path: 
 
 def test_a_token_norm_needs_the_input(make: Callable[..., Any], x: Tensor) -> None:
     sae = as_sae(make("StandardSAE", normalize_activations="layer_norm"))
-    with pytest.raises(MeasurementError, match=r"pass the input they came from, decode\(codes, like=x\)"):
+    with pytest.raises(MeasurementError, match=r"pass their input as well: decode\(codes, like=x\)"):
         sae.decode(sae.encode(x))
     zeros = torch.zeros(2, 12)
     rescaled = as_sae(make("StandardSAE", normalize_activations="constant_norm_rescale"))
@@ -306,14 +306,14 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"architecture": "jumprelo"}, r"unknown architecture 'jumprelo' of .*; did you mean 'jumprelu' or"),
         (
             {"architecture": "temporal"},
-            "is a temporal SAE, which is not measured: its codes depend on",
+            "is a temporal SAE, which cannot be measured: its codes depend on",
         ),
         ({"architecture": 7}, "architecture of .* is 7, it must be a str or null"),
         ({"architecture": "standard"}, r"have threshold too many \(expected W_dec, W_enc, b_dec, b_enc\)"),
         ({"architecture": "gated"}, "lack b_gate, b_mag, r_mag and have b_enc, threshold too many"),
         ({"architecture": "transcoder"}, "d_out of .* is None, it must be a positive integer"),
         ({"architecture": "transcoder", "d_out": 12}, r"have threshold too many"),
-        ({"architecture": "jumprelu_transcoder", "d_out": 13}, r"W_dec of .* asks for \(40, 13\)"),
+        ({"architecture": "jumprelu_transcoder", "d_out": 13}, r"W_dec of .* requires \(40, 13\)"),
         ({"architecture": "jumprelu_skip_transcoder", "d_out": 12}, "lack W_skip"),
         (
             {"metadata": {"hook_name_out": "blocks.1.hook_mlp_out"}},
@@ -321,11 +321,11 @@ def edit(folder: Path, **changes: Any) -> None:
         ),
         ({"d_out": 13}, "writes another width, but its architecture jumprelu is an autoencoder's"),
         ({"metadata": {"hook_head_index": "3"}}, "hook_head_index of .* is '3', it must be a int"),
-        ({"d_in": 13}, r"W_enc of .* has shape \(12, 40\) where its config asks for \(13, 40\)"),
+        ({"d_in": 13}, r"W_enc of .* has shape \(12, 40\) where its config requires \(13, 40\)"),
         ({"d_in": 40, "d_sae": 12}, r"W_enc of .* it looks transposed"),
         ({"d_in": "12"}, "d_in of .* is '12', it must be a positive integer"),
         ({"d_in": None}, "d_in of .* is None, it must be a positive integer"),
-        ({"normalize_activations": "covariance_whitening"}, "wants its input whitened .* add activation_whitening"),
+        ({"normalize_activations": "covariance_whitening"}, "needs its input whitened .* add activation_whitening"),
         ({"normalize_activations": ["layer_norm"]}, "normalize_activations .* cannot be applied"),
         ({"activation_fn": "tanh-relu"}, "activation function 'tanh-relu' of"),
     ],
@@ -342,7 +342,7 @@ def test_a_config_that_does_not_fit_is_one_sentence(saved: Path, changes: dict[s
 def test_k_must_fit(make: Callable[..., Any], tmp_path: Path) -> None:
     make("TopKSAE", k=5).save_model(tmp_path)
     edit(tmp_path, k=41)
-    with pytest.raises(LoadError, match=r"k of .* is 41, more than its 40 features"):
+    with pytest.raises(LoadError, match=r"k of .* is 41; it must be between 1 and its number of features, 40"):
         read_sae(str(tmp_path))
     edit(tmp_path, k=None)
     with pytest.raises(LoadError, match=r"k of .* is None, it must be a positive integer"):
@@ -355,7 +355,7 @@ def test_weights_that_are_no_numbers_are_named(saved: Path, name: str, value: fl
     weights[name].view(-1)[:3] = value
     save_file(weights, saved / "sae_weights.safetensors")
     nan, infinite = (3, 0) if math.isnan(value) else (0, 3)
-    with pytest.raises(LoadError, match=rf"weight {name} holds {nan} NaN and {infinite} infinite of"):
+    with pytest.raises(LoadError, match=rf"weight {name} has {nan} NaN and {infinite} infinite of"):
         read_sae(str(saved))
 
 

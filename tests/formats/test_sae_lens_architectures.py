@@ -158,5 +158,5 @@ def test_a_temporal_object_is_refused_not_wrapped(sae_lens: Any) -> None:
         warnings.simplefilter("ignore")
         config = sae_lens.TemporalSAEConfig(d_in=16, d_sae=64, n_heads=1, bottleneck_factor=8, kval_topk=4)
         temporal = sae_lens.TemporalSAE(config)
-    with pytest.raises(LoadError, match="is a temporal SAE, which is not measured: its codes depend on the tokens"):
+    with pytest.raises(LoadError, match="is a temporal SAE, which cannot be measured: its codes depend on earlier tokens"):
         as_sae(temporal)

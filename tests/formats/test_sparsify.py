@@ -75,13 +75,13 @@ def test_says_what_the_folders_say(folder: Path) -> None:
     ("changes", "message"),
     [
         ({"skip_connection": True}, "lack W_skip"),
-        ({"signed": True}, "keeps their sign"),
+        ({"signed": True}, "has signed codes"),
         ({"k": 0}, "k of .* is 0, it must be a positive integer"),
-        ({"k": 49}, "k of .* is 49, more than its 48 features"),
+        ({"k": 49}, "k of .* is 49; it must be between 1 and its number of features, 48"),
         ({"activation": "groupmax", "k": 7}, "does not divide its 48 features"),
         ({"activation": "topq"}, r"unknown activation 'topq' of .*; did you mean 'topk'\?"),
         ({"d_in": 13}, "has shape"),
-        ({"expansion_factor": 5}, r"encoder\.weight of .* has shape \(48, 12\) where its config asks for \(60, 12\)"),
+        ({"expansion_factor": 5}, r"encoder\.weight of .* has shape \(48, 12\) where its config requires \(60, 12\)"),
     ],
     ids=lambda each: str(each) if isinstance(each, dict) else "",
 )

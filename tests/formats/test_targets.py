@@ -13,7 +13,7 @@ import torch
 
 from sae_bench.errors import LoadError
 from sae_bench.sae import LinearDecoderSAE, WrappedSAE, weights_sha256
-from sae_bench.sae.files import resolve_target
+from sae_bench.sae import formats
 from sae_bench.sae.formats import as_sae, read_folder, read_sae, readers
 
 MODULE = """
@@ -70,7 +70,7 @@ def test_a_folder_that_is_not_there(saved: Path) -> None:
 
 
 def test_a_folder_of_saes_names_them(saved: Path) -> None:
-    with pytest.raises(LoadError, match=r"is not one SAE but holds some; name one of them: .*jump"):
+    with pytest.raises(LoadError, match=r"holds several SAEs; give the path of one of them: .*jump"):
         read_sae(str(saved.parent))
 
 
@@ -99,8 +99,8 @@ def test_nothing_is_unpickled(tmp_path: Path, name: str) -> None:
 
 def test_a_new_format_is_a_new_file() -> None:
     names = [reader.__name__.rsplit(".", 1)[1] for reader in readers()]
-    folder = Path(resolve_target.__file__).parent
-    assert names == sorted(path.stem for path in folder.glob("[a-z]*.py"))
+    folder = Path(formats.__file__).parent
+    assert names == sorted(path.stem for path in folder.glob("[a-z]*"))
     kinds = (("recognise", "read"), ("recognise_file", "read_file"))
     for reader in readers():
         assert [all(callable(getattr(reader, name, None)) for name in kind) for kind in kinds].count(True) == 1

@@ -136,13 +136,13 @@ def test_weights_that_are_no_numbers() -> None:
     sae = build("jumprelu", 0)
     sae.W_enc[0, :2] = math.nan
     sae.W_enc[1, 0] = -math.inf
-    with pytest.raises(LoadError, match="weight W_enc holds 2 NaN and 1 infinite of 105 values; the SAE is damaged"):
+    with pytest.raises(LoadError, match="weight W_enc has 2 NaN and 1 infinite of 105 values; the SAE is damaged"):
         check_outputs(sae)
 
 
 def test_output_that_overflows() -> None:
     sae = build("relu", 0)
-    with pytest.raises(LoadError, match=r"the output of (encode|decode) on finite input holds"):
+    with pytest.raises(LoadError, match=r"the output of (encode|decode) on finite input has"):
         check_outputs(dataclasses.replace(sae, W_enc=sae.W_enc * 1e37, W_dec=sae.W_dec * 1e3))
 
 
@@ -155,7 +155,7 @@ class Lying(LinearDecoderSAE):
 def test_output_of_another_shape() -> None:
     sae = build("relu", 0)
     lying = Lying(**{field.name: getattr(sae, field.name) for field in dataclasses.fields(sae)})
-    with pytest.raises(LoadError, match=r"encode gives shape \(16, 15\) where \(16, 16\) is due"):
+    with pytest.raises(LoadError, match=r"encode returns shape \(16, 15\) instead of \(16, 16\)"):
         check_outputs(lying)
 
 
@@ -169,10 +169,10 @@ def test_the_fit_to_the_model() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"W_dec": torch.zeros(7, 15)}, r"W_dec has shape \(7, 15\) but W_enc \(7, 15\) asks for \(15, 15\)"),
+        ({"W_dec": torch.zeros(7, 15)}, r"W_dec has shape \(7, 15\) but W_enc \(7, 15\) requires \(15, 15\)"),
         ({"b_dec": torch.zeros(8)}, r"b_dec has shape \(8,\)"),
         ({"pre_bias": torch.zeros(1)}, r"pre_bias has shape \(1,\)"),
-        ({"activation": ReLU(torch.zeros(7))}, r"b_enc has shape \(7,\) .* asks for \(15,\)"),
+        ({"activation": ReLU(torch.zeros(7))}, r"b_enc has shape \(7,\) .* requires \(15,\)"),
         ({"activation": TopK(torch.zeros(15), 16)}, "k is 16, it must lie between 1 and d_sae 15"),
         ({"activation": TopK(torch.zeros(15), 0)}, "k is 0"),
         ({"W_enc": torch.zeros(7)}, "must be matrices"),

@@ -83,7 +83,7 @@ def test_a_decoder_that_scales_its_rows_is_taken_at_its_word() -> None:
 def test_weights_are_optional() -> None:
     sae = wrap(Plain(d_in=6))
     assert sae.d_sae == 10
-    with pytest.raises(MeasurementError, match=r"the Plain object has no W_dec.*give it W_dec \(d_sae, d_out\)"):
+    with pytest.raises(MeasurementError, match=r"the Plain object has no W_dec.*add an attribute W_dec \(d_sae, d_out\)"):
         _ = sae.W_dec
     x = torch.randn(4, 6)
     assert torch.equal(sae.decode(sae.encode(x)), Plain().decode(Plain().encode(x)))
@@ -104,7 +104,7 @@ def test_the_width_may_be_given_or_said_elsewhere() -> None:
 
     assert wrap(Plain(cfg=Config())).d_in == 6
     assert wrap(Plain(), d_in=6).d_in == 6
-    with pytest.raises(LoadError, match="does not say how wide its input is; give it an attribute d_in"):
+    with pytest.raises(LoadError, match="input is unknown; add an attribute d_in"):
         wrap(Plain())
 
 
@@ -132,8 +132,8 @@ class Fails(Plain):
     ("obj", "message"),
     [
         (object(), "the object object has no encode"),
-        (Returns(d_in=6), r"must return one tensor.*\(1, 6\) went in, a tuple came out"),
-        (Flattens(d_in=6), r"\(1, 6\) went in, shape \(10,\) came out"),
+        (Returns(d_in=6), r"must return one tensor.*for shape \(1, 6\) it returned a tuple"),
+        (Flattens(d_in=6), r"for shape \(1, 6\) it returned shape \(10,\)"),
         (Fails(d_in=6), r"failed on a tensor of shape \(1, 6\): ValueError: bad luck$"),
         (Plain(d_in=7), r"encode\(\) of the Plain object failed on a tensor of shape \(1, 7\)"),
     ],

@@ -69,7 +69,7 @@ def test_it_goes_through_a_report() -> None:
 
 def test_a_control_is_chosen_by_its_sae() -> None:
     spec = SAESpec(id="lab/a", path="./a")
-    assert spec.chosen_by is None
-    assert spec.as_control("pca").chosen_by == "--sae 'lab/a' --sae-controls"
-    given = SAESpec(id="a", path="./a b", typed=shlex.join(["--sae", "./a b"]))
-    assert given.as_control("pca").chosen_by == "--sae './a b' --sae-controls"
+    assert spec.selection_options is None
+    assert spec.as_control("pca").selection_options == "--sae 'lab/a' --sae-controls"
+    given = SAESpec(id="a", path="./a b", command_options=shlex.join(["--sae", "./a b"]))
+    assert given.as_control("pca").selection_options == "--sae './a b' --sae-controls"

@@ -68,7 +68,7 @@ def _unaccepted(specs: Sequence[SAESpec], changed: Sequence[Path], folder: Path)
     """SAEs whose files are among the changed ones and that have no accepted report."""
     touched = {path.resolve() for path in changed}
     for spec in specs:
-        if spec.path is None or baselines.accepted_path(folder, spec.judged_as).is_file():
+        if spec.path is None or baselines.accepted_path(folder, spec.accepted_id).is_file():
             continue
         home = Path(spec.path).resolve()
         if any(path == home or path.is_relative_to(home) for path in touched):

@@ -43,7 +43,7 @@ def spec_of(item: pytest.Item) -> Any:
     """The SAE of one of our items; None where no SAE was chosen."""
     found = item.callspec.params.get("sae_spec") if hasattr(item, "callspec") else None
     # An empty set of parameters is filled with a placeholder.
-    return found if hasattr(found, "judged_as") else None
+    return found if hasattr(found, "accepted_id") else None
 
 
 def property_of(item: pytest.Item) -> str | None:

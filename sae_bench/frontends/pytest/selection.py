@@ -12,7 +12,8 @@ from sae_bench.frontends.pytest.options import Resolved, given_limits
 from sae_bench.frontends.testing import SPEED
 from sae_bench.judge.limits import Rule, parse_rule
 from sae_bench.measure.properties import property_names
-from sae_bench.registry.register import SAES, TargetDefaults, load_entry_points, select
+from sae_bench.registry.register import SAES, load_entry_points
+from sae_bench.registry.sae_option import TARGET_FIELDS, select_saes
 from sae_bench.registry.spec import SAESpec
 from sae_bench.report.report import load_report
 from sae_bench.run.options import RunOptions
@@ -90,13 +91,8 @@ def chosen_saes(resolved: Resolved) -> list[SAESpec]:
 
         register_demo()
     SAES.freeze("SAEs were chosen")
-    defaults = TargetDefaults(
-        model=resolved["sae_model"],
-        site=resolved["sae_site"],
-        output_site=resolved["sae_output_site"],
-        corpus=resolved["sae_corpus"],
-    )
-    chosen = select(resolved["sae"], defaults, SAES)
+    target_fields = {name: resolved[f"sae_{name}"] for name in TARGET_FIELDS}
+    chosen = select_saes(resolved["sae"], target_fields, SAES)
     if not resolved["sae_controls"]:
         return chosen
     from sae_bench.sae.controls import control_names

@@ -63,7 +63,7 @@ class Session:
         "What was not written and why; said loudly at the end, and never green."
         self.report: Report | None = None
         self.run = Run(self.options)
-        named = {spec.id: spec.chosen_by for spec in self.specs if spec.chosen_by is not None}
+        named = {spec.id: spec.selection_options for spec in self.specs if spec.selection_options is not None}
         self.run.again = self.again = RerunCommand("", named, resolved.typed(SAME))
         self.name = run_folder.run_name(config.rootpath)
         self._claim: run_folder.LockedRunFolder | None = None
@@ -163,14 +163,14 @@ class Session:
             return []
         if any("::" in argument or argument.endswith(".py") for argument in self.config.args):
             return []
-        accepted = [(spec.id, baselines.load_accepted(self.options.baselines, spec.judged_as)) for spec in self.specs]
+        accepted = [(spec.id, baselines.load_accepted(self.options.baselines, spec.accepted_id)) for spec in self.specs]
         held = [(sae, name) for sae, file in accepted if file is not None for name in file.result.properties]
         return sorted(set(held) - collected)
 
     def is_accepted(self, sae: SAESpec, name: str) -> bool:
         """Whether this run compares a property with an accepted one."""
         where = self.options.reference or self.options.baselines
-        return self.options.compare and baselines.accepted_property(where, sae.judged_as, name) is not None
+        return self.options.compare and baselines.accepted_property(where, sae.accepted_id, name) is not None
 
     def collect(self, record: str, failed: bool) -> None:
         """Take in the record of a finished item; an empty path where it could not be written."""
@@ -328,8 +328,8 @@ class Session:
         if self.folder is not None:
             write_report(report, self.folder / "report.json")
             write_report(report, self.folder.parent / "latest.json")
-            judged_as = {spec.id: spec.judged_as for spec in self.specs}
-            accepted = accepted_side(report, self.options.reference or self.options.baselines, judged_as)
+            accepted_id = {spec.id: spec.accepted_id for spec in self.specs}
+            accepted = accepted_side(report, self.options.reference or self.options.baselines, accepted_id)
             write_files(report, self.folder, accepted)
         if self.resolved["sae_json"]:
             write_report(report, Path(self.config.invocation_params.dir) / self.resolved["sae_json"])

@@ -1,4 +1,4 @@
-"""SAEs of known quality to read a property beside, and sound SAEs with one planted defect to try it on."""
+"""Controls: SAEs of known quality to compare a property with, and sound SAEs with one planted defect to test it on."""
 
 from sae_bench.sae.controls.defects import (
     DEFECTS,

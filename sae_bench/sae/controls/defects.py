@@ -1,6 +1,6 @@
-"""Sound SAEs with one planted defect, as it goes wrong in practice; `DEFECTS` and `DEFECTS_ON_DATA` hold them by name.
+"""Sound SAEs with one planted defect that occurs in practice; `DEFECTS` and `DEFECTS_ON_DATA` list them by name.
 
-Every function returns a new SAE and leaves the given one as it is. What is random takes a generator. Defects change
+Every function returns a new SAE and leaves its argument as it is. Random ones take a generator. Defects change
 weights, so they need an SAE made of tensors (`LinearDecoderSAE`); any other is a `MeasurementError`. The `info` of a
 damaged SAE is the sound one's: a gate that compares the two must see the damage in the numbers.
 """
@@ -27,19 +27,19 @@ _L0_TOLERANCE = 0.01
 
 
 def scale_decoder(sae: SAE, factor: float) -> LinearDecoderSAE:
-    """``sae`` with every decoder row times ``factor``; `b_dec` stays."""
+    """Return ``sae`` with every decoder row times ``factor``; `b_dec` stays."""
     base = linear_weights(sae)
     return dataclasses.replace(base, W_dec=base.W_dec * factor)
 
 
 def scale_features(sae: SAE, factors: Tensor) -> LinearDecoderSAE:
-    """``sae`` with decoder row i times ``factors[i]``, (d_sae,)."""
+    """Return ``sae`` with decoder row i times ``factors[i]``, (d_sae,)."""
     base = linear_weights(sae)
     return dataclasses.replace(base, W_dec=base.W_dec * factors.to(base.W_dec).unsqueeze(1))
 
 
 def rotate_decoder(sae: SAE, degrees: float, generator: Generator) -> LinearDecoderSAE:
-    """``sae`` with every decoder row turned by exactly ``degrees`` towards a random direction of its own."""
+    """Return ``sae`` with every decoder row turned by exactly ``degrees`` towards a random direction of its own."""
     base = linear_weights(sae)
     norms = base.W_dec.norm(dim=1, keepdim=True)
     along = torch.nn.functional.normalize(base.W_dec, dim=1)
@@ -50,7 +50,7 @@ def rotate_decoder(sae: SAE, degrees: float, generator: Generator) -> LinearDeco
 
 
 def zero_features(sae: SAE, share: float, generator: Generator) -> LinearDecoderSAE:
-    """``sae`` with a random ``share`` of its features dead: they neither fire nor write."""
+    """Return ``sae`` with a random ``share`` of its features dead: they neither fire nor write."""
     base = linear_weights(sae)
     keep = torch.ones(base.d_sae, device=base.W_dec.device)
     keep[_some_features(base, share, generator)] = 0
@@ -63,16 +63,16 @@ def zero_features(sae: SAE, share: float, generator: Generator) -> LinearDecoder
 
 
 def duplicate_features(sae: SAE, share: float, generator: Generator) -> LinearDecoderSAE:
-    """``sae`` with a random ``share`` of its features overwritten by copies of others.
+    """Return ``sae`` with a random ``share`` of its features overwritten by copies of others.
 
-    An original and its copy fire alike and write half each, so the original's contribution is kept (except under TopK,
-    where both take a place) and the overwritten feature's is lost.
+    An original and its copy fire alike and write half each, so the original's contribution stays (except under TopK,
+    where both count towards k) and the overwritten feature's is lost.
     """
     base = linear_weights(sae)
     copies = _some_features(base, min(share, 0.5), generator)
-    others = torch.ones(base.d_sae, dtype=torch.bool, device=copies.device)
-    others[copies] = False
-    originals = others.nonzero().flatten()
+    is_copy = torch.zeros(base.d_sae, dtype=torch.bool, device=copies.device)
+    is_copy[copies] = True
+    originals = (~is_copy).nonzero().flatten()
     originals = originals[torch.randperm(len(originals), generator=generator).to(copies.device)[: len(copies)]]
     source = torch.arange(base.d_sae, device=copies.device)
     source[copies] = originals
@@ -87,7 +87,7 @@ def duplicate_features(sae: SAE, share: float, generator: Generator) -> LinearDe
 
 
 def drop_encoder_bias(sae: SAE) -> LinearDecoderSAE:
-    """``sae`` read without its encoder's biases; thresholds stay."""
+    """Return ``sae`` read without its encoder's biases; thresholds stay."""
     base = linear_weights(sae)
     names = ("b_enc", "b_gate", "b_mag")
     zeros = {name: torch.zeros_like(tensor) for name, tensor in base.activation.tensors().items() if name in names}
@@ -95,13 +95,13 @@ def drop_encoder_bias(sae: SAE) -> LinearDecoderSAE:
 
 
 def drop_decoder_bias(sae: SAE) -> LinearDecoderSAE:
-    """``sae`` read without its decoder's bias, neither subtracted from the input nor added to the output."""
+    """Return ``sae`` read without its decoder's bias, neither subtracted from the input nor added to the output."""
     base = linear_weights(sae)
     return dataclasses.replace(base, b_dec=torch.zeros_like(base.b_dec), pre_bias=torch.zeros_like(base.pre_bias))
 
 
 def lose_threshold(sae: SAE) -> LinearDecoderSAE:
-    """``sae`` read as a plain ReLU: the threshold, the k or the gate is lost.
+    """Return ``sae`` read as a plain ReLU: the threshold, the k or the gate is lost.
 
     A `MeasurementError` for an SAE that is a plain ReLU already.
     """
@@ -115,7 +115,7 @@ def lose_threshold(sae: SAE) -> LinearDecoderSAE:
 
 
 def nan_weight(sae: SAE, generator: Generator) -> LinearDecoderSAE:
-    """``sae`` with one decoder weight, drawn at random, that is NaN."""
+    """Return ``sae`` with one decoder weight, drawn at random, that is NaN."""
     base = linear_weights(sae)
     W_dec = base.W_dec.clone()
     W_dec.view(-1)[int(torch.randint(W_dec.numel(), (1,), generator=generator))] = math.nan
@@ -123,12 +123,12 @@ def nan_weight(sae: SAE, generator: Generator) -> LinearDecoderSAE:
 
 
 def in_bfloat16(sae: SAE) -> LinearDecoderSAE:
-    """``sae`` with its weights rounded to bfloat16 and kept in their own precision: saved in half, read in full."""
+    """Return ``sae`` with its weights rounded to bfloat16 and back: saved in half precision, read in full."""
     return linear_weights(sae).map(lambda tensor: tensor.to(torch.bfloat16).to(tensor.dtype))
 
 
 def end_to_end_like(sae: SAE, harmless: Tensor, generator: Generator, gain: float = 2.0) -> LinearDecoderSAE:
-    """``sae`` with a large error in directions the model does not read, as SAEs trained on the model's loss have.
+    """Return ``sae`` with a large error in directions that the model ignores, like SAEs trained on the model's loss.
 
     Each decoder row gets a random vector in the span of ``harmless`` (n, d_out) of ``gain`` times its norm. Under
     LayerNorm, for one, the vector of ones is such a direction.
@@ -140,7 +140,7 @@ def end_to_end_like(sae: SAE, harmless: Tensor, generator: Generator, gain: floa
 
 
 def more_l0(sae: SAE, x: Tensor, factor: float = 2.0) -> LinearDecoderSAE:
-    """``sae`` with ``factor`` times as many active features a token on ``x`` (tokens, d_in), within 1%.
+    """Return ``sae`` with ``factor`` times as many active features a token on ``x`` (tokens, d_in), within 1%.
 
     TopK gets a larger k; elsewhere thresholds are lowered, or gates or biases raised, by one amount for all features. A
     `MeasurementError` when the SAE cannot become that dense.
@@ -195,7 +195,7 @@ DEFECTS_ON_DATA: Mapping[str, ControlFactory] = MappingProxyType({"l0_doubled": 
 
 
 def _some_features(sae: LinearDecoderSAE, share: float, generator: Generator) -> Tensor:
-    """A random ``share`` of the features that write anything, at least one; indices (n,)."""
+    """Return a random ``share`` of the features that write anything, at least one; indices (n,)."""
     writing = decoder_norms(sae).nonzero().flatten()
     count = max(1, round(share * sae.d_sae))
     chosen = torch.randperm(len(writing), generator=generator)[:count].to(writing.device)
@@ -203,7 +203,7 @@ def _some_features(sae: LinearDecoderSAE, share: float, generator: Generator) ->
 
 
 def _eased(sae: LinearDecoderSAE, delta: float) -> LinearDecoderSAE:
-    """``sae`` firing wherever a pre-activation misses its threshold by less than ``delta``."""
+    """Return ``sae`` with every threshold lowered by ``delta``."""
     activation = sae.activation
     if isinstance(activation, JumpReLU):
         lower = dataclasses.replace(activation, threshold=activation.threshold - delta)

@@ -1,8 +1,8 @@
-"""SAEs of known quality, which calibrate a metric's scale.
+"""Controls: SAEs of known quality, which calibrate the scale of a metric.
 
-`identity` must be perfect, `constant` is the bad end, `pca` is what a dense basis of the same activity achieves,
-`random_like` and `permuted` are dictionaries without meaning. Every function returns a new SAE and leaves the given one
-as it is; what is random takes a generator. The last two change weights, so they need an SAE made of tensors
+`identity` must be perfect, `constant` is the worst case, `pca` is a dense basis of the same L0, `random_like` and
+`permuted` are dictionaries without meaning. Every function returns a new SAE and leaves its argument as it is; random
+ones take a generator. The last two change weights, so they need an SAE made of tensors
 (`LinearDecoderSAE`); any other is a `MeasurementError`.
 """
 
@@ -22,22 +22,23 @@ from sae_bench.sae import SAE, LinearDecoderSAE, ReLU, SAEInfo
 from sae_bench.sae.controls.linear_weights import linear_weights, mean_l0, unit_rows
 
 ControlFactory: TypeAlias = Callable[[SAE, Tensor, Generator], LinearDecoderSAE]
-"Made from an SAE and activations that it reads, (tokens, d_in)."
+"Creates an SAE from another one and activations that this one reads, (tokens, d_in)."
 
 _NO_VARIANCE = 1e-9
-"Directions of the input with less variance than this share of the largest are left out of a regression."
+"Directions of the input with less variance than this share of the largest are excluded from a regression."
 
 
 def identity(d: int, site: str | None = None) -> LinearDecoderSAE:
-    """Two features per dimension, one for either sign: reconstructs (..., d) to the last bit with L0 = d."""
+    """Build the identity: two features per dimension, one for either sign; exact reconstruction with L0 = d."""
     eye = torch.eye(d)
-    return _signed("identity", eye, eye, torch.zeros(d), torch.zeros(d), (site, site))
+    return _two_sided("identity", eye, eye, torch.zeros(d), torch.zeros(d), (site, site))
 
 
 def pca(x: Tensor, k: int, site: str | None = None) -> LinearDecoderSAE:
-    """The k leading principal components of ``x`` (tokens, d), a feature for either sign of each: L0 = k of 2k.
+    """Build an SAE of the k leading principal components of ``x`` (tokens, d), two features each: L0 = k of 2k.
 
-    The best linear reconstruction with k numbers a token; beside an SAE of L0 = k it says what sparsity bought.
+    It is the best linear reconstruction with k numbers a token; compared with an SAE of L0 = k it shows the effect of
+    sparsity.
     """
     tokens, d = x.shape
     if not 1 <= k <= min(tokens - 1, d):
@@ -46,15 +47,15 @@ def pca(x: Tensor, k: int, site: str | None = None) -> LinearDecoderSAE:
     mean = x.double().mean(0)
     centred = x.double() - mean
     components = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1).T[:k].float()
-    return _signed("pca", components, components, mean.float(), mean.float(), (site, site))
+    return _two_sided("pca", components, components, mean.float(), mean.float(), (site, site))
 
 
 def reduced_rank(
     read: Tensor, written: Tensor, k: int, sites: tuple[str | None, str | None] = (None, None)
 ) -> LinearDecoderSAE:
-    """The best linear map with k numbers a token from ``read`` (tokens, d_in) to ``written`` (tokens, d_out).
+    """Build the best linear map with k numbers a token from ``read`` (tokens, d_in) to ``written`` (tokens, d_out).
 
-    What `pca` is where both are the same: L0 = k of 2k. Reduced-rank regression (Izenman 1975): the least-squares
+    It equals `pca` where both are the same: L0 = k of 2k. Reduced-rank regression (Izenman 1975): the least-squares
     map, projected to the k principal directions of what it predicts.
     """
     (tokens, d_in), d_out = read.shape, written.shape[1]
@@ -69,11 +70,11 @@ def reduced_rank(
     predicted = x @ fitted
     out = torch.linalg.eigh(predicted.T @ predicted).eigenvectors.flip(1).T[:k]  # (k, d_out)
     into = out @ fitted.T  # (k, d_in)
-    return _signed("pca", into.float(), out.float(), means[0].float(), means[1].float(), sites)
+    return _two_sided("pca", into.float(), out.float(), means[0].float(), means[1].float(), sites)
 
 
 def constant(value: Tensor, site: str | None = None) -> LinearDecoderSAE:
-    """One feature that never fires; decodes everything to ``value`` (d,).
+    """Build an SAE of one feature that never fires and decodes to ``value`` (d,).
 
     With zeros this is zero ablation, with the site's mean it is mean ablation.
     """
@@ -89,9 +90,9 @@ def constant(value: Tensor, site: str | None = None) -> LinearDecoderSAE:
 
 
 def random_like(sae: SAE, generator: Generator) -> LinearDecoderSAE:
-    """``sae`` with random directions: a decoder row and its encoder column keep their norms and share one direction.
+    """Return ``sae`` with random directions; a decoder row and its encoder column keep their norms.
 
-    Where a transcoder reads and writes different widths, each end has a direction of its own.
+    They share one direction, unless a transcoder reads and writes different widths.
     """
     base = linear_weights(sae)
     out = unit_rows(base.d_sae, base.d_out, generator).to(base.W_dec)
@@ -104,7 +105,7 @@ def random_like(sae: SAE, generator: Generator) -> LinearDecoderSAE:
 
 
 def permuted(sae: SAE, generator: Generator) -> LinearDecoderSAE:
-    """``sae`` with its decoder rows permuted against its encoder, none of them left in its place."""
+    """Return ``sae`` with its decoder rows permuted against its encoder, without a fixed point."""
     base = linear_weights(sae)
     # A cycle through a random order moves every row; a plain permutation leaves about one where it was.
     order = torch.randperm(base.d_sae, generator=generator).to(base.W_dec.device)
@@ -121,16 +122,18 @@ CONTROLS: Mapping[str, ControlFactory] = MappingProxyType(
         "permuted": lambda sae, _, generator: permuted(sae, generator),
     }
 )
-"What a property is read beside, by name; ``--sae-controls`` measures them beside every chosen SAE."
+"Controls by name; ``--sae-controls`` measures them for every chosen SAE."
 
 AT_THE_OUTPUT = ("identity",)
-"Controls that read where a transcoder writes: nothing else is perfect there."
+"Controls that read the site that a transcoder writes, because only there is a perfect reconstruction possible."
 
 
-def _checked(name: str, found: object) -> ControlFactory:
-    if not callable(found):
-        raise UsageError(f"control {name!r} is a {type(found).__name__}; it must be a function of (sae, x, generator)")
-    return cast(ControlFactory, found)
+def _checked(name: str, control: object) -> ControlFactory:
+    if not callable(control):
+        raise UsageError(
+            f"control {name!r} is a {type(control).__name__}; register a function of (sae, x, generator) instead"
+        )
+    return cast(ControlFactory, control)
 
 
 EXTENSIONS: Extensions[ControlFactory] = Extensions("control", lambda: CONTROLS, _checked)
@@ -140,8 +143,8 @@ EXTENSIONS: Extensions[ControlFactory] = Extensions("control", lambda: CONTROLS,
 def register_control(name: str, make: ControlFactory) -> None:
     """Add a control; call it in ``conftest.py``.
 
-    ``make(sae, x, generator)`` returns an SAE of known quality, given the SAE it stands beside and activations that
-    this one reads (tokens, d_in). A package names its function in an entry point of the group ``sae_bench.controls``
+    ``make(sae, x, generator)`` returns an SAE of known quality from the measured SAE and activations that it reads
+    (tokens, d_in). A package names its function in an entry point of the group ``sae_bench.controls``
     instead.
 
     Raises:
@@ -151,24 +154,24 @@ def register_control(name: str, make: ControlFactory) -> None:
 
 
 def control_names() -> tuple[str, ...]:
-    """Names of all controls, this package's first."""
+    """Return names of all controls, this package's first."""
     return (*CONTROLS, *EXTENSIONS.names())
 
 
 def load_control(name: str) -> ControlFactory:
-    """The control called ``name``, which must be in `control_names`."""
+    """Return the control called ``name``, which must be in `control_names`."""
     return CONTROLS[name] if name in CONTROLS else EXTENSIONS.load(name)
 
 
 def make_control(name: str, sae: SAE, read: Tensor, written: Tensor, generator: Generator) -> LinearDecoderSAE:
-    """The control called ``name`` of ``sae``, on the device of ``read``.
+    """Build the control called ``name`` of ``sae``, on the device of ``read``.
 
     Args:
         name: one of `control_names`.
-        sae: what it stands beside.
+        sae: the measured SAE.
         read: activations that the SAE reads, (tokens, d_in).
-        written: those that it is held against, (tokens, d_out); the same tensor unless it is a transcoder.
-        generator: of what is random.
+        written: activations that it reconstructs, (tokens, d_out); the same tensor unless it is a transcoder.
+        generator: source of random numbers.
     """
     if name == "pca" and written is not read:
         return reduced_rank(read, written, _rank(sae, read), (sae.info.site_in, sae.info.site_out))
@@ -176,21 +179,21 @@ def make_control(name: str, sae: SAE, read: Tensor, written: Tensor, generator: 
 
 
 def _rank(sae: SAE, x: Tensor) -> int:
-    """Numbers a token that are as many as ``sae`` has active features on ``x`` (tokens, d_in)."""
+    """Return the rank that equals the mean number of active features of ``sae`` on ``x`` (tokens, d_in)."""
     return max(1, min(round(mean_l0(sae, x)), sae.d_in, sae.d_out))
 
 
-def _signed(
-    name: str, into: Tensor, out: Tensor, less: Tensor, plus: Tensor, sites: tuple[str | None, str | None]
+def _two_sided(
+    name: str, into: Tensor, out: Tensor, mean_in: Tensor, mean_out: Tensor, sites: tuple[str | None, str | None]
 ) -> LinearDecoderSAE:
-    """A feature for either sign of ``into`` (k, d_in), written as ``out`` (k, d_out), around the two means."""
+    """Build two features, one for either sign, of each row of ``into`` (k, d_in), written as ``out`` (k, d_out)."""
     return LinearDecoderSAE(
         info=_info(name, into.shape[1], 2 * len(into), sites),
         W_enc=torch.cat([into, -into]).T.contiguous(),
         activation=ReLU(into.new_zeros(2 * len(into))),
         W_dec=torch.cat([out, -out]),
-        b_dec=plus,
-        pre_bias=less,
+        b_dec=mean_out,
+        pre_bias=mean_in,
     )
 
 

@@ -1,4 +1,4 @@
-"""What controls and defects are both made with."""
+"""Access to the weights of an SAE, random directions and L0, for controls and defects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sae_bench.sae import SAE, LinearDecoderSAE
 
 
 def linear_weights(sae: SAE) -> LinearDecoderSAE:
-    """``sae`` as an SAE made of tensors; a `MeasurementError` when it is none."""
+    """Return ``sae`` itself when it is made of tensors; a `MeasurementError` otherwise."""
     if isinstance(sae, LinearDecoderSAE):
         return sae
     raise MeasurementError(
@@ -20,10 +20,10 @@ def linear_weights(sae: SAE) -> LinearDecoderSAE:
 
 
 def unit_rows(rows: int, columns: int, generator: Generator) -> Tensor:
-    """Random directions of norm 1, (rows, columns)."""
+    """Draw random directions of norm 1, (rows, columns)."""
     return torch.nn.functional.normalize(torch.randn(rows, columns, generator=generator), dim=1)
 
 
 def mean_l0(sae: SAE, x: Tensor) -> float:
-    """Mean number of active features on ``x`` (tokens, d_in)."""
+    """Return mean number of active features on ``x`` (tokens, d_in)."""
     return float((sae.encode(x) != 0).sum(-1).double().mean())

@@ -1,1 +1,1 @@
-"""Weight files and configs: where a target is, what its files hold, and how tensors become an SAE."""
+"""Weight files and configs of SAEs: resolve a target, read tensors and JSON, check shapes and orientation."""

@@ -1,6 +1,7 @@
-"""Reading weight files: safetensors, numpy's archives, and torch's pickles without running them.
+"""Read weight files: safetensors, numpy's archives, and torch's pickles without running them.
 
-What a file claims is compared with its size before anything is read, so that a small file cannot ask for much memory.
+The declared sizes are compared with the size of the file before anything is read, so that a small file cannot allocate
+much memory.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ PICKLES = (".pt", ".pth")
 "Suffixes of files that torch.save writes."
 
 MOST_BYTES = 64 * 2**30
-"The largest pickle or archive that is opened."
+"Largest pickle or archive that is opened."
 
 _DENSEST = 4
-"Weights never shrink to less than a quarter when compressed; what claims more is no SAE."
+"Largest plausible compression ratio of weights; a file that declares more is no SAE."
 
 
 def peek_names(path: Path) -> set[str]:
-    """Names of the tensors in a weight file, or none: for recognising, where nothing may fail."""
+    """Return the names of the tensors in a weight file, or none: for ``recognise``, which must not fail."""
     if not path.is_file():
         return set()
     try:
@@ -47,8 +48,8 @@ def peek_names(path: Path) -> set[str]:
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """All tensors of ``path`` as stored; `LoadError` when it is missing, truncated or something else."""
-    _check_there(path)
+    """Return all tensors of ``path`` as stored; `LoadError` when it is missing, truncated or something else."""
+    _check_exists(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
@@ -57,11 +58,11 @@ def read_safetensors(path: Path) -> Tensors:
 
 
 def read_npz(path: Path) -> Tensors:
-    """All arrays of a numpy archive as tensors, none of them pickled; `LoadError` when it is anything else."""
-    _check_there(path)
+    """Return all arrays of a numpy archive as tensors, none of them pickled; `LoadError` when it is anything else."""
+    _check_exists(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_claims(path, archive, compressed=True)
+            _check_unpacked_size(path, archive, compressed=True)
             for member in archive.infolist():
                 _check_array(path, archive, member)
         with np.load(path, allow_pickle=False) as file:
@@ -71,16 +72,16 @@ def read_npz(path: Path) -> Tensors:
 
 
 def read_pickled(path: Path, *, mapped: bool = False) -> dict[str, Any]:
-    """What ``torch.save`` wrote to ``path``: a dict of tensors and plain values; nothing in it is run.
+    """Read a dict of tensors and plain values that ``torch.save`` wrote; nothing in the file is run.
 
     ``mapped`` leaves the values in the file until they are used. Read with ``weights_only=True``, which refuses
     everything but tensors and plain containers. A `LoadError` when it is missing, truncated, larger than `MOST_BYTES`,
     compressed, or no dict.
     """
-    _check_there(path)
+    _check_exists(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_claims(path, archive, compressed=False)
+            _check_unpacked_size(path, archive, compressed=False)
         with warnings.catch_warnings():
             # Of protocols that other writers use: what cannot be read is an error below.
             warnings.simplefilter("ignore")
@@ -88,53 +89,54 @@ def read_pickled(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     except LoadError:
         raise
     except Exception:
-        # What torch says here advises to switch the protection off.
+        # torch's own message advises to switch the protection off.
         content = None
     # A dict may hold one tensor spread over a huge shape that takes no room in the file.
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content) or not _fits(content, path):
         raise LoadError(
-            f"{path} is no plain dict of tensors: it is truncated, a web page saved by mistake, or a pickle of other "
-            f"objects, which is never run; save the SAE's state_dict() alone, or download it again"
+            f"{path} is not a plain dict of tensors: it is truncated, a web page saved by mistake, or a pickle of "
+            f"other objects, which is never run; save the SAE's state_dict() alone, or download it again"
         )
     return content
 
 
 def only_tensors(content: dict[str, Any], path: Path) -> Tensors:
-    """``content`` when it holds nothing but tensors; a `LoadError` that names the first other thing otherwise."""
+    """Return ``content``, which must hold tensors alone; a `LoadError` names the first other value."""
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise LoadError(
-                f"{path} is no plain dict of tensors: {name} is a {type(value).__name__}; "
+                f"{path} is not a plain dict of tensors: {name} is a {type(value).__name__}; "
                 f"save the SAE's state_dict() alone"
             )
     return content
 
 
-def _check_there(path: Path) -> None:
+def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise LoadError(f"{path.parent} has no {path.name}; copy it from where the SAE was saved")
 
 
-def _check_claims(path: Path, archive: zipfile.ZipFile, *, compressed: bool) -> None:
-    """`LoadError` when the members of an archive would unpack to more than such a file can hold."""
-    size, claimed = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+def _check_unpacked_size(path: Path, archive: zipfile.ZipFile, *, compressed: bool) -> None:
+    """Raise a `LoadError` when the members of an archive would unpack to more than such a file can hold."""
+    size, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
     most = min(MOST_BYTES, size * (_DENSEST if compressed else 1))
-    if claimed > most:
+    if unpacked > most:
         raise LoadError(
-            f"{path} has {size} bytes and claims to unpack to {claimed}, more than the {most} that are read; "
-            f"it is damaged or no SAE"
+            f"{path} has {size} bytes and declares {unpacked} bytes unpacked, more than the {most} that are read; "
+            f"it is damaged or no SAE: download it again"
         )
 
 
 def _check_array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """`LoadError` when an array's header promises more values than its member holds."""
+    """Raise a `LoadError` when an array's header promises more values than its member holds."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(file)
     if math.prod(shape) * dtype.itemsize > member.file_size or dtype.kind not in "fiub":
         raise LoadError(
-            f"{member.filename} of {path} is no plain array of numbers that its {member.file_size} bytes hold"
+            f"{member.filename} of {path} is not a plain array of numbers in its {member.file_size} bytes; "
+            f"download the file again"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a target means before it is an SAE: a path, a download, a release, a Python object."""
+"""Resolve a target to files or an object: a path, a download, a release of SAELens, or a Python attribute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sae_bench.errors import LoadError, near
+from sae_bench.errors import LoadError, first_line, near
 
 _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 _ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -17,13 +17,13 @@ _RELEASE = re.compile(r"sae_lens:(?P<release>[^/]+)/(?P<sae_id>.+)")
 
 
 def existing_path(target: str, base: Path | None) -> Path | None:
-    """``target`` as a path, relative ones to ``base`` (the working directory without), if it exists."""
+    """Return ``target`` as a path, relative ones to ``base`` (the working directory without), if it exists."""
     path = (base or Path()) / Path(target).expanduser()
     return path if path.exists() else None
 
 
 def not_found(target: str, base: Path | None) -> LoadError:
-    """The sentence for a path that does not exist, with near names from its folder."""
+    """Return the error for a path that does not exist, with similar names from its folder."""
     path = (base or Path()) / Path(target).expanduser()
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     return LoadError(
@@ -33,32 +33,32 @@ def not_found(target: str, base: Path | None) -> LoadError:
 
 
 def is_attribute(target: str) -> bool:
-    """Whether ``target`` is spelled ``module:attribute``."""
+    """Return True when ``target`` has the form ``module:attribute``."""
     return _ATTRIBUTE.fullmatch(target) is not None
 
 
 def attribute(target: str, base: Path | None) -> Any:
-    """The object that ``module:attribute`` names; called when it has no ``encode`` of its own."""
+    """Return the object that ``module:attribute`` names; called when it has no ``encode`` of its own."""
     module_name, _, path = target.partition(":")
-    found = _import(target, module_name, base)
+    obj = _import(target, module_name, base)
     for name in path.split("."):
-        if not hasattr(found, name):
-            raise LoadError(f"{target}: {name!r} is not in {module_name}{near(name, dir(found))}")
-        found = getattr(found, name)
-    if isinstance(found, type) or (callable(found) and not hasattr(found, "encode")):
-        return _call(target, found)
-    return found
+        if not hasattr(obj, name):
+            raise LoadError(f"{target}: {name!r} is not in {module_name}{near(name, dir(obj))}")
+        obj = getattr(obj, name)
+    if isinstance(obj, type) or (callable(obj) and not hasattr(obj, "encode")):
+        return _call(target, obj)
+    return obj
 
 
 def download(target: str) -> Path:
-    """The local folder of ``hf:org/name[@revision]/sub/folder``, fetched from the Hugging Face hub or its cache."""
+    """Fetch ``hf:org/name[@revision]/sub/folder`` from the Hugging Face hub or its cache; return the local folder."""
     match = _HUB.fullmatch(target)
     if match is None:
         raise LoadError(f"{target} is not spelled hf:org/name/sub/folder or hf:org/name@revision/sub/folder")
     from huggingface_hub import snapshot_download
 
     folder = match["folder"] or ""
-    patterns, ignored = _wanted(folder)
+    patterns, ignored = _file_patterns(folder)
     try:
         root = snapshot_download(
             match["repo"], revision=match["revision"], allow_patterns=patterns, ignore_patterns=ignored
@@ -68,7 +68,7 @@ def download(target: str) -> Path:
             snapshot_download(match["repo"], revision=match["revision"], allow_patterns=[below])
     except Exception as error:
         raise LoadError(
-            f"cannot fetch {match['repo']} from the Hugging Face hub ({type(error).__name__}: {_first_line(error)}); "
+            f"cannot fetch {match['repo']} from the Hugging Face hub ({type(error).__name__}: {first_line(error)}); "
             f"check the name and the network, or download it and give its folder"
         ) from error
     local = Path(root) / folder
@@ -77,21 +77,21 @@ def download(target: str) -> Path:
     return local
 
 
-def _wanted(folder: str) -> tuple[list[str], list[str]]:
-    """Patterns of the files to fetch, and of those not to, for an SAE's file or folder in a repository."""
+def _file_patterns(folder: str) -> tuple[list[str], list[str]]:
+    """Return patterns of the files to fetch, and of those not to, for an SAE's file or folder in a repository."""
     place, _, name = folder.rpartition("/")
     above = f"{place}/" if place else ""
     if name.endswith(_SUFFIXES):
         stem = name.rpartition(".")[0]
         return [folder, f"{above}{stem}_cfg.json", f"{above}cfg.json", f"{above}config.json"], []
     prefix = f"{folder}/" if folder else ""
-    # sparsify names its model one folder up. A star also matches slashes: what lies further down would come along.
-    wanted = [f"{prefix}*{suffix}" for suffix in (".json", *_SUFFIXES)]
-    return [*wanted, *([f"{above}config.json"] if folder else [])], [f"{prefix}*/*"]
+    # sparsify names its model one folder up. A star also matches slashes, so files further down are excluded.
+    patterns = [f"{prefix}*{suffix}" for suffix in (".json", *_SUFFIXES)]
+    return [*patterns, *([f"{above}config.json"] if folder else [])], [f"{prefix}*/*"]
 
 
 def sae_lens_release(target: str) -> Any:
-    """The SAELens object that ``sae_lens:release/sae_id`` names."""
+    """Return the SAELens object that ``sae_lens:release/sae_id`` names."""
     match = _RELEASE.fullmatch(target)
     if match is None:
         raise LoadError(
@@ -108,7 +108,7 @@ def sae_lens_release(target: str) -> Any:
     except Exception as error:
         raise LoadError(
             f"SAELens cannot load release {match['release']!r}, SAE {match['sae_id']!r} "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
 
 
@@ -120,7 +120,7 @@ def _import(target: str, module_name: str, base: Path | None) -> Any:
         return importlib.import_module(module_name)
     except Exception as error:
         raise LoadError(
-            f"{target}: importing {module_name} failed ({type(error).__name__}: {_first_line(error)}); "
+            f"{target}: importing {module_name} failed ({type(error).__name__}: {first_line(error)}); "
             f"is it installed, or in {folder}?"
         ) from error
     finally:
@@ -131,8 +131,4 @@ def _call(target: str, function: Any) -> Any:
     try:
         return function()
     except Exception as error:
-        raise LoadError(f"{target}() failed ({type(error).__name__}: {_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+        raise LoadError(f"{target}() failed ({type(error).__name__}: {first_line(error)})") from error

@@ -1,10 +1,10 @@
-"""Reading SAEs from wherever they are: folders, the Hugging Face hub, SAELens' releases, Python objects.
+"""Read SAEs from folders, the Hugging Face hub, SAELens' releases, and Python objects.
 
-One family of files is one module of this package, found by itself. A family of folders has ``recognise(folder) ->
+One format is one module of this package, discovered by its name. A format of folders has ``recognise(folder) ->
 bool`` (cheap, never fails) and ``read(folder) -> SAE`` (a `LoadError` in one sentence when the files are there but
-wrong); a family of single files has ``recognise_file(path, names) -> bool``, given the names of the tensors in the
-file, and ``read_file(path)``. Either may have ``adopt(obj)``, which turns a loaded object of that family's library into
-an `SAE`, or returns None.
+wrong); a format of single files has ``recognise_file(path, names) -> bool``, given the names of the tensors in the
+file, and ``read_file(path)``. Either may have ``adopt(obj)``, which converts a loaded object of that format's library
+to an `SAE`, or returns None.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NEVER_READ = (".pkl", ".bin", ".ckpt", ".pickle", ".npy")
 
 
 def read_sae(target: str, *, device: str = "cpu", dtype: str = "float32", base: Path | None = None) -> SAE:
-    """The SAE that ``target`` names, checked (`check_outputs`), on ``device`` in ``dtype``.
+    """Read the SAE that ``target`` names, checked by `check_outputs`, on ``device`` in ``dtype``.
 
     ``target`` is a folder or a file in it (relative to ``base``), ``hf:org/name[@revision]/sub/folder``,
     ``sae_lens:release/sae_id`` or ``module:attribute`` (an object with encode and decode, or a function that returns
@@ -57,7 +57,7 @@ def read_sae(target: str, *, device: str = "cpu", dtype: str = "float32", base: 
 
 
 def as_sae(obj: Any) -> SAE:
-    """``obj`` as an `SAE`: by the reader of its library where there is one, else wrapped as it is."""
+    """Convert ``obj`` to an `SAE`: by the reader of its library if there is one, else wrapped as it is."""
     for reader in readers():
         adopted: SAE | None = getattr(reader, "adopt", lambda _: None)(obj)
         if adopted is not None:
@@ -66,34 +66,34 @@ def as_sae(obj: Any) -> SAE:
 
 
 def read_folder(path: Path) -> SAE:
-    """The SAE in a folder, or in the folder of a file, or in a file that is an SAE alone; float32, on the CPU."""
+    """Read the SAE in a folder, in the folder of a file, or in a single file; float32, on the CPU."""
     if not path.is_file() and not path.is_dir():
         raise LoadError(f"{path} is neither a file nor a folder; give the folder or file that holds the SAE")
     folder = path.parent if path.is_file() else path
-    found = [reader for reader in readers() if _recognises(reader, folder)]
+    matching = [reader for reader in readers() if _recognises(reader, folder)]
     files = [path] if path.is_file() else sorted(_weight_files(folder))
-    if found:
-        _only(found, folder)
-        sae: SAE = found[0].read(folder)
+    if matching:
+        _check_one_format(matching, folder)
+        sae: SAE = matching[0].read(folder)
         return sae
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:3])
-        raise LoadError(f"{folder} holds {len(files)} weight files ({names} ...); name the one that is meant")
+        raise LoadError(f"{folder} holds {len(files)} weight files ({names} ...); give the path of one of them")
     for file in files:
-        if alone := _readers_of(file):
-            _only(alone, file)
-            lone: SAE = alone[0].read_file(file)
-            return lone
+        if of_file := _readers_of(file):
+            _check_one_format(of_file, file)
+            single: SAE = of_file[0].read_file(file)
+            return single
     raise _unrecognised(folder, [file.name for file in files])
 
 
 def readers() -> tuple[ModuleType, ...]:
-    """The modules that read a family of files: this package's by name, then those of others (`register_format`)."""
+    """Return the modules that read a format: this package's by name, then registered ones (`register_format`)."""
     return (*_own_readers(), *(EXTENSIONS.load(name) for name in EXTENSIONS.names()))
 
 
 def register_format(reader: ModuleType, name: str | None = None) -> None:
-    """Add a family of files; call it in ``conftest.py``.
+    """Add a format; call it in ``conftest.py``.
 
     ``reader`` is a module (or an object) with ``recognise(folder)`` and ``read(folder)``. A package names its module in
     an entry point of the group ``sae_bench.formats`` instead.
@@ -114,11 +114,11 @@ def _own_names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 
 
-def _checked(name: str, found: object) -> ModuleType:
-    missing = [method for method in ("recognise", "read") if not callable(getattr(found, method, None))]
+def _checked(name: str, reader: object) -> ModuleType:
+    missing = [method for method in ("recognise", "read") if not callable(getattr(reader, method, None))]
     if missing:
         raise UsageError(f"format {name!r} has no {missing[0]}(); it needs recognise(folder) and read(folder)")
-    return cast(ModuleType, found)
+    return cast(ModuleType, reader)
 
 
 EXTENSIONS: Extensions[ModuleType] = Extensions("format", _own_names, _checked)
@@ -126,7 +126,7 @@ EXTENSIONS: Extensions[ModuleType] = Extensions("format", _own_names, _checked)
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    return [each for each in folder.iterdir() if each.suffix in _WEIGHTS and each.is_file()]
+    return [file for file in folder.iterdir() if file.suffix in _WEIGHTS and file.is_file()]
 
 
 def _readers_of(file: Path) -> list[ModuleType]:
@@ -134,21 +134,21 @@ def _readers_of(file: Path) -> list[ModuleType]:
     return [reader for reader in readers() if hasattr(reader, "recognise_file") and reader.recognise_file(file, names)]
 
 
-def _only(found: list[ModuleType], where: Path) -> None:
-    if len(found) > 1:
-        names = ", ".join(_name(reader) for reader in found)
-        raise LoadError(f"{where} looks like more than one format ({names}); keep the files of one of them in it")
+def _check_one_format(matching: list[ModuleType], path: Path) -> None:
+    if len(matching) > 1:
+        names = ", ".join(_name(reader) for reader in matching)
+        raise LoadError(f"{path} looks like more than one format ({names}); leave the files of one of them in it")
 
 
-def _unrecognised(folder: Path, named: list[str]) -> LoadError:
+def _unrecognised(folder: Path, weight_files: list[str]) -> LoadError:
     files = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    pickles = [name for name in named or files if Path(name).suffix in _NEVER_READ]
+    pickles = [name for name in weight_files or files if Path(name).suffix in _NEVER_READ]
     if pickles:
         return LoadError(
-            f"{folder} holds its weights as {', '.join(pickles[:3])}, which is not read because unpickling runs code; "
+            f"{folder} stores its weights as {', '.join(pickles[:3])}, which is not read because unpickling runs code; "
             f"convert it to safetensors, or register load=, a function that returns an object with encode and decode"
         )
-    if broken := [name for name in named if not peek_names(folder / name)]:
+    if broken := [name for name in weight_files if not peek_names(folder / name)]:
         return LoadError(
             f"{folder / broken[0]} holds no tensors by name: it is truncated, a web page saved by mistake, or a pickle "
             f"of other objects, which is never run; save the SAE's state_dict() alone, or download it again"
@@ -157,11 +157,11 @@ def _unrecognised(folder: Path, named: list[str]) -> LoadError:
     inside = [str(entry) for entry in below if any(_recognises(reader, entry) for reader in readers())]
     if inside:
         more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
-        return LoadError(f"{folder} is not one SAE but holds some; name one of them: {', '.join(inside[:3])}{more}")
-    known = ", ".join(_name(reader) for reader in readers())
+        return LoadError(f"{folder} holds several SAEs; give the path of one of them: {', '.join(inside[:3])}{more}")
+    formats = ", ".join(_name(reader) for reader in readers())
     listing = ", ".join(files[:6]) or "no files"
     return LoadError(
-        f"{folder} ({listing}) is in no known format ({known}); "
+        f"{folder} ({listing}) is in no known format ({formats}); "
         f"to measure it, register load=, a function that returns an object with encode and decode"
     )
 

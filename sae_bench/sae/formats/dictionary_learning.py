@@ -43,7 +43,7 @@ _ENDS: Mapping[str, tuple[Literal["input", "output"], Literal["input", "output"]
     "out": ("output", "output"),
     "in_and_out": ("input", "output"),
 }
-"The buffer's word to the module's ends that are read and written."
+"Value of the buffer's ``io`` to the ends of the module that are read and written."
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Class:
     "Stored names to ours."
     build: Callable[[Tensors, int], Activation]
     subtracts: bool
-    "Whether the decoder's bias is taken from the input."
+    "True when the decoder's bias is subtracted from the input."
     has_k: bool = False
 
 
@@ -78,24 +78,24 @@ _CLASSES = {
     "MatryoshkaBatchTopKSAE": _Class({**_PLAIN, **_BATCH}, _jump, subtracts=True),
 }
 _UNUSED = {"k", "group_sizes"}
-"Buffers that say how training went."
+"Buffers of training, which inference does not need."
 
 
 def recognise(folder: Path) -> bool:
-    """Whether ``folder`` is of this family, also when one of its two files is missing or broken."""
+    """Return True when ``folder`` is of this family, also when one of its two files is missing or broken."""
     trainer = peek_json(folder / CONFIG).get("trainer")
     return (isinstance(trainer, dict) and "dict_class" in trainer) or (folder / WEIGHTS).is_file()
 
 
 def read(folder: Path) -> LinearDecoderSAE:
-    """The SAE in ``folder``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    """Read the SAE in ``folder``, in float32 on the CPU; a `LoadError` in one sentence when its files are wrong."""
     config = read_json(folder / CONFIG)
     path = folder / WEIGHTS
     return build(config, only_tensors(read_pickled(path), path), what=str(folder))
 
 
 def adopt(obj: Any) -> LinearDecoderSAE | None:
-    """A loaded dictionary_learning object as an SAE of ours; None for anything else."""
+    """Convert a loaded dictionary_learning object as an SAE of ours; None for anything else."""
     name = type(obj).__name__
     if not type(obj).__module__.startswith("dictionary_learning.") or name not in _CLASSES:
         return None
@@ -104,7 +104,7 @@ def adopt(obj: Any) -> LinearDecoderSAE | None:
 
 
 def build(config: Mapping[str, Any], weights: Tensors, *, what: str) -> LinearDecoderSAE:
-    """The SAE that ``config`` and the state dict ``weights`` describe, in float32; ``what`` names it in errors."""
+    """Build the SAE of a ``config`` and a state dict ``weights``, in float32; ``what`` names it in errors."""
     trainer = config.get("trainer")
     if not isinstance(trainer, Mapping):
         raise LoadError(f"{CONFIG} of {what} has no object 'trainer', which names the class of its weights")
@@ -127,7 +127,7 @@ def build(config: Mapping[str, Any], weights: Tensors, *, what: str) -> LinearDe
     elif tensors["W_enc"].ndim != 2:
         raise LoadError(f"W_enc of {what} is no matrix")
     d_in, d_sae = tensors["W_enc"].shape
-    _check_said(trainer, {"activation_dim": d_in, "dict_size": d_sae}, what)
+    _check_config_values(trainer, {"activation_dim": d_in, "dict_size": d_sae}, what)
     check_shape("the decoder", tensors["W_dec"], (d_sae, d_in), what)
     io = _io(config, what)
     if io != "in_and_out":
@@ -152,12 +152,12 @@ def _k(trainer: Mapping[str, Any], weights: Tensors, what: str) -> int:
     if weights["k"].numel() != 1 or weights["k"].is_complex():
         raise LoadError(f"k of {what} has shape {tuple(weights['k'].shape)}, it must be one number")
     stored = int(weights["k"])
-    _check_said(trainer, {"k": stored}, what)
+    _check_config_values(trainer, {"k": stored}, what)
     return positive_int({"k": stored}, "k", what)
 
 
-def _check_said(trainer: Mapping[str, Any], found: Mapping[str, int], what: str) -> None:
-    for key, value in found.items():
+def _check_config_values(trainer: Mapping[str, Any], weights: Mapping[str, int], what: str) -> None:
+    for key, value in weights.items():
         if trainer.get(key, value) != value:
             raise LoadError(
                 f"the config of {what} says {key} {trainer[key]!r} but its weights say {value}; "
@@ -175,7 +175,7 @@ def _threshold(threshold: Tensor, d_sae: int, what: str) -> Tensor:
 
 
 def _io(config: Mapping[str, Any], what: str) -> str:
-    """Which ends of the module it was trained on, in the buffer's words."""
+    """Return the buffer's ``io``, the ends of the module that it was trained on."""
     buffer = config.get("buffer")
     io = optional_value(buffer, "io", str, what) if isinstance(buffer, Mapping) else None
     if io not in (None, *_ENDS):
@@ -200,8 +200,8 @@ def _info(config: Mapping[str, Any], trainer: Mapping[str, Any], known: SAEInfo,
 
 
 def _site(submodule: object, end: Literal["input", "output"], io: str) -> str | None:
-    """The hook name of ``resid_post_layer_8`` or of one end of a module; None for anything less certain."""
+    """Return the hook name of ``resid_post_layer_8`` or of one end of a module; None for anything less certain."""
     if isinstance(submodule, str) and (match := _SITE.fullmatch(submodule)):
-        # Such names say what was recorded, which is a module's output.
+        # Such names are of recorded activations, which are outputs of modules.
         return f"blocks.{match[2]}.hook_{match[1]}" if io == "out" else None
     return hook_name(submodule, end)

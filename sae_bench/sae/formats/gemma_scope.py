@@ -1,7 +1,7 @@
 """Gemma Scope's format: ``params.npz`` with W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc, b_dec and threshold.
 
-There is no config: model and site are for the registration to say. The decoder's bias is not taken from the input. The
-folder's name, ``average_l0_71``, is the only number its makers state.
+There is no config: the registration must give model and site. The decoder's bias is not subtracted from the input. The
+folder's name, ``average_l0_71``, gives the published L0.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _L0 = re.compile(r"average_l0_(\d+)")
 
 
 def recognise_file(path: Path, names: Set[str]) -> bool:
-    """Whether a weight file with tensors ``names`` is of this family."""
+    """Return True when a weight file with tensors ``names`` is of this family."""
     return path.suffix == ".npz" and set(_NAMES) <= names
 
 
 def read_file(path: Path) -> LinearDecoderSAE:
-    """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    """Read the SAE in ``path``, in float32 on the CPU; a `LoadError` in one sentence when its files are wrong."""
     stored = read_npz(path)
     weights = canonical_weights(stored, str(path), threshold=True)
     d_in, d_sae = weights["W_enc"].shape
-    said = _L0.fullmatch(path.parent.name)
+    l0 = _L0.fullmatch(path.parent.name)
     return LinearDecoderSAE(
         info=SAEInfo(
             "gemma_scope",
@@ -38,7 +38,7 @@ def read_file(path: Path) -> LinearDecoderSAE:
             d_in,
             d_sae,
             dtype_name(stored["W_enc"]),
-            l0=float(said[1]) if said else None,
+            l0=float(l0[1]) if l0 else None,
         ),
         W_enc=weights["W_enc"],
         activation=JumpReLU(weights["b_enc"], weights["threshold"]),

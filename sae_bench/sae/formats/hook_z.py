@@ -1,7 +1,7 @@
-"""The format of the first attention SAEs (Kissane, Krzyzanowski): ``NAME.pt`` and ``NAME_cfg.json`` beside it.
+"""The format of the first attention SAEs (Kissane, Krzyzanowski): ``NAME.pt`` and ``NAME_cfg.json`` in one folder.
 
 Tensors: W_enc (d_in, d_sae), W_dec (d_sae, d_in), b_enc, b_dec, subtracted from the input; ReLU. They read
-``attn.hook_z`` with its heads side by side, and are of GPT-2 small, which their configs do not say.
+``attn.hook_z`` with its heads concatenated, and are of GPT-2 small, which their configs do not name.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from sae_bench.sae.files.weight_checks import canonical_weights, check_shape, dt
 
 
 def recognise_file(path: Path, names: Set[str]) -> bool:
-    """Whether a weight file with entries ``names`` is of this family."""
+    """Return True when a weight file with entries ``names`` is of this family."""
     return path.suffix in PICKLES and {"act_size", "dict_size"} <= set(peek_json(_config(path)))
 
 
 def read_file(path: Path) -> LinearDecoderSAE:
-    """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    """Read the SAE in ``path``, in float32 on the CPU; a `LoadError` in one sentence when its files are wrong."""
     config, stored, what = read_json(_config(path)), only_tensors(read_pickled(path), path), str(path)
     d_in, d_sae = positive_int(config, "act_size", what), positive_int(config, "dict_size", what)
     weights = canonical_weights(stored, what)

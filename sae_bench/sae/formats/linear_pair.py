@@ -1,7 +1,7 @@
 """Two linear layers and a ReLU in one ``.pt`` file, as Goodfire and qresearch (DeepSeek-R1) publish them.
 
 Tensors: ``encoder_linear.weight`` or ``encoder.weight`` (d_sae, d_in), the decoder's (d_in, d_sae), and both biases.
-The decoder's bias is not taken from the input. Model and site are for the registration to say.
+The decoder's bias is not subtracted from the input. The registration must give model and site.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def _names(suffix: str) -> set[str]:
 
 
 def recognise_file(path: Path, names: Set[str]) -> bool:
-    """Whether a weight file with entries ``names`` is of this family."""
-    # dictionary_learning's ae.pt of one class has the same names, and a config that says what it is.
+    """Return True when a weight file with entries ``names`` is of this family."""
+    # dictionary_learning's ae.pt of one class has the same names, and a config that names the class.
     return path.suffix in PICKLES and path.name != "ae.pt" and names in (_names("_linear"), _names(""))
 
 
 def read_file(path: Path) -> LinearDecoderSAE:
-    """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    """Read the SAE in ``path``, in float32 on the CPU; a `LoadError` in one sentence when its files are wrong."""
     weights, what = only_tensors(read_pickled(path), path), str(path)
     suffix = "_linear" if "encoder_linear.weight" in weights else ""
     check_names(weights, _names(suffix), what)

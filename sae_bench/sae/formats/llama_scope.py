@@ -2,7 +2,7 @@
 
 The first: ``hyperparams.json`` and ``checkpoints/final.safetensors``, one threshold for all features, in the config.
 The second (R1-Distill): ``config.json`` and ``sae_weights.safetensors`` with ``log_jumprelu_threshold`` (d_sae,). Both
-want the input scaled to a mean norm of sqrt(d_in); the factor follows from the mean norm in training, which they store.
+need the input scaled to a mean norm of sqrt(d_in); the factor follows from the mean norm in training, which they store.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NORM = "dataset_average_activation_norm"
 
 
 def recognise(folder: Path) -> bool:
-    """Whether ``folder`` is of this family, also when its weights are missing or broken."""
+    """Return True when ``folder`` is of this family, also when its weights are missing or broken."""
     if {"jump_relu_threshold", _NORM} <= set(peek_json(folder / CONFIG)):
         return True
     config = peek_json(folder / LATER_CONFIG)
@@ -41,7 +41,7 @@ def recognise(folder: Path) -> bool:
 
 
 def read(folder: Path) -> LinearDecoderSAE:
-    """The SAE in ``folder``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    """Read the SAE in ``folder``, in float32 on the CPU; a `LoadError` in one sentence when its files are wrong."""
     what = str(folder)
     if (folder / CONFIG).is_file():
         config, weights = read_json(folder / CONFIG), read_safetensors(folder / WEIGHTS)
@@ -51,7 +51,10 @@ def read(folder: Path) -> LinearDecoderSAE:
     d_in, d_sae = W_enc.shape
     d_out = W_dec.shape[1]
     if optional_value(config, "d_model", int, what) not in (None, d_in):
-        raise LoadError(f"the config of {what} says d_model {config['d_model']} but its encoder reads {d_in}")
+        raise LoadError(
+            f"the config of {what} has d_model {config['d_model']} but its encoder reads {d_in} dimensions; "
+            f"they belong to different SAEs"
+        )
     for name, shape in {"decoder.weight": (d_out, d_sae), "encoder.bias": (d_sae,), "decoder.bias": (d_out,)}.items():
         if name not in weights:
             raise LoadError(f"the weights of {what} lack {name}")
@@ -87,7 +90,9 @@ def _threshold(config: Mapping[str, Any], weights: Tensors, scale: float, d_sae:
         return logs.float().exp()
     threshold = optional_value(config, "jump_relu_threshold", float, what)
     if threshold is None:
-        raise LoadError(f"{CONFIG} of {what} has no jump_relu_threshold, so most of its features would fire")
+        raise LoadError(
+            f"{CONFIG} of {what} has no jump_relu_threshold, without which most features would fire; download it again"
+        )
     # It is stored in units of the input that is not scaled.
     return torch.full((d_sae,), threshold * scale)
 
@@ -95,7 +100,7 @@ def _threshold(config: Mapping[str, Any], weights: Tensors, scale: float, d_sae:
 def _scale(
     config: Mapping[str, Any], weights: Tensors, site: str | None, width: int, what: str, end: str = "in"
 ) -> float:
-    """What the activation is multiplied by: sqrt(width) over its mean norm in training."""
+    """Return the factor of the activation: sqrt(width) over its mean norm in training."""
     norms = config.get(_NORM)
     stored: object = norms.get(end, norms.get(site)) if isinstance(norms, Mapping) else norms
     for name in (f"{_NORM}.{end}", f"{_NORM}.{site}"):
@@ -103,6 +108,6 @@ def _scale(
             stored = float(weights[name])
     if isinstance(stored, bool) or not isinstance(stored, int | float) or not 0 < stored < 1e9:
         raise LoadError(
-            f"{what} wants its input scaled but {_NORM} of {site or end} is not stored with it; add it to its config"
+            f"{what} needs its input scaled, but {_NORM} of {site or end} is not stored with it; add it to its config"
         )
     return float(width**0.5 / stored)

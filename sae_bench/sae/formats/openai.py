@@ -1,8 +1,8 @@
 """OpenAI's format: one ``.pt`` file, a state dict that also holds the activation's name and settings.
 
 Tensors: ``pre_bias`` (d_in,), subtracted from the input, ``latent_bias`` (d_sae,), ``encoder.weight`` (d_sae, d_in),
-``decoder.weight`` (d_in, d_sae). TopK SAEs normalise every token (mean 0, standard deviation 1) and undo it; their
-files do not say so, their loader takes it from the activation.
+``decoder.weight`` (d_in, d_sae). TopK SAEs normalise every token (mean 0, standard deviation 1) and undo it, which
+only the name of the activation shows.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _NAMES = {"pre_bias", "latent_bias", "encoder.weight", "decoder.weight"}
 
 
 def recognise_file(path: Path, names: Set[str]) -> bool:
-    """Whether a weight file with entries ``names`` is of this family."""
+    """Return True when a weight file with entries ``names`` is of this family."""
     return path.suffix in PICKLES and names >= _NAMES
 
 
 def read_file(path: Path) -> LinearDecoderSAE:
-    """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    """Read the SAE in ``path``, in float32 on the CPU; a `LoadError` in one sentence when its files are wrong."""
     content, what = read_pickled(path), str(path)
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if missing := _NAMES - set(weights):
-        raise LoadError(f"{', '.join(sorted(missing))} of {what} is no tensor")
+        raise LoadError(f"{', '.join(sorted(missing))} of {what} is not a tensor; download the file again")
     W_enc, W_dec = linear_layer_matrices(weights, "encoder.weight", "decoder.weight", what)
     d_in, d_sae = W_enc.shape
     for name, shape in {"decoder.weight": (d_in, d_sae), "pre_bias": (d_in,), "latent_bias": (d_sae,)}.items():
@@ -59,7 +59,9 @@ def _activation(content: Mapping[str, Any], bias: Tensor, what: str) -> Activati
         return ReLU(bias)
     after = state.get("postact_fn") if isinstance(state, Mapping) else None
     if name != "TopK" or after != "ReLU":
-        raise LoadError(f"activation {name!r} of {what} with {after!r} behind it is not known here; known: ReLU, TopK")
+        raise LoadError(
+            f"activation {name!r} of {what}, followed by {after!r}, is not supported; ReLU and TopK with ReLU are"
+        )
     k = positive_int(state, "k", what)
     check_k(k, len(bias), what)
     return TopK(bias, k)

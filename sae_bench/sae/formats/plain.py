@@ -1,9 +1,9 @@
-"""A safetensors file with W_enc, W_dec, b_enc and b_dec, and a ``cfg.json`` beside it that says how to use them.
+"""A safetensors file with W_enc, W_dec, b_enc and b_dec, and a ``cfg.json`` in its folder that describes them.
 
-What tensors alone do not show must be said: ``activation`` ("relu", "topk" with ``k``, or "jumprelu" with a tensor
-threshold) and ``apply_b_dec_to_input``. Model and site may be said there too (``model``, ``site``, ``output_site``).
-W_enc (d_in, d_sae) and W_dec (d_sae, d_out) may each be stored transposed; the biases show which. Where d_in and d_sae
-are equal they show nothing, and the file is refused.
+The config must have ``activation`` ("relu", "topk" with ``k``, or "jumprelu" with a tensor threshold) and
+``apply_b_dec_to_input``; it may have ``model``, ``site`` and ``output_site``. W_enc (d_in, d_sae) and W_dec (d_sae,
+d_out) may each be stored transposed; the lengths of the biases show which. Where d_in and d_sae are equal they cannot
+show it, and the file is refused.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _ACTIVATIONS = ("relu", "topk", "jumprelu")
 
 
 def recognise_file(path: Path, names: Set[str]) -> bool:
-    """Whether a weight file with tensors ``names`` is of this family."""
+    """Return True when a weight file with tensors ``names`` is of this family."""
     return path.suffix == ".safetensors" and {"W_enc", "W_dec"} <= names
 
 
 def read_file(path: Path) -> LinearDecoderSAE:
-    """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    """Read the SAE in ``path``, in float32 on the CPU; a `LoadError` in one sentence when its files are wrong."""
     weights, config, what = read_safetensors(path), peek_json(path.with_name(CONFIG)), str(path)
     name, subtracts = (
         optional_value(config, "activation", str, what),
@@ -40,14 +40,17 @@ def read_file(path: Path) -> LinearDecoderSAE:
     )
     if name is None or subtracts is None:
         raise LoadError(
-            f"{what} does not say how its weights are used; put a {CONFIG} beside it with "
+            f"{what} has no {CONFIG} with activation and apply_b_dec_to_input; put one into its folder, with "
             f'{{"activation": "relu", "topk" or "jumprelu", "k": for topk, "apply_b_dec_to_input": true or false}}'
         )
     check_names(weights, ("W_enc", "W_dec", "b_enc", "b_dec", *(["threshold"] if name == "jumprelu" else [])), what)
     W_enc, W_dec = _oriented(weights, what)
     (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
     if subtracts and d_out != d_in:
-        raise LoadError(f"{what} reads {d_in} dimensions and writes {d_out}, so b_dec cannot be taken from its input")
+        raise LoadError(
+            f"{what} reads {d_in} dimensions and writes {d_out}, so b_dec cannot be subtracted from its input; set "
+            f"apply_b_dec_to_input to false in {CONFIG}"
+        )
     b_dec = weights["b_dec"].float()
     return LinearDecoderSAE(
         info=SAEInfo(
@@ -70,21 +73,21 @@ def read_file(path: Path) -> LinearDecoderSAE:
 
 
 def _oriented(weights: Tensors, what: str) -> tuple[Tensor, Tensor]:
-    """W_enc (d_in, d_sae) and W_dec (d_sae, d_out), turned as the lengths of the biases say."""
+    """Return W_enc (d_in, d_sae) and W_dec (d_sae, d_out), transposed if the lengths of the biases require it."""
     d_sae, d_out = (weights[name].numel() for name in ("b_enc", "b_dec"))
-    found = []
+    matrices = []
     for name, at in (("W_enc", 1), ("W_dec", 0)):
         matrix = weights[name].float()
         if matrix.ndim != 2 or d_sae not in matrix.shape:
             raise LoadError(f"{name} of {what} has shape {tuple(matrix.shape)}, which does not fit {d_sae} features")
         if matrix.shape[0] == matrix.shape[1]:
             raise LoadError(
-                f"{name} of {what} is square, so that its shape does not show whether it is transposed; save it in a "
-                f"format that says so (SAELens', for one)"
+                f"{name} of {what} is square, so its shape does not show whether it is transposed; save it in a format "
+                f"that fixes the orientation, such as SAELens'"
             )
-        found.append(matrix if matrix.shape[at] == d_sae else matrix.T.contiguous())
-    check_shape("W_dec, turned as b_enc asks,", found[1], (d_sae, d_out), what)
-    return found[0], found[1]
+        matrices.append(matrix if matrix.shape[at] == d_sae else matrix.T.contiguous())
+    check_shape("W_dec, transposed if b_enc requires it,", matrices[1], (d_sae, d_out), what)
+    return matrices[0], matrices[1]
 
 
 def _activation(name: str, config: Mapping[str, Any], weights: Tensors, d_sae: int, what: str) -> Activation:

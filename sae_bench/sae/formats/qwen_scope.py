@@ -1,7 +1,7 @@
 """Qwen Scope's format: ``layer7.sae.pt`` with W_enc (d_sae, d_in) and W_dec (d_in, d_sae), both transposed.
 
 They are TopK SAEs, and k is stored nowhere but in the repository's name, ``SAE-Res-...-W32K-L0_50``; a downloaded file
-keeps that name in its path. The decoder's bias is not taken from the input.
+keeps that name in its path. The decoder's bias is not subtracted from the input.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _LAYER = re.compile(r"layer(\d{1,4})\.sae\.pt")
 
 
 def recognise_file(path: Path, names: Set[str]) -> bool:
-    """Whether a weight file with entries ``names`` is of this family."""
-    beside = path.with_name(f"{path.stem}_cfg.json")
-    return path.suffix in PICKLES and names == _NAMES and not beside.is_file()
+    """Return True when a weight file with entries ``names`` is of this family."""
+    other_config = path.with_name(f"{path.stem}_cfg.json")
+    return path.suffix in PICKLES and names == _NAMES and not other_config.is_file()
 
 
 def read_file(path: Path) -> LinearDecoderSAE:
-    """The SAE in ``path``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    """Read the SAE in ``path``, in float32 on the CPU; a `LoadError` in one sentence when its files are wrong."""
     weights, what = only_tensors(read_pickled(path), path), str(path)
     if any(weights[name].ndim != 1 for name in ("b_enc", "b_dec")):
-        raise LoadError(f"b_enc or b_dec of {what} is no vector")
+        raise LoadError(f"b_enc or b_dec of {what} is not a vector; download the file again")
     d_sae, d_in = len(weights["b_enc"]), len(weights["b_dec"])
     check_weights(weights, {"W_enc": (d_sae, d_in), "W_dec": (d_in, d_sae), "b_enc": (d_sae,), "b_dec": (d_in,)}, what)
-    said = [found for part in path.absolute().parts if (found := _K.search(part))]
-    if not said:
+    matches = [match for part in path.absolute().parts if (match := _K.search(part))]
+    if not matches:
         raise LoadError(
-            f"{what} does not hold its k; put it into a folder named as its repository is, such as "
-            f"SAE-Res-Qwen3-1.7B-Base-W32K-L0_50, whose last number is k"
+            f"k of {what} is unknown: the file does not store it; put the file into a folder with the name of its "
+            f"repository, such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50, whose last number is k"
         )
-    k = int(said[-1][1])
+    k = int(matches[-1][1])
     check_k(k, d_sae, what)
     W_enc, W_dec = weights["W_enc"].float().T.contiguous(), weights["W_dec"].float().T.contiguous()
     check_orientation(W_enc, W_dec, what)

@@ -27,7 +27,7 @@ _ACTIVATIONS = {"topk": TopK, "groupmax": GroupMax}
 
 
 def recognise(folder: Path) -> bool:
-    """Whether ``folder`` is of this family, also when one of its two files is missing or broken."""
+    """Return True when ``folder`` is of this family, also when one of its two files is missing or broken."""
     config = peek_json(folder / CONFIG)
     if {"d_in", "k", "expansion_factor"} <= set(config):
         return True
@@ -35,7 +35,7 @@ def recognise(folder: Path) -> bool:
 
 
 def read(folder: Path) -> LinearDecoderSAE:
-    """The SAE in ``folder``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    """Read the SAE in ``folder``, in float32 on the CPU; a `LoadError` in one sentence when its files are wrong."""
     config = read_json(folder / CONFIG)
     weights = read_safetensors(folder / WEIGHTS)
     # The run's own config lies one folder up and is the only place that names the model.
@@ -44,7 +44,7 @@ def read(folder: Path) -> LinearDecoderSAE:
 
 
 def adopt(obj: Any) -> LinearDecoderSAE | None:
-    """A loaded sparsify object as an SAE of ours; None for anything else."""
+    """Convert a loaded sparsify object as an SAE of ours; None for anything else."""
     if not type(obj).__module__.startswith("sparsify.") or not hasattr(obj, "cfg"):
         return None
     config = {**vars(obj.cfg), "d_in": obj.d_in}
@@ -55,12 +55,15 @@ def adopt(obj: Any) -> LinearDecoderSAE | None:
 def build(
     config: Mapping[str, Any], weights: Tensors, *, what: str, hookpoint: str = "", model: str | None = None
 ) -> LinearDecoderSAE:
-    """The SAE that ``config`` and ``weights`` describe, in float32; ``what`` names it in errors."""
+    """Build the SAE of a ``config`` and ``weights``, in float32; ``what`` names it in errors."""
     if config.get("signed"):
-        raise LoadError(f"{what} selects features by magnitude and keeps their sign (signed), which is not known here")
+        raise LoadError(
+            f"{what} has signed codes (signed: true), which are not supported; register load=, a function that returns "
+            f"an object with encode and decode"
+        )
     transcodes, skips = bool(config.get("transcode")), bool(config.get("skip_connection"))
     d_in, k = positive_int(config, "d_in", what), positive_int(config, "k", what)
-    # A stored number of latents of 0 means that the expansion factor decides.
+    # num_latents of 0 means that the expansion factor decides.
     d_sae = optional_value(config, "num_latents", int, what) or d_in * positive_int(config, "expansion_factor", what)
     shapes = {"encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     check_weights(weights, shapes | ({"W_skip": (d_in, d_in)} if skips else {}), what)

@@ -38,7 +38,7 @@ WEIGHTS = "sae_weights.safetensors"
 @dataclass(frozen=True)
 class _Architecture:
     tensors: tuple[str, ...]
-    "Beyond W_enc, W_dec and b_dec, all (d_sae,)."
+    "Names of tensors in addition to W_enc, W_dec and b_dec, all (d_sae,)."
     build: Callable[[Tensors, Mapping[str, Any]], Activation]
     has_k: bool = False
     transcodes: bool = False
@@ -60,7 +60,7 @@ _ARCHITECTURES = {
     "topk": _Architecture(_B, lambda w, cfg: TopK(w["b_enc"], cfg["k"]), has_k=True),
     "abstopk": _Architecture(_B, lambda w, cfg: AbsTopK(w["b_enc"], cfg["k"]), has_k=True),
     "gated": _Architecture(("b_gate", "r_mag", "b_mag"), lambda w, _: Gated(w["b_gate"], w["r_mag"], w["b_mag"])),
-    # Names that only training checkpoints bear: at inference they are JumpReLU with one threshold for all features.
+    # Names of training checkpoints: at inference they are JumpReLU with one threshold for all features.
     "batchtopk": _Architecture(_JUMP, _jump),
     "matryoshka_batchtopk": _Architecture(_JUMP, _jump),
     "transcoder": _Architecture(_B, _relu, transcodes=True),
@@ -70,12 +70,12 @@ _ARCHITECTURES = {
 }
 _PURSUIT = "matching_pursuit"
 _REFUSED = {
-    "temporal": "its codes depend on the tokens before, and every number here takes codes to be a token's own",
+    "temporal": "its codes depend on earlier tokens, and every metric assumes that they depend on one token",
 }
 
 
 def recognise(folder: Path) -> bool:
-    """Whether ``folder`` is of this family, also when one of its two files is missing or broken."""
+    """Return True when ``folder`` is of this family, also when one of its two files is missing or broken."""
     config = peek_json(folder / CONFIG)
     if "d_sae" in config and ("architecture" in config or "metadata" in config):
         return True
@@ -88,7 +88,7 @@ def recognise(folder: Path) -> bool:
 
 
 def read(folder: Path) -> LinearDecoderSAE | PursuitSAE:
-    """The SAE in ``folder``, in float32 on the CPU; `LoadError` in one sentence when it cannot be read rightly."""
+    """Read the SAE in ``folder``, in float32 on the CPU; a `LoadError` in one sentence when its files are wrong."""
     config = read_json(folder / CONFIG)
     weights = read_safetensors(folder / WEIGHTS)
     sae = build(config, weights, what=str(folder), scaler=read_scaler(folder / SCALER))
@@ -98,7 +98,7 @@ def read(folder: Path) -> LinearDecoderSAE | PursuitSAE:
 
 
 def adopt(obj: Any) -> SAE | None:
-    """A loaded SAELens object as an SAE of ours; None for anything else and for architectures unknown here."""
+    """Convert a loaded SAELens object as an SAE of ours; None for anything else and for architectures unknown here."""
     cfg: Any = getattr(obj, "cfg", None)
     if not type(obj).__module__.startswith("sae_lens.") or not hasattr(cfg, "to_dict"):
         return None
@@ -112,9 +112,9 @@ def adopt(obj: Any) -> SAE | None:
 def build(
     config: Mapping[str, Any], weights: Tensors, *, what: str, scaler: Scaler | None = None
 ) -> LinearDecoderSAE | PursuitSAE:
-    """The SAE that ``config`` and ``weights`` describe, in float32.
+    """Build the SAE of a ``config`` and ``weights``, in float32.
 
-    ``what`` names it in errors; ``scaler`` holds what training did to the input, if that was stored.
+    ``what`` names it in errors; ``scaler`` is the stored scaling of the input in training, if there is one.
     """
     config = modern(config)
     architecture = _architecture(config, what)
@@ -168,8 +168,8 @@ def _pursuit(
     d_in = info.d_in
     if config["normalize_activations"] == "covariance_whitening":
         raise LoadError(
-            f"{what} wants its input whitened (covariance_whitening), which is not defined for {_PURSUIT}: its encoder "
-            f"is its decoder, and only one of them could take up the matrix"
+            f"{what} needs its input whitened (covariance_whitening), which is not defined for {_PURSUIT}: its encoder "
+            f"is its decoder, and the matrix can be folded into only one of them; give an SAE without whitening"
         )
     check_weights(weights, {"W_dec": (info.d_sae, d_in), "b_dec": (d_in,)}, f"{what} ({_PURSUIT})")
     threshold = optional_value(config, "residual_threshold", float, what)
@@ -193,27 +193,30 @@ def _pursuit(
 def _architecture(config: Mapping[str, Any], what: str) -> str:
     name = optional_value(config, "architecture", str, what) or "standard"
     if name in _REFUSED:
-        raise LoadError(f"{what} is a {name} SAE, which is not measured: {_REFUSED[name]}")
+        raise LoadError(f"{what} is a {name} SAE, which cannot be measured: {_REFUSED[name]}")
     if name not in _ARCHITECTURES and name != _PURSUIT:
         raise LoadError(
-            f"unknown architecture {name!r} of {what}{near(name, _ARCHITECTURES)}; to measure it all the same, "
-            f"register it with load=, a function that returns an object with encode and decode"
+            f"unknown architecture {name!r} of {what}{near(name, _ARCHITECTURES)}; to measure it, register it with "
+            f"load=, a function that returns an object with encode and decode"
         )
     activation = config.get("activation_fn", "relu")
     if name != "topk" and activation != "relu":
-        raise LoadError(f"activation function {activation!r} of {what} is not known here; known: relu, topk")
+        raise LoadError(
+            f"activation function {activation!r} of {what} is not supported, only relu and topk are; register it with "
+            f"load=, a function that returns an object with encode and decode"
+        )
     transcodes = name in _ARCHITECTURES and _ARCHITECTURES[name].transcodes
     site, site_out = (config["metadata"].get(key) for key in ("hook_name", "hook_name_out"))
     if not transcodes and (site_out not in (None, site) or config.get("d_out") not in (None, config.get("d_in"))):
         raise LoadError(
-            f"{what} says it reads {site} and writes {site_out or 'another width'}, but its architecture {name} is an "
-            f"autoencoder's; correct its {CONFIG}"
+            f"the config of {what} reads {site} and writes {site_out or 'another width'}, but its architecture {name} "
+            f"is an autoencoder's; correct its {CONFIG}"
         )
     return name
 
 
 def _tidy(weights: Tensors, config: Mapping[str, Any], d_sae: int, what: str) -> Tensors:
-    """Older and training-only spellings of tensors as their modern ones."""
+    """Rename tensors of older versions and of training to their modern names."""
     weights = dict(weights)
     if "log_threshold" in weights:
         weights["threshold"] = weights.pop("log_threshold").exp()
@@ -225,8 +228,8 @@ def _tidy(weights: Tensors, config: Mapping[str, Any], d_sae: int, what: str) ->
             continue
         if not config.get("finetuning_scaling_factor"):
             raise LoadError(
-                f"{what} stores {name} other than 1 but its config does not say that codes are scaled by it; "
-                f"set finetuning_scaling_factor to true in its {CONFIG} if they are, else remove the tensor"
+                f"{what} stores {name} other than 1, but finetuning_scaling_factor is not true in its {CONFIG}; "
+                f"set it to true if codes are scaled by the tensor, else remove the tensor"
             )
         weights["W_dec"] = weights["W_dec"] * factors.unsqueeze(1)
     return weights

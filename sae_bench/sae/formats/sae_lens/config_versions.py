@@ -1,4 +1,4 @@
-"""SAELens' configs of any version, in the shape of version 6, and what they say of an SAE."""
+"""SAELens' configs of any version, converted to version 6 and to `SAEInfo`."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _METADATA = (
 
 
 def modern(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of any version in the shape of version 6: metadata apart, today's key names."""
+    """Convert a config of any version to version 6: metadata in an object of its own, today's key names."""
     new = {_RENAMED.get(key, key): value for key, value in config.items()}
     if not isinstance(new.get("metadata"), Mapping):
         new["metadata"] = {key: new[key] for key in _METADATA if key in new}
     kwargs = new.get("activation_fn_kwargs")
     if new.get("activation_fn") == "topk" and isinstance(kwargs, Mapping) and "k" in kwargs:
         new.update(architecture="topk", k=kwargs["k"])
-    # Early versions had a flag where later ones have a word.
+    # Early versions had a flag where later ones have a name.
     norm = new.get("normalize_activations") or "none"
     new["normalize_activations"] = "expected_average_only_in" if norm is True else norm
     return new
 
 
 def info_of(config: Mapping[str, Any], architecture: str, weights: Tensors, what: str) -> SAEInfo:
-    """What a modern ``config`` says of the SAE that ``what`` names in errors; ``weights`` are as stored."""
+    """Convert a modern ``config`` to `SAEInfo`; ``weights`` are as stored, ``what`` names the SAE in errors."""
     metadata = config["metadata"]
     known = {"model_name", "model_from_pretrained_kwargs", "hook_name", "hook_name_out", "prepend_bos", "context_size"}
     kwargs = metadata.get("model_from_pretrained_kwargs") or {}
@@ -53,10 +53,8 @@ def info_of(config: Mapping[str, Any], architecture: str, weights: Tensors, what
     extra = {key: value for key, value in metadata.items() if key not in known}
     if (reshape := config.get("reshape_activations", "none")) != "none":
         extra["reshape_activations"] = reshape
-    site, head = (
-        optional_value(metadata, "hook_name", str, what),
-        optional_value(metadata, "hook_head_index", int, what),
-    )
+    site = optional_value(metadata, "hook_name", str, what)
+    head = optional_value(metadata, "hook_head_index", int, what)
     if site is not None and head is not None:
         site = f"{site}[{head}]"
     return SAEInfo(

@@ -1,4 +1,4 @@
-"""What SAELens' training did to the input, folded into the weights: a factor, a whitening, the decoder's norms."""
+"""Fold the input scaling of SAELens' training into the weights: a factor, a whitening matrix, the decoder norms."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sae_bench.errors import LoadError, near
 from sae_bench.sae import TokenNorm
 from sae_bench.sae.files.json_config import peek_json
 from sae_bench.sae.files.read_tensors import Tensors, read_safetensors
 from sae_bench.sae.files.weight_checks import check_weights
+from sae_bench.sae.protocol import nonzero_norms
 
 SCALER = "activation_scaler.json"
-"Written beside training checkpoints; holds the factor that expected_average_only_in multiplies its input by."
+"File of a training checkpoint with the factor by which expected_average_only_in multiplies its input."
 
 WHITENING = "activation_whitening.safetensors"
-"Written beside it where training whitened its input."
+"File of a training checkpoint whose input was whitened."
 
 SCALED = ("expected_average_only_in", "constant_scalar_rescale")
-"Words for an input that is multiplied by one factor."
+"Values of normalize_activations for an input that is multiplied by one factor."
 
 TOKEN_NORMS: dict[str, TokenNorm] = {
     "none": "none",
@@ -32,12 +31,12 @@ TOKEN_NORMS: dict[str, TokenNorm] = {
     "constant_norm_rescale": "constant_norm_rescale",
     "layer_norm": "layer_norm",
 }
-"normalize_activations to what is left to do for every token once the rest is folded in."
+"normalize_activations to the token norm that remains after the rest is folded into the weights."
 
 
 @dataclass(frozen=True, eq=False)
 class Scaler:
-    """What a checkpoint's scaler files say."""
+    """Contents of a checkpoint's scaler files."""
 
     factor: float | None = None
     whitening: Tensors | None = None
@@ -45,7 +44,7 @@ class Scaler:
 
 
 def read_scaler(path: Path) -> Scaler:
-    """The scaler files beside a checkpoint; an empty `Scaler` when there are none."""
+    """Read the scaler files of a checkpoint; an empty `Scaler` when there are none."""
     whitening = path.with_name(WHITENING)
     return Scaler(peek_json(path).get("scaling_factor"), read_safetensors(whitening) if whitening.is_file() else None)
 
@@ -53,10 +52,10 @@ def read_scaler(path: Path) -> Scaler:
 def fold_input(
     weights: Tensors, config: Mapping[str, Any], scaler: Scaler | None, *, rescaled: bool, subtracts: bool, what: str
 ) -> Tensors:
-    """Weights that do for the raw input what the given ones do for the one that training saw.
+    """Fold the scaling of the input into the weights, so that they apply to the raw activation.
 
-    ``rescaled`` says that thresholds are in units of pre-activation times decoder norm, ``subtracts`` that b_dec is
-    taken from the input. A `LoadError` when the factor or matrix is not stored.
+    ``rescaled``: thresholds are in units of pre-activation times decoder norm. ``subtracts``: b_dec is subtracted from
+    the input. A `LoadError` when the factor or matrix is not stored.
     """
     norm = config["normalize_activations"]
     if not isinstance(norm, str) or norm not in TOKEN_NORMS:
@@ -70,27 +69,26 @@ def fold_input(
 
 
 def fold_norms(weights: Tensors) -> Tensors:
-    """Unit decoder rows, their norms in the encoder: what rescale_acts_by_decoder_norm means, exactly."""
+    """Scale decoder rows to norm 1 and the encoder by their norms, as rescale_acts_by_decoder_norm means exactly."""
     norms = weights["W_dec"].norm(dim=1)
-    divisor = torch.where(norms == 0, torch.ones_like(norms), norms)
     return {
         **weights,
         "W_enc": weights["W_enc"] * norms,
         "b_enc": weights["b_enc"] * norms,
-        "W_dec": weights["W_dec"] / divisor.unsqueeze(1),
+        "W_dec": weights["W_dec"] / nonzero_norms(norms).unsqueeze(1),
     }
 
 
 def _factor(config: Mapping[str, Any], scaler: Scaler | None, what: str) -> float:
-    """What the input is multiplied by before encoding; the output is divided by it."""
+    """Return the factor of the input before encoding, by which the output is divided."""
     norm = config["normalize_activations"]
     factor: object = None if scaler is None else scaler.factor
-    home = f'a file {SCALER} with {{"scaling_factor": sqrt(d_in) / mean norm in training}}'
+    remedy = f'a file {SCALER} with {{"scaling_factor": sqrt(d_in) / mean norm in training}}'
     if norm == "constant_scalar_rescale":
-        factor, home = config.get("activation_normalization_factor"), "activation_normalization_factor to cfg.json"
+        factor, remedy = config.get("activation_normalization_factor"), "activation_normalization_factor to cfg.json"
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e9:
         raise LoadError(
-            f"{what} wants its input scaled ({norm}) but the factor is not stored with it; add {home}, "
+            f"{what} needs its input scaled ({norm}), but the factor is not stored with it; add {remedy}, "
             f'or set normalize_activations to "none" in cfg.json if the weights hold the factor already'
         )
     return float(factor)
@@ -110,10 +108,13 @@ def _fold_scale(weights: Tensors, scale: float, rescaled: bool) -> Tensors:
 
 
 def _fold_whitening(weights: Tensors, whitening: Tensors | None, subtracts: bool, what: str) -> Tensors:
-    """Formula: SAELens, ``SAE.fold_activation_whitening``: x enters as (x - mean) @ M, z leaves as z @ M^-1 + mean."""
+    """Fold the whitening of the input, (x - mean) @ M, and of the output, z @ M^-1 + mean, into the weights.
+
+    Formula: SAELens, ``SAE.fold_activation_whitening``.
+    """
     if whitening is None:
         raise LoadError(
-            f"{what} wants its input whitened (covariance_whitening) but the matrix is not stored with it; add "
+            f"{what} needs its input whitened (covariance_whitening), but the matrix is not stored with it; add "
             f"{WHITENING} from its checkpoint, or fold it into the weights before saving"
         )
     d_in = weights["W_enc"].shape[0]

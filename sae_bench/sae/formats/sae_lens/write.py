@@ -1,4 +1,4 @@
-"""Saving an SAE so that SAELens 6 loads it and gives the same codes and reconstructions."""
+"""Save an SAE so that SAELens 6 loads it with the same codes and reconstructions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sae_bench.sae.formats.sae_lens import CONFIG, WEIGHTS
 
 _NAMES = {ReLU: "standard", JumpReLU: "jumprelu", TopK: "topk", AbsTopK: "abstopk", Gated: "gated"}
 _FORMAT_VERSION = "6.0.0"
-"Without a version of at least 6 SAELens takes the config for an older one and renames its keys."
+"Version in the config; without one of at least 6 SAELens renames the keys as those of an older config."
 
 
 def write_sae_lens(sae: SAE, folder: Path) -> None:
@@ -41,7 +41,7 @@ def write_sae_lens(sae: SAE, folder: Path) -> None:
 
 
 def _with_known_bias(sae: LinearDecoderSAE) -> LinearDecoderSAE:
-    """The same SAE with an input bias that is `b_dec` or zero, the two that SAELens can express."""
+    """Return the SAE with an input bias of `b_dec` or zero, the two that SAELens can express."""
     if torch.equal(sae.pre_bias, sae.b_dec) or not bool(sae.pre_bias.any()):
         return sae
     shift = -(sae.pre_bias.double() @ sae.W_enc.double()).to(sae.W_enc.dtype)
@@ -63,7 +63,7 @@ def _config(sae: LinearDecoderSAE) -> dict[str, Any]:
     }
     if isinstance(sae.activation, TopK | AbsTopK):
         config |= {"k": sae.activation.k, "rescale_acts_by_decoder_norm": False}
-    said = {
+    named = {
         "model_name": info.model,
         "model_from_pretrained_kwargs": dict(info.model_kwargs) or None,
         "hook_name": info.site_in,
@@ -73,6 +73,6 @@ def _config(sae: LinearDecoderSAE) -> dict[str, Any]:
         "l0": info.l0,
         "training_architecture": info.architecture,
     }
-    metadata = {**extra, **{key: value for key, value in said.items() if value is not None}}
+    metadata = {**extra, **{key: value for key, value in named.items() if value is not None}}
     config["metadata"] = {"sae_lens_training_version": None, **metadata, "sae_lens_version": _FORMAT_VERSION}
     return config
