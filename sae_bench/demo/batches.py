@@ -13,25 +13,25 @@ from sae_bench.demo.language.documents import Document, document
 from sae_bench.demo.language.vocabulary import vocabulary
 
 IGNORED = -100
-"""The label cross-entropy skips."""
+"""Label that cross-entropy skips."""
 
 
 @lru_cache(maxsize=1)
 def word_ids() -> dict[str, int]:
-    """Token id of every word; the tokenizer's own table, without its cost."""
+    """Return the token id of every word: the tokenizer's own table, without loading it."""
     return {word: index for index, word in enumerate(vocabulary())}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents side by side."""
+    """Documents padded to one length."""
 
     tokens: torch.Tensor
     """Token ids (docs, pos), 0 beyond a document's length."""
     labels: torch.Tensor
-    """The same, `IGNORED` beyond a document's length (docs, pos)."""
+    """Token ids, `IGNORED` beyond a document's length (docs, pos)."""
     documents: tuple[Document, ...]
-    """Where they come from."""
+    """The documents themselves."""
 
 
 def pack(documents: list[Document]) -> Batch:
@@ -48,9 +48,9 @@ def pack(documents: list[Document]) -> Batch:
 
 
 def batches(rng: random.Random, size: int, pool: int = 8) -> Iterator[Batch]:
-    """Endless batches of `size` fresh documents.
+    """Yield endless batches of `size` fresh documents.
 
-    `pool` batches are drawn at once and sorted by length, so that little is padded; they come in random order.
+    `pool` batches are drawn at once and sorted by length, to pad little; their order is random.
     """
     while True:
         documents = sorted((document(rng) for _ in range(size * pool)), key=lambda item: len(item.words))

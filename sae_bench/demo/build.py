@@ -1,4 +1,4 @@
-"""Rebuild the whole demo from nothing: tokenizer, model, corpus, labelled prompts, concepts, SAEs, card.
+"""Rebuild the whole demo: tokenizer, model, corpus, labelled prompts, concepts, SAEs, card.
 
     python -m sae_bench.demo.build                          into the package itself, half an hour on two idle cores
     python -m sae_bench.demo.build --out DIR --steps 20     a toy of the same shape, for a test
@@ -59,7 +59,7 @@ def build(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m sae_bench.demo.build", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--out", type=Path, default=BUNDLED.root, help="folder to build into (default: the package's own)"

@@ -1,4 +1,4 @@
-"""What the model's residual stream holds at the SAEs' sites, captured by the suite's own engine."""
+"""Capture activations of the demo's model at the sites of its SAEs, with the suite's own engine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from sae_bench.registry.site import parse_site
 
 
 def capture(model: Model, tokens: torch.Tensor, lengths: torch.Tensor, site: str, size: int = 64) -> torch.Tensor:
-    """Activations at the site of every kept position, document after document (kept positions, d_in).
+    """Capture the activations at the site, document after document (kept positions, d_in).
 
-    Position 0 is <bos> and is left out, as is everything beyond a document's length. `tokens` is (docs, pos).
+    Position 0 is <bos> and is left out, as are positions beyond a document's length. `tokens` is (docs, pos).
     """
-    place = parse_site(site)
-    found = []
+    parsed = parse_site(site)
+    values = []
     for start in range(0, len(tokens), size):
         ends = lengths[start : start + size]
         batch = tokens[start : start + size, : int(ends.max())].long()
         at = torch.arange(batch.shape[1])
-        kept = (at > 0) & (at < ends[:, None])  # (docs, pos)
-        found.append(model.capture(batch, place).value[kept])
-    return torch.cat(found)
+        keep = (at > 0) & (at < ends[:, None])  # (docs, pos)
+        values.append(model.capture(batch, parsed).value[keep])
+    return torch.cat(values)

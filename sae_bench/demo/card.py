@@ -49,9 +49,9 @@ DESCRIPTIONS = {
     "sum": "sums",
     "counting": "counting up and down",
     "agreement": "number of a verb, any verb of the right form",
-    "agreement.nested": "the same with a phrase or a clause in between",
+    "agreement.nested": "number of a verb after a phrase or a clause",
 }
-"""What each accuracy is of, in the order of the card."""
+"""Kind of sentence to its description, in the order of the card."""
 
 
 def _model_section(scores: Scores, model: Any, recipe: dict[str, Any], documents: int) -> list[str]:
@@ -89,10 +89,10 @@ def _sae_section(qualities: dict[str, Quality], width: dict[str, int], tokens: i
         "## The SAEs",
         "",
         f"Trained by SAELens, all with one number of steps, and saved in its format. The six architectures at `{SITE}` "
-        "are registered; the others stand beside them: a second seed for `stability`, later layers for `layers`, other "
-        f"widths for `width`. Measured on the {tokens:,} tokens of `corpus.safetensors`, <bos> left out:",
+        "are registered; the others are compared with them: a second seed for `stability`, later layers for `layers`, "
+        f"other widths for `width`. Measured on the {tokens:,} tokens of `corpus.safetensors`, <bos> left out:",
         "",
-        "| SAE | site | latents | L0 | explained variance | alive | gamma_centred |",
+        "| SAE | site | features | L0 | explained variance | alive | gamma_centred |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     for name, item in qualities.items():
@@ -104,7 +104,7 @@ def _sae_section(qualities: dict[str, Quality], width: dict[str, int], tokens: i
         "",
         "gamma_centred is 1 when reconstructions are as long as they should be and lower when they are shrunk. "
         "BatchTopK and Matryoshka are JumpReLU SAEs on disk. `topk-seed1` differs from `topk` in its seed only, "
-        "`topk-w96` to `topk-w1536` in the number of latents only, `topk-layer3` and `topk-layer4` in the site only: "
+        "`topk-w96` to `topk-w1536` in the number of features only, `topk-layer3` and `topk-layer4` in the site only: "
         "one and two blocks on.",
     ]
     return lines
@@ -129,12 +129,12 @@ def write_card(folder: DemoPaths, documents: int = 2048, corpus_documents: int |
     lines = [
         "# The bundled demo",
         "",
-        "A small language model of synthetic English, SAEs of six architectures on its residual stream with others",
-        "beside them, and a pinned evaluation corpus. The language comes from a seeded grammar (`language/`), so the",
-        "truth about every sentence is known.",
+        "A small language model of synthetic English, SAEs of six architectures and others on its residual stream,",
+        "and a pinned evaluation corpus. The language comes from a seeded grammar (`language/`), so the truth about",
+        "every sentence is known.",
         "",
         "Every number below was measured by `python -m sae_bench.demo.card`; `python -m sae_bench.demo.build` makes",
-        "all of it from nothing.",
+        "all of it again.",
         "",
         *_model_section(scores, model, recipe, documents),
         "",
@@ -144,7 +144,7 @@ def write_card(folder: DemoPaths, documents: int = 2048, corpus_documents: int |
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m sae_bench.demo.card", description="Measure the demo.")
     parser.add_argument("--out", type=Path, default=BUNDLED.root, help="folder of the build")
     parser.add_argument("--documents", type=int, default=2048, help="held-out documents for loss and accuracies")

@@ -1,4 +1,4 @@
-"""How often the model's most likely word is the one that the grammar dictates, by kind of sentence."""
+"""Accuracy of the model's most likely word where the grammar dictates it, by kind of sentence."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ HELD_OUT_SEED = 20_000_003
 
 @dataclass(frozen=True)
 class Scores:
-    """What the model does on held-out documents."""
+    """Loss and accuracies of the model on held-out documents."""
 
     loss: float
     """Mean cross-entropy, nats a token."""
     entropy_bound: float
-    """Information the grammar's choices carry, nats a token: an upper bound on the language's entropy."""
+    """Information in the grammar's choices, nats a token: an upper bound on the language's entropy."""
     accuracy: dict[str, float]
     """Share of right answers by kind of sentence."""
     answers: dict[str, int]
-    """Number of answers each share rests on."""
+    """Number of answers by kind of sentence."""
 
 
 FACTORS = {"day_steps": "step", "letter": "template", "indirect_object": "order"}
@@ -39,7 +39,7 @@ FACTORS = {"day_steps": "step", "letter": "template", "indirect_object": "order"
 
 @lru_cache(maxsize=1)
 def _verb_ids() -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids of all singular and of all plural verb forms, in both cases."""
+    """Return the token ids of all singular and of all plural verb forms, in both cases."""
     pairs = [("is", "are"), *(pair for topic in TOPICS for pair in topic.verbs)]
     singular, plural = (
         [word_ids()[shape] for pair in pairs for shape in (pair[number], pair[number].upper())] for number in (0, 1)
@@ -48,7 +48,7 @@ def _verb_ids() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _answer_hits(batch: Batch, logits: torch.Tensor, hits: dict[str, list[bool]]) -> None:
-    """Compare the likeliest next tokens with the answers the documents know; logits are (docs, pos, vocabulary)."""
+    """Compare the likeliest next tokens with the documents' answers; logits are (docs, pos, vocabulary)."""
     right = logits.argmax(-1)[:, :-1] == batch.tokens[:, 1:]  # (docs, pos - 1)
     for row, item in enumerate(batch.documents):
         for start, sentence in zip(item.starts, item.sentences, strict=True):
@@ -61,23 +61,23 @@ def _answer_hits(batch: Batch, logits: torch.Tensor, hits: dict[str, list[bool]]
 
 
 def _agreement_hits(batch: Batch, logits: torch.Tensor, hits: dict[str, list[bool]]) -> None:
-    """Is the verb's number likelier than the other one, over all verbs together? logits are (docs, pos, vocabulary)."""
+    """Test whether the verb's number is likelier than the other, summed over verbs; logits (docs, pos, vocabulary)."""
     singular, plural = _verb_ids()
     odds = logits[..., plural].logsumexp(-1) - logits[..., singular].logsumexp(-1)  # (docs, pos)
     for row, item in enumerate(batch.documents):
         for start, sentence in zip(item.starts, item.sentences, strict=True):
             verbs = [start + int(position) for position in sentence.labels.get("verbs", "").split()]
-            for place in verbs:
-                is_plural = bool((plural == batch.tokens[row, place]).any())
-                hit = bool(odds[row, place - 1] > 0) == is_plural
+            for position in verbs:
+                is_plural = bool((plural == batch.tokens[row, position]).any())
+                hit = bool(odds[row, position - 1] > 0) == is_plural
                 hits["agreement"].append(hit)
-                if place == verbs[-1] and sentence.labels["between"] != "none":
+                if position == verbs[-1] and sentence.labels["between"] != "none":
                     hits["agreement.nested"].append(hit)
 
 
 @torch.no_grad()
 def score(model: Any, documents: int, seed: int = HELD_OUT_SEED, size: int = 64) -> Scores:
-    """Loss and accuracies on `documents` held-out documents."""
+    """Measure loss and accuracies on `documents` held-out documents."""
     rng = random.Random(seed)
     hits: dict[str, list[bool]] = defaultdict(list)
     loss, bound, tokens = 0.0, 0.0, 0
@@ -95,6 +95,6 @@ def score(model: Any, documents: int, seed: int = HELD_OUT_SEED, size: int = 64)
     return Scores(
         loss / tokens,
         bound / tokens,
-        {kind: sum(found) / len(found) for kind, found in sorted(hits.items())},
-        {kind: len(found) for kind, found in sorted(hits.items())},
+        {kind: sum(of_kind) / len(of_kind) for kind, of_kind in sorted(hits.items())},
+        {kind: len(of_kind) for kind, of_kind in sorted(hits.items())},
     )

@@ -1,4 +1,4 @@
-"""Where the bundled demo keeps its files."""
+"""Paths of the bundled demo's files."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ SITE = "blocks.2.hook_resid_pre"
 """The site of the six registered SAEs."""
 
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
-"""What is registered, and measured by a plain run; all other SAEs stand beside one of them."""
+"""Registered SAEs, which a plain run measures; all other SAEs are compared with one of them."""
 
 NEXT_LAYERS = {"topk-layer3": "blocks.3.hook_resid_pre", "topk-layer4": "blocks.3.hook_resid_post"}
-"""TopK SAEs one and two blocks behind `SITE`, by name; the second reads what the final norm reads."""
+"""TopK SAEs one and two blocks after `SITE`, by name; the second reads the input of the final norm."""
 
 WIDTHS = {"topk-w96": 96, "topk-w192": 192, "topk-w384": 384, "topk-w1536": 1536}
-"""Latents of the TopK SAEs that differ from ``topk`` (768) in their number only."""
+"""Number of features of the TopK SAEs that differ from ``topk`` (768) in it only."""
 
 SAE_NAMES = (*ARCHITECTURES, "topk-seed1", *NEXT_LAYERS, *WIDTHS)
 """``topk-seed1`` differs from ``topk`` in its seed only."""
 
 
 def site_of(name: str) -> str:
-    """The site that an SAE was trained on."""
+    """Return the site that an SAE was trained on."""
     return NEXT_LAYERS.get(name, SITE)
 
 
@@ -39,7 +39,7 @@ class DemoPaths:
         return self.root / "model"
 
     def sae(self, name: str) -> Path:
-        """Folder of one SAE in SAELens' format."""
+        """Return the folder of one SAE in SAELens' format."""
         return self.root / "saes" / name
 
     @property
@@ -54,12 +54,12 @@ class DemoPaths:
 
     @property
     def contrast_shifted(self) -> Path:
-        """The same kind of questions in a wording and behind a context that the first set doesn't have."""
+        """Shifted variant of `contrast`: another wording, after a sentence of context."""
         return self.root / "contrast_shifted.jsonl"
 
     @property
     def concepts(self) -> Path:
-        """What the language's words and sentences are known to mean, and its cycles."""
+        """Known meanings of the language's words and sentences, and its cycles."""
         return self.root / "concepts.toml"
 
     @property
@@ -74,7 +74,7 @@ class DemoPaths:
 
 
 BUNDLED = DemoPaths(Path(__file__).parent)
-"""What the package ships."""
+"""The demo in this package."""
 
 MODEL = BUNDLED.model
 SAES = {name: BUNDLED.sae(name) for name in SAE_NAMES}

@@ -1,4 +1,4 @@
-"""What the card says of an SAE: sparsity, reconstruction, life and shrinkage on the evaluation corpus."""
+"""Numbers of an SAE for the card: L0, explained variance, living features and shrinkage on the evaluation corpus."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Quality:
     """Measured on all kept positions of the evaluation corpus, <bos> left out."""
 
     l0: float
-    """Mean number of latents that fire."""
+    """Mean number of features that fire."""
     explained_variance: float
     """1 - sum of squared errors / sum of squared deviations from the mean."""
     alive: float
-    """Share of latents that fire at least once."""
+    """Share of features that fire at least once."""
     gamma_centred: float
     """E|r|^2 / E[r.y] with r = reconstruction - decoder bias, y = activation - decoder bias; below 1: shrunk."""
 
 
 def corpus_activations(folder: DemoPaths, documents: int | None = None, site: str = SITE) -> torch.Tensor:
-    """Activations of the saved model on the (first) documents of the evaluation corpus (positions, d_in)."""
+    """Capture activations of the saved model on the (first) documents of the evaluation corpus (positions, d_in)."""
     corpus = load_file(folder.corpus)
     return capture(load_model(str(folder.model)), corpus["tokens"][:documents], corpus["lengths"][:documents], site)
 
@@ -42,12 +42,12 @@ def quality(sae: Any, activations: torch.Tensor, size: int = 4096) -> Quality:
     for start in range(0, len(activations), size):
         x = activations[start : start + size]
         codes = sae.encode(x)  # (positions, d_sae)
-        made = sae.decode(codes).double()
+        xhat = sae.decode(codes).double()
         fired |= (codes != 0).any(0)
         count += float((codes != 0).sum())
-        error += float((x - made).square().sum())
+        error += float((x - xhat).square().sum())
         spread += float((x - mean).square().sum())
-        r, y = made - sae.b_dec, x - sae.b_dec
+        r, y = xhat - sae.b_dec, x - sae.b_dec
         norm += float(r.square().sum())
         product += float((r * y).sum())
     return Quality(count / len(activations), 1 - error / spread, float(fired.float().mean()), norm / product)

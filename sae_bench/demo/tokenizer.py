@@ -19,7 +19,7 @@ CONTEXT = 128
 
 
 def build_tokenizer() -> Any:
-    """The tokenizer of the language. Like GPT-2's it adds no <bos> by itself; who wants one puts it in front."""
+    """Build the tokenizer of the language. Like GPT-2's it adds no <bos> by itself."""
     ids = {word: index for index, word in enumerate(vocabulary())}
     core = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     # Splits punctuation off, so that "Anna is kind." reads the same as the generators' "Anna is kind .".
@@ -42,5 +42,5 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """Hash of tokenizer.json; names the tokenizer a corpus was made with."""
+    """Hash tokenizer.json, to name the tokenizer of a corpus."""
     return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()

@@ -27,7 +27,7 @@ FUSED_GELU = "gelu_pytorch_tanh"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights."""
+    """Parameters that decide the weights."""
 
     seed: int = 7
     layers: int = 4
@@ -46,7 +46,7 @@ class Recipe:
 
 
 def new_model(recipe: Recipe) -> Any:
-    """An untrained model with weights from the recipe's seed."""
+    """Return an untrained model with weights from the recipe's seed."""
     config = GPT2Config(
         vocab_size=len(vocabulary()),
         n_positions=CONTEXT,
@@ -67,10 +67,10 @@ def new_model(recipe: Recipe) -> Any:
 
 
 def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, which it teaches tables several times faster, AdamW for the rest."""
+    """Return Muon for the blocks' matrices, which learn tables several times faster with it, and AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if name.startswith("transformer.h.") and p.ndim == 2]
-    held = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in held]
+    matrix_ids = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in matrix_ids]
     return [
         torch.optim.Muon(
             matrices, lr=recipe.rate_matrices, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
@@ -80,13 +80,13 @@ def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def _rate(step: int, recipe: Recipe) -> float:
-    """Share of the full rate at a step: warm-up, plateau, linear fall."""
+    """Return the share of the full rate at a step: warm-up, plateau, linear fall."""
     left = (recipe.steps - step) / max(1.0, recipe.cool_down * recipe.steps)
     return min(1.0, (step + 1) / recipe.warm_up, left)
 
 
 def _save(model: Any, recipe: Recipe, folder: Path) -> None:
-    """Write config.json, model.safetensors and, beside them, the recipe."""
+    """Write config.json, model.safetensors and recipe.json."""
     model.save_pretrained(folder)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2, sort_keys=True) + "\n")
 

@@ -38,12 +38,12 @@ from sae_bench.model.load import load_model
 log = logging.getLogger(__name__)
 
 TEXT_SEED = 50_000_017
-"""Seed of the texts the SAEs learn from; neither the model nor any evaluation has seen them."""
+"""Seed of the texts the SAEs learn from; neither the training of the model nor any evaluation uses them."""
 
 
 @dataclass(frozen=True)
 class SAERecipe:
-    """What SAEs share, unless `recipe_of` says otherwise."""
+    """Parameters that all SAEs share, except for the changes of `recipe_of`."""
 
     documents: int = 6000
     """Texts whose activations are cached."""
@@ -57,7 +57,7 @@ class SAERecipe:
 
 
 def recipe_of(name: str, shared: SAERecipe) -> SAERecipe:
-    """The recipe of one SAE: the shared one, with what sets it apart."""
+    """Return the recipe of one SAE: the shared one with its own width, seed and site."""
     return replace(
         shared,
         width=WIDTHS.get(name, shared.width),
@@ -67,7 +67,7 @@ def recipe_of(name: str, shared: SAERecipe) -> SAERecipe:
 
 
 def _common(recipe: SAERecipe) -> dict[str, Any]:
-    """The part of a SAELens config that does not depend on the architecture."""
+    """Return the part of a SAELens config that does not depend on the architecture."""
     return {
         "d_sae": recipe.width,
         "dtype": "float32",
@@ -152,19 +152,19 @@ BUILDERS: dict[str, Callable[[int, SAERecipe], Any]] = {
 
 
 def cached_activations(folder: DemoPaths, recipe: SAERecipe) -> torch.Tensor:
-    """Activations of the saved model on fresh texts, at the recipe's site (tokens, d_in)."""
+    """Capture activations of the saved model on fresh texts, at the recipe's site (tokens, d_in)."""
     rng = random.Random(TEXT_SEED)
     model = load_model(str(folder.model))
-    found = []
+    parts = []
     for start in range(0, recipe.documents, 256):
         documents = [document(rng) for _ in range(min(256, recipe.documents - start))]
         lengths = torch.tensor([len(item.words) for item in documents])
-        found.append(capture(model, pack(documents).tokens, lengths, recipe.site))
-    return torch.cat(found)
+        parts.append(capture(model, pack(documents).tokens, lengths, recipe.site))
+    return torch.cat(parts)
 
 
 def _shuffled(activations: torch.Tensor, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Endless batches (size, d_in); every pass over the activations is in a new order."""
+    """Yield endless batches (size, d_in); every pass over the activations is in a new order."""
     while True:
         order = torch.randperm(len(activations), generator=generator)
         for start in range(0, len(order) - size + 1, size):
@@ -172,7 +172,7 @@ def _shuffled(activations: torch.Tensor, size: int, generator: torch.Generator) 
 
 
 def train_sae(name: str, activations: torch.Tensor, recipe: SAERecipe) -> Any:
-    """One trained SAE with unit decoder norms."""
+    """Train one SAE; its decoder rows are folded to norm 1."""
     # SAELens draws initial weights from the global generator; the fork leaves the caller's state as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

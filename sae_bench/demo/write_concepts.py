@@ -1,4 +1,4 @@
-"""What the language's words and sentences are known to mean, as a file of concepts and cycles."""
+"""Write the known meanings of the language's words and sentences as a file of concepts and cycles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEAD = "# What is known about the demo's language; made by `python -m sae_bench
 
 
 def write_concepts(folder: DemoPaths) -> None:
-    """Concepts of words, concepts of places in the evaluation corpus, and the two cycles."""
+    """Write concepts of words, concepts of positions in the evaluation corpus, and the two cycles."""
     nouns = list(dict.fromkeys(pair for topic in TOPICS for pair in topic.nouns))
     entries = [
         _concept("weekday", DAYS, MONTHS),
@@ -31,17 +31,17 @@ def write_concepts(folder: DemoPaths) -> None:
         _concept("praise", (*PRAISE, *PRAISE_VERBS), (*BLAME, *BLAME_VERBS)),
     ]
     corpus = f'corpus = "{load_corpus(folder.corpus).sha256[:16]}"'
-    for name, places in (("praised_before", _verdicts()), ("plural_subject_before", _subjects())):
-        found = list(places)
-        having, lacking = ([place for place, has in found if has is side] for side in (True, False))
+    for name, positions in (("praised_before", _verdicts()), ("plural_subject_before", _subjects())):
+        labelled = list(positions)
+        having, lacking = ([position for position, has in labelled if has is side] for side in (True, False))
         entries.append(_concept(name, having, lacking, corpus))
-    entries += [_entry("cycle", f'name = "{name}"', f"classes = {_listed(words)}")
+    entries += [_entry("cycle", f'name = "{name}"', f"classes = {_toml_list(words)}")
                 for name, words in (("days", DAYS), ("months", MONTHS))]  # fmt: skip
     folder.concepts.write_text("\n".join([_HEAD, *entries]), encoding="utf-8")
 
 
 def _verdicts() -> Iterator[tuple[tuple[int, int], bool]]:
-    """The word "is" of every "so the review is good .": whether the review praised."""
+    """Yield the position of "is" in every "so the review is good ." with True when the review praised."""
     for number, document in enumerate(corpus_documents()):
         for sentence, start in zip(document.sentences, document.starts, strict=True):
             if sentence.labels.get("kind") == "verdict":
@@ -49,7 +49,7 @@ def _verdicts() -> Iterator[tuple[tuple[int, int], bool]]:
 
 
 def _subjects() -> Iterator[tuple[tuple[int, int], bool]]:
-    """The word before a verb whose subject stands behind another noun: whether the subject is plural."""
+    """Yield the position before a verb with a noun between it and its subject, with True for a plural subject."""
     for number, document in enumerate(corpus_documents()):
         for sentence, start in zip(document.sentences, document.starts, strict=True):
             if sentence.labels.get("kind") == "prose" and sentence.labels["between"] == "phrase":
@@ -58,7 +58,7 @@ def _subjects() -> Iterator[tuple[tuple[int, int], bool]]:
 
 
 def _concept(name: str, positive: Sequence[object], negative: Sequence[object], *more: str) -> str:
-    lines = [f"positive = {_listed(positive)}"] + ([f"negative = {_listed(negative)}"] if negative else [])
+    lines = [f"positive = {_toml_list(positive)}"] + ([f"negative = {_toml_list(negative)}"] if negative else [])
     return _entry("concept", f'name = "{name}"', *more, *lines)
 
 
@@ -66,7 +66,7 @@ def _entry(kind: str, *lines: str) -> str:
     return "\n".join([f"[[{kind}]]", *lines, ""])
 
 
-def _listed(items: Sequence[object]) -> str:
+def _toml_list(items: Sequence[object]) -> str:
     written = [f'"{item}"' if isinstance(item, str) else str(list(item)) for item in items]  # type: ignore[call-overload]
     rows = [", ".join(written[start : start + 10]) for start in range(0, len(written), 10)]
     return "[\n" + "".join(f"    {row},\n" for row in rows) + "]"

@@ -1,4 +1,4 @@
-"""The pinned evaluation corpus, the contrast sets and the circuit's prompts."""
+"""Write the pinned evaluation corpus, the contrast sets and the circuit's prompts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAME_PAIRS = 24
 
 @cache
 def corpus_documents() -> tuple[Document, ...]:
-    """The documents of the evaluation corpus with what is known about them, in the order they were drawn."""
+    """Return the documents of the evaluation corpus with their labels, in the order they were drawn."""
     rng = random.Random(CORPUS_SEED)
     documents: list[Document] = []
     while len(documents) < DOCUMENTS:
@@ -40,7 +40,7 @@ def corpus_documents() -> tuple[Document, ...]:
 
 
 def write_corpus(folder: DemoPaths) -> None:
-    """512 held-out documents, every one a cluster of its own."""
+    """Write 512 held-out documents, every one a cluster of its own."""
     documents = list(corpus_documents())
     batch = pack(documents)
     lengths = torch.tensor([len(item.words) for item in documents], dtype=torch.int32)
@@ -78,20 +78,20 @@ def _write_questions(path: Path, questions: list[PersonaQuestion]) -> None:
 
 
 def _distinct(n: int, cells: int, draw: Callable[[], list[PersonaQuestion]]) -> list[PersonaQuestion]:
-    """n different questions; a repeated one is replaced by another of the same cell, which keeps the balance."""
-    found: dict[str, PersonaQuestion] = {}
+    """Draw n different questions; a repeated one is replaced by another of the same cell, which keeps the balance."""
+    questions: dict[str, PersonaQuestion] = {}
     counts = Counter[tuple[str, ...]]()
-    while len(found) < n:
+    while len(questions) < n:
         for item in draw():
             cell = (*item.factors.values(), item.pole)
-            if item.prompt not in found and counts[cell] < n // cells:
-                found[item.prompt] = item
+            if item.prompt not in questions and counts[cell] < n // cells:
+                questions[item.prompt] = item
                 counts[cell] += 1
-    return list(found.values())
+    return list(questions.values())
 
 
 def write_contrast(folder: DemoPaths) -> None:
-    """The contrast set and its shifted variant, neither with a repeated question."""
+    """Write the contrast set and its shifted variant, neither with a repeated question."""
     rng = random.Random(CONTRAST_SEED)
     for shifted in (False, True):
         cells = 4 if shifted else 12
@@ -100,7 +100,7 @@ def write_contrast(folder: DemoPaths) -> None:
 
 
 def write_circuit(folder: DemoPaths) -> None:
-    """480 prompts of the indirect-object task: 24 pairs of names in 5 templates, each in 2 orders and both roles."""
+    """Write 480 prompts of the indirect-object task: 24 pairs of names in 5 templates, 2 orders and both roles."""
     _write_lines(
         folder.circuit,
         (

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from sae_bench.demo.language import BOS, Document, Draw, case_pairs, document, vocabulary
-from sae_bench.demo.language.cycles import CYCLES, cycle_step, moved
+from sae_bench.demo.language.cycles import CYCLES, cycle_member, cycle_step
 from sae_bench.demo.language.documents import LONGEST, SHORTEST
 from sae_bench.demo.language.words import TOPICS, TRAITS
 
@@ -57,9 +57,9 @@ def test_every_fact_of_a_cycle_is_right(unit: str):
     cycle = CYCLES[unit]
     for start in cycle:
         for step in range(1, 7):
-            after, before = moved(unit, start, step, "after"), moved(unit, start, step, "before")
+            after, before = cycle_member(unit, start, step, "after"), cycle_member(unit, start, step, "before")
             assert cycle.index(after) == (cycle.index(start) + step) % len(cycle)
-            assert moved(unit, after, step, "before") == start == moved(unit, before, step, "after")
+            assert cycle_member(unit, after, step, "before") == start == cycle_member(unit, before, step, "after")
     item = cycle_step(Draw(random.Random(0)), "day", step=3, direction="after", start="monday")
     assert " ".join(item.words) == "three days after monday comes thursday ."
     assert (item.prompt, item.answer) == ("three days after monday comes", "thursday")
@@ -71,7 +71,7 @@ def test_facts_in_documents_are_right(documents: list[Document]):
         for sentence in item.sentences:
             if "end" in sentence.labels:
                 labels = sentence.labels
-                end = moved(labels["unit"], labels["start"], int(labels["step"]), labels["direction"])
+                end = cycle_member(labels["unit"], labels["start"], int(labels["step"]), labels["direction"])
                 assert sentence.answer == labels["end"] == end
                 seen += 1
     assert seen > 300

@@ -1,4 +1,4 @@
-"""A small synthetic English whose ground truth is known: one generator a construction, the truth beside every text.
+"""A small synthetic English with known ground truth: one generator per construction, labels for every text.
 
 indirect.py   "when Mary and John went to the store , John gave the drink to Mary ."
 cycles.py     "three days after monday comes thursday ."

@@ -26,7 +26,7 @@ MIX = (
     ("review", 0.08),
     ("number", 0.05),
 )
-"""How often a paragraph is of each kind."""
+"""Probability of each kind of paragraph."""
 
 PARAGRAPHS = {
     "prose": prose_paragraph,
@@ -38,20 +38,20 @@ PARAGRAPHS = {
 
 @dataclass(frozen=True)
 class Document:
-    """A text with everything that is known about it."""
+    """A text with its ground truth."""
 
     words: tuple[str, ...]
     """All tokens, <bos> first."""
     sentences: tuple[Sentence, ...]
     """The sentences, in order."""
     starts: tuple[int, ...]
-    """Where in `words` each sentence begins."""
+    """Index in `words` at which each sentence begins."""
     nats: float
-    """-log p of the choices that made it: in expectation an upper bound on its entropy."""
+    """-log p of the choices that generated it: in expectation an upper bound on its entropy."""
 
 
 def paragraph(draw: Draw) -> Iterator[Sentence]:
-    """Sentences of one kind, drawn from the mix, each only when it is asked for."""
+    """Yield sentences of one kind, drawn from the mix."""
     kind = draw.weighted([name for name, _ in MIX], tuple(weight for _, weight in MIX))
     if kind in ("days", "months"):
         for _ in range(draw.between(4, 8)):
@@ -64,16 +64,16 @@ def paragraph(draw: Draw) -> Iterator[Sentence]:
 
 
 def document(rng: random.Random) -> Document:
-    """Paragraphs until the wanted length (64 to 128) is reached; only whole sentences, so it may end a little short.
+    """Generate paragraphs up to a random length (64 to 128); only whole sentences, so it may end a little short.
 
-    `nats` counts the sentences that are in the document, not the one that didn't fit any more.
+    `nats` counts the sentences that are in the document, not the one that did not fit any more.
     """
-    wanted = rng.randint(SHORTEST + 24, LONGEST)
+    length = rng.randint(SHORTEST + 24, LONGEST)
     draw = Draw(rng)
     words, sentences, starts, nats = [BOS], list[Sentence](), list[int](), 0.0
     while True:
         for sentence in paragraph(draw):
-            if len(words) + len(sentence.words) > wanted:
+            if len(words) + len(sentence.words) > length:
                 return Document(tuple(words), tuple(sentences), tuple(starts), nats)
             starts.append(len(words))
             sentences.append(sentence)

@@ -1,7 +1,7 @@
-"""Random choices that know their own probability.
+"""Random choices that count their own information.
 
-Every generator of the language makes its choices through a `Draw`. It adds up -log p of what was chosen, so that a
-text comes with the information that went into it: in expectation an upper bound on the language's entropy, because
+Every generator of the language makes its choices through a `Draw`. It adds up -log p of the choices, so that a text
+comes with the information that went into it: in expectation an upper bound on the language's entropy, because
 two different series of choices may happen to spell the same text.
 """
 
@@ -26,46 +26,46 @@ def _cumulative(weights: tuple[float, ...]) -> tuple[float, ...]:
 
 @cache
 def zipf_weights(n: int) -> tuple[float, ...]:
-    """Unnormalised weights of n ranks; the shift keeps the first word of a short list from taking half of the mass."""
+    """Return unnormalised weights of n ranks; the shift keeps the first word of a short list below half of the mass."""
     return tuple(1.0 / (rank + 2.0) for rank in range(n))
 
 
 class Draw:
-    """Choices from an explicit generator; `nats` is the information used since it was made."""
+    """Choices from an explicit generator; `nats` is the information of all choices so far."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.nats = 0.0
 
     def one(self, items: Sequence[T]) -> T:
-        """One item, all equally likely."""
+        """Draw one item, all equally likely."""
         self.nats += math.log(len(items))
         return items[int(self.rng.random() * len(items))]
 
     def weighted(self, items: Sequence[T], weights: tuple[float, ...]) -> T:
-        """One item with probability proportional to its weight."""
+        """Draw one item with probability proportional to its weight."""
         edges = _cumulative(weights)
         index = min(bisect_right(edges, self.rng.random()), len(items) - 1)
         self.nats -= math.log(edges[index] - (edges[index - 1] if index else 0.0))
         return items[index]
 
     def zipf(self, items: Sequence[T]) -> T:
-        """One item, the earlier the more frequent."""
+        """Draw one item, the earlier the more frequent."""
         return self.weighted(items, zipf_weights(len(items)))
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """Return True with this probability."""
         yes = self.rng.random() < probability
         self.nats -= math.log(probability if yes else 1.0 - probability)
         return yes
 
     def between(self, low: int, high: int) -> int:
-        """A whole number, both ends included."""
+        """Draw a whole number, both ends included."""
         self.nats += math.log(high - low + 1)
         return self.rng.randint(low, high)
 
     def two(self, items: Sequence[T]) -> tuple[T, T]:
-        """Two different items, in order."""
+        """Draw two different items, in order."""
         first = self.one(items)
         second = self.one([item for item in items if item != first])
         return first, second

@@ -20,7 +20,7 @@ TEMPLATES = (
 def indirect_object(
     draw: Draw, order: str | None = None, template: int | None = None, names: tuple[str, str] | None = None
 ) -> Sentence:
-    """One sentence. ABBA names the receiver first, BABA the giver; what is not given is drawn.
+    """Generate one sentence. ABBA names the receiver first, BABA the giver; arguments that are None are drawn.
 
     `names` are the receiver and the giver.
     """

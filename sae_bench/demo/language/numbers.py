@@ -10,7 +10,7 @@ from sae_bench.demo.language.words import NUMBERS
 
 
 def counting(draw: Draw) -> Sentence:
-    """Five numbers upwards or downwards."""
+    """Generate five numbers upwards or downwards."""
     up = draw.chance(0.6)
     start = draw.between(0, len(NUMBERS) - 5)
     run = NUMBERS[start : start + 5]
@@ -19,7 +19,7 @@ def counting(draw: Draw) -> Sentence:
 
 
 def addition(draw: Draw) -> Sentence:
-    """A sum of at most ten."""
+    """Generate a sum of at most ten."""
     first = draw.between(0, 6)
     second = draw.between(0, min(6, 10 - first))
     words = tuple(f"{NUMBERS[first]} plus {NUMBERS[second]} is {NUMBERS[first + second]} .".split())
@@ -27,6 +27,6 @@ def addition(draw: Draw) -> Sentence:
 
 
 def number_paragraph(draw: Draw) -> Iterator[Sentence]:
-    """Sums with some counting between them."""
+    """Yield sums with some counting between them."""
     for _ in range(draw.between(2, 5)):
         yield counting(draw) if draw.chance(0.25) else addition(draw)

@@ -12,7 +12,7 @@ SENTIMENTS = ("positive", "negative")
 
 
 def opinion(draw: Draw, sentiment: str, thing: str) -> Sentence:
-    """One sentence of a review."""
+    """Generate one sentence of a review."""
     adjectives, verbs = (PRAISE, PRAISE_VERBS) if sentiment == "positive" else (BLAME, BLAME_VERBS)
     form = draw.one(range(3))
     if form == 0:
@@ -25,7 +25,7 @@ def opinion(draw: Draw, sentiment: str, thing: str) -> Sentence:
 
 
 def review_paragraph(draw: Draw) -> Iterator[Sentence]:
-    """A review: opinions of one sentiment, then the verdict that they imply."""
+    """Yield a review: opinions of one sentiment, then the verdict that they imply."""
     sentiment, thing = draw.one(SENTIMENTS), draw.one(REVIEWED)
     for _ in range(draw.between(2, 4)):
         yield opinion(draw, sentiment, thing)

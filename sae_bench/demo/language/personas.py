@@ -20,11 +20,11 @@ TEMPLATES = (
     "does {name} seem {word} ? choose ( A ) {a} or ( B ) {b} : {answer} .",
     "people ask : is {name} really {word} ? ( A ) {a} ( B ) {b} reply : {answer} .",
 )
-"""The last one is kept for the shifted contrast set."""
+"""Wordings of questions; the last one is reserved for the shifted contrast set."""
 SHIFTED_TEMPLATE = 3
 
 QUESTION_WEIGHTS = (0.4, 0.4, 0.2)
-"""How often a question wants a letter, yes or no, an adjective."""
+"""Probabilities of a question answered by a letter, by yes or no, and by an adjective."""
 
 STATEMENTS = ("is {}", "is very {}", "was always {}")
 
@@ -36,9 +36,9 @@ def _side(trait: Trait, pole: str) -> tuple[tuple[str, ...], tuple[tuple[str, st
 
 
 def _adjective(draw: Draw, trait: Trait, pole: str, theme: int | None) -> str:
-    """An adjective of the pole. A theme makes one of them, by its place in the list, come back within a paragraph.
+    """Draw an adjective of the pole. A theme repeats one of them, by its index in the list, within a paragraph.
 
-    Words that come back are what the model learns first; that words of one pole belong together comes later.
+    The model learns first that words are repeated, and later that words of one pole belong together.
     """
     adjectives = _side(trait, pole)[0]
     if theme is not None and draw.chance(0.4):
@@ -47,7 +47,7 @@ def _adjective(draw: Draw, trait: Trait, pole: str, theme: int | None) -> str:
 
 
 def persona_statement(draw: Draw, name: str, trait: Trait, pole: str, theme: int | None = None) -> Sentence:
-    """Says "Anna is very kind ." or "Anna often helps strangers ."."""
+    """Generate "Anna is very kind ." or "Anna often helps strangers ."."""
     if draw.chance(0.6):
         text = f"{name} {draw.one(STATEMENTS).format(_adjective(draw, trait, pole, theme))} ."
     else:
@@ -56,7 +56,7 @@ def persona_statement(draw: Draw, name: str, trait: Trait, pole: str, theme: int
 
 
 def persona_list(draw: Draw, name: str, trait: Trait, pole: str) -> Sentence:
-    """Says "Anna is kind , polite and gentle .": the sentence that teaches which words belong together."""
+    """Generate "Anna is kind , polite and gentle .": the sentence that teaches which words belong together."""
     adjectives = _side(trait, pole)[0]
     first, second = draw.two(adjectives)
     third = draw.one([word for word in adjectives if word not in (first, second)])
@@ -74,7 +74,7 @@ def letter_question(
     yes_letter: str | None = None,
     template: int | None = None,
 ) -> Sentence:
-    """A question answered by A or B; `asked` is the pole of its adjective, `yes_letter` what yes stands for."""
+    """Generate a question answered by A or B; `asked` is the pole of its adjective, `yes_letter` the letter of yes."""
     asked = draw.one(POLES) if asked is None else asked
     yes_letter = draw.one("AB") if yes_letter is None else yes_letter
     template = draw.one(range(len(TEMPLATES))) if template is None else template
@@ -95,14 +95,14 @@ def letter_question(
 
 
 def yes_letter_for(position: str, wording: str) -> tuple[str, str]:
-    """The pole to ask about and the letter of yes, such that a positive person's answer has this letter and wording."""
+    """Return pole and letter of yes for which a positive person's answer has this letter and wording."""
     if wording == "yes":
         return "positive", position
     return "negative", "B" if position == "A" else "A"
 
 
 def word_question(draw: Draw, name: str, trait: Trait, pole: str, theme: int | None = None) -> Sentence:
-    """A question answered by yes or no."""
+    """Generate a question answered by yes or no."""
     asked = draw.one(POLES)
     word = _adjective(draw, trait, asked, theme)
     answer = "yes" if asked == pole else "no"
@@ -112,7 +112,7 @@ def word_question(draw: Draw, name: str, trait: Trait, pole: str, theme: int | N
 
 
 def choice_question(draw: Draw, name: str, trait: Trait, pole: str, theme: int | None = None) -> Sentence:
-    """A question answered by one of two adjectives."""
+    """Generate a question answered by one of two adjectives."""
     words = {side: _adjective(draw, trait, side, theme) for side in POLES}
     first, second = (words[side] for side in draw.one((POLES, POLES[::-1])))
     text = f"question : is {name} {first} or {second} ? answer : {words[pole]} ."
@@ -120,24 +120,24 @@ def choice_question(draw: Draw, name: str, trait: Trait, pole: str, theme: int |
     return Sentence("persona", tuple(text.split()), (len(text.split()) - 2,), labels)
 
 
-def opened(question: Sentence) -> Sentence:
-    """The question as it stands before anything is known about the person: its answer is a choice, not a truth."""
+def open_question(question: Sentence) -> Sentence:
+    """Return the question without a known answer: nothing is stated about the person before it."""
     labels = {**question.labels, "kind": f"{question.labels['kind']}_open"}
     return Sentence(question.construction, question.words, (), labels)
 
 
 def persona_question(draw: Draw, name: str, trait: Trait, pole: str, theme: int | None = None) -> Sentence:
-    """A question of any of the three kinds."""
+    """Generate a question of one of the three kinds."""
     ask = draw.weighted((letter_question, word_question, choice_question), QUESTION_WEIGHTS)
     return ask(draw, name, trait, pole, theme)
 
 
 def persona_paragraph(draw: Draw) -> Iterator[Sentence]:
-    """One person: statements, then questions. Sometimes a question comes first, and its answer fixes the trait."""
+    """Yield statements about one person, then questions; sometimes a question comes first and fixes the trait."""
     name, trait, pole = draw.one(NAMES), draw.one(TRAITS), draw.one(POLES)
     theme = draw.one(range(len(trait.positive)))
     if draw.chance(0.25):
-        yield opened(persona_question(draw, name, trait, pole, theme))
+        yield open_question(persona_question(draw, name, trait, pole, theme))
     if draw.chance(0.7):
         yield persona_list(draw, name, trait, pole)
     yield persona_statement(draw, name, trait, pole, theme)

@@ -19,7 +19,7 @@ from sae_bench.demo.language.personas import (
     POLES,
     SHIFTED_TEMPLATE,
     letter_question,
-    opened,
+    open_question,
     persona_statement,
     yes_letter_for,
 )
@@ -55,14 +55,14 @@ class CyclePrompt:
     start: str
     """The member of the cycle that the prompt names."""
     step: int
-    """Places to go, from 1."""
+    """Number of steps, from 1."""
     direction: str
     """`after` or `before`."""
 
 
 @dataclass(frozen=True)
 class PersonaQuestion:
-    """A question about a person, with the answers that a warm and a cold person would call for."""
+    """A question about a person, with the right answers for a warm and for a cold person."""
 
     prompt: str
     positive: str
@@ -70,65 +70,65 @@ class PersonaQuestion:
     negative: str
     """The other letter."""
     factors: Mapping[str, str]
-    """`answer_position` (the positive answer's letter), `wording` (yes or no: what it says), `template`."""
+    """`answer_position` (the positive answer's letter), `wording` (its word, yes or no), `template`."""
     pole: str
-    """The pole that statements in the prompt establish, or `open` when there are none."""
+    """Pole that statements in the prompt establish, or `open` when there are none."""
 
 
 def indirect_object_prompts(n: int, rng: random.Random) -> list[IndirectObjectPrompt]:
-    """n prompts; every order and template equally often in every ten."""
+    """Generate n prompts; every order and template equally often in every ten."""
     cells = list(product(range(len(TEMPLATES)), ORDERS))
-    found: list[IndirectObjectPrompt] = []
+    prompts: list[IndirectObjectPrompt] = []
     for index in range(n):
         template, order = cells[index % len(cells)]
         item = indirect_object(Draw(rng), order=order, template=template)
-        found.append(IndirectObjectPrompt(item.prompt, item.answer, item.labels["giver"], order, template))
-    return found
+        prompts.append(IndirectObjectPrompt(item.prompt, item.answer, item.labels["giver"], order, template))
+    return prompts
 
 
 def indirect_object_clusters(pairs: int, rng: random.Random) -> list[IndirectObjectPrompt]:
-    """`pairs` pairs of names for every template, each four times: either name receives, in either order.
+    """Generate four prompts for each of `pairs` pairs of names and every template: either receiver, either order.
 
-    The four prompts of a pair differ in nothing else, so what the order does is compared with all else equal. No
-    template has a pair twice.
+    The four prompts of a pair differ in nothing else, so that the effect of the order is isolated. No template has a
+    pair twice.
     """
     every = list(combinations(NAMES, 2))
-    found: list[IndirectObjectPrompt] = []
+    prompts: list[IndirectObjectPrompt] = []
     for chosen in zip(*(rng.sample(every, pairs) for _ in TEMPLATES), strict=True):
         for template, (one, other) in enumerate(chosen):
             seed = rng.getrandbits(64)
             for names, order in product(((one, other), (other, one)), ORDERS):
                 item = indirect_object(Draw(random.Random(seed)), order, template, names)
-                found.append(IndirectObjectPrompt(item.prompt, item.answer, names[1], order, template))
-    return found
+                prompts.append(IndirectObjectPrompt(item.prompt, item.answer, names[1], order, template))
+    return prompts
 
 
 def cyclic_prompts(n: int, rng: random.Random, unit: str, step: int = 1, direction: str = "after") -> list[CyclePrompt]:
-    """n prompts about one step and direction; every member of the cycle is the start equally often, in random order."""
-    found: list[CyclePrompt] = []
-    while len(found) < n:
+    """Generate n prompts about one step and direction; every member is the start equally often, in random order."""
+    prompts: list[CyclePrompt] = []
+    while len(prompts) < n:
         members = list(CYCLES[unit])
         rng.shuffle(members)
-        for start in members[: n - len(found)]:
+        for start in members[: n - len(prompts)]:
             item = cycle_step(Draw(rng), unit, step=step, direction=direction, start=start)
-            found.append(CyclePrompt(item.prompt, item.answer, unit, start, step, direction))
-    return found
+            prompts.append(CyclePrompt(item.prompt, item.answer, unit, start, step, direction))
+    return prompts
 
 
 def persona_questions(
     n: int, rng: random.Random, *, trait: str = "warmth", stated: bool = False, shifted: bool = False
 ) -> list[PersonaQuestion]:
-    """n questions answered by A or B, counterbalanced in answer position, wording and template.
+    """Generate n questions answered by A or B, counterbalanced in answer position, wording and template.
 
-    With `stated` two sentences first establish the person's pole (both poles equally often); without, nothing is known
-    and the model has no reason to prefer either answer. `shifted` puts a sentence of prose in front and asks in the
-    wording that the unshifted questions never use.
+    With `stated` two sentences first establish the person's pole (both poles equally often); without, the model has no
+    reason to prefer either answer. `shifted` puts a sentence of prose in front and uses the wording that the unshifted
+    questions never have.
     """
     about = next(item for item in TRAITS if item.name == trait)
     templates = (SHIFTED_TEMPLATE,) if shifted else tuple(range(SHIFTED_TEMPLATE))
     poles = POLES if stated else ("open",)
     cells = list(product(templates, "AB", ("yes", "no"), poles))
-    found: list[PersonaQuestion] = []
+    prompts: list[PersonaQuestion] = []
     for index in range(n):
         template, position, wording, pole = cells[index % len(cells)]
         draw, name = Draw(rng), rng.choice(NAMES)
@@ -136,15 +136,15 @@ def persona_questions(
         if stated:
             context += [persona_statement(draw, name, about, pole) for _ in range(2)]
         asked, yes_letter = yes_letter_for(position, wording)
-        question = opened(
+        question = open_question(
             letter_question(draw, name, about, "positive", asked=asked, yes_letter=yes_letter, template=template)
         )
         words = [word for item in context for word in item.words] + list(question.words[:-2])
         factors = {"answer_position": position, "wording": wording, "template": str(template)}
-        found.append(PersonaQuestion(" ".join(words), position, "B" if position == "A" else "A", factors, pole))
-    return found
+        prompts.append(PersonaQuestion(" ".join(words), position, "B" if position == "A" else "A", factors, pole))
+    return prompts
 
 
 def sentiment_sentences(n: int, rng: random.Random) -> list[Sentence]:
-    """n sentences of reviews, positive and negative by turns; `labels["sentiment"]` says which."""
+    """Generate n sentences of reviews, positive and negative by turns, with `labels["sentiment"]`."""
     return [opinion(Draw(rng), SENTIMENTS[index % 2], rng.choice(REVIEWED)) for index in range(n)]

@@ -17,7 +17,7 @@ def _source(draw: Draw, topic: Topic) -> Topic:
 
 
 def _phrase(draw: Draw, topic: Topic, plural: bool) -> list[str]:
-    """Determiner, perhaps an adjective, noun."""
+    """Generate determiner, perhaps an adjective, and noun."""
     if plural:
         determiner = "the" if draw.chance(0.6) else draw.one(QUANTIFIERS)
     else:
@@ -27,7 +27,7 @@ def _phrase(draw: Draw, topic: Topic, plural: bool) -> list[str]:
 
 
 def prose_sentence(draw: Draw, topic: Topic) -> Sentence:
-    """Subject, perhaps a phrase or a clause, verb, object. The verb's number is the subject's."""
+    """Generate subject, perhaps a phrase or a clause, verb, and object. The verb's number is the subject's."""
     plural = draw.chance(0.45)
     words = _phrase(draw, topic, plural)
     between = draw.weighted(("none", "phrase", "clause", "nested"), (0.5, 0.25, 0.18, 0.07))
@@ -59,7 +59,7 @@ def prose_sentence(draw: Draw, topic: Topic) -> Sentence:
 
 
 def headline(draw: Draw, topic: Topic) -> Sentence:
-    """A prose sentence shouted: the same words as other tokens."""
+    """Generate a prose sentence in upper case: its words are other tokens."""
     plain = prose_sentence(draw, topic)
     upper = tuple(word.upper() for word in plain.words)
     shift = {"verbs": " ".join(str(int(position) + 2) for position in plain.labels["verbs"].split())}
@@ -67,7 +67,7 @@ def headline(draw: Draw, topic: Topic) -> Sentence:
 
 
 def prose_paragraph(draw: Draw) -> Iterator[Sentence]:
-    """Sentences on one topic, a quarter of them headlines."""
+    """Yield sentences on one topic, a quarter of them headlines."""
     topic = draw.one(TOPICS)
     for _ in range(draw.between(3, 6)):
         yield (headline if draw.chance(0.25) else prose_sentence)(draw, topic)

@@ -1,4 +1,4 @@
-"""What every generator returns: words with the ground truth beside them."""
+"""Sentence with its ground truth, the result of every generator."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Sentence:
     """One generated sentence."""
 
     construction: str
-    """Which generator made it: `indirect_object`, `cycle`, `persona`, `sentiment`, `number`, `prose`, `headline`."""
+    """Generator of the sentence: `indirect_object`, `cycle`, `persona`, `sentiment`, `number`, `prose`, `headline`."""
     words: tuple[str, ...]
     """Its tokens: words and punctuation."""
     answers: tuple[int, ...] = ()
-    """Indices of the words that follow from what came before; the grammar leaves no choice there."""
+    """Indices of the words that the words before determine; the grammar leaves no choice there."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """The truth about it, by name: the indirect object, the order of the names, the step, the sentiment."""
+    """Ground truth by name: the indirect object, the order of the names, the step, the sentiment."""
 
     @property
     def prompt(self) -> str:

@@ -34,11 +34,11 @@ FRAME = spread(
     "the day days month months after before is are comes if this next and last was in order on every that "
     "very always often yes no a i it we of so review good bad count up down plus headline"
 )
-"""Words of the generators that are in no list."""
+"""Words of the generators that are in no other list."""
 
 
 def _shoutable() -> list[str]:
-    """Words that occur in prose, and so in headlines too."""
+    """Return words that occur in prose, and so in headlines too."""
     words = ["the", "this", "every", "that", "is", "are", "on", "in", *QUANTIFIERS, *PREPOSITIONS, *ADVERBS]
     words += [*DAYS, *MONTHS]
     for topic in TOPICS:
@@ -48,7 +48,7 @@ def _shoutable() -> list[str]:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every token the language can produce, special tokens first, each once."""
+    """Return every token the language can produce, special tokens first, each once."""
     words = [BOS, UNKNOWN, *PUNCTUATION, *FRAME, *NAMES, *DAYS, *MONTHS, *NUMBERS, *PLACES, *OBJECTS]
     for trait in TRAITS:
         words += [*trait.positive, *trait.negative]
@@ -62,5 +62,5 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def case_pairs() -> list[tuple[str, str]]:
-    """Words that exist in lower and in upper case: (lower, upper), both single tokens."""
+    """Return words that exist in lower and in upper case: (lower, upper), both single tokens."""
     return [(word, word.upper()) for word in _shoutable()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 def spread(text: str) -> tuple[str, ...]:
-    """The words of a text, one by one."""
+    """Split a text into its words."""
     return tuple(text.split())
 
 
