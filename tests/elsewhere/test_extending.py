@@ -1,4 +1,4 @@
-"""Everything in docs/extending.md, done as it says: property, format and control in somebody else's repository."""
+"""Everything in docs/extending.md, done as it says: property, noise floor, format and control in another repository."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sae_bench.registry.extensions import Extensions
 from .pages import files
 
 PAGE = "extending.md"
+OF_THE_ERRORS_NORM = ("isotropic", "one_coordinate")
 
 
 def repository(folder: Path, corpus: Path, conftest: str) -> None:
@@ -57,6 +58,20 @@ def test_by_lines_in_conftest(tmp_path: Path, small_corpus: Path) -> None:
     assert "lab/own/halved" in saes
 
 
+def test_a_noise_floor_by_one_line_in_conftest_is_measured_in_workers(tmp_path: Path, small_corpus: Path) -> None:
+    repository(tmp_path, small_corpus, files(PAGE)["conftest.py"])
+    (tmp_path / "test_saes.py").write_text("from sae_bench import property_test\ntest_kl = property_test('kl_gap')\n")
+    _, saes = run(tmp_path, "-n1", "--sae-limit=kl_gap.ratio_one_coordinate:max:100")
+    metrics = saes["lab/own"]["properties"]["kl_gap"]["metrics"]
+    assert metrics["ratio_one_coordinate"]["verdict"] == "pass"
+    assert metrics["kl_sae"]["value"] / metrics["kl_one_coordinate"]["value"] == pytest.approx(
+        metrics["ratio_one_coordinate"]["value"]
+    )
+    # Noise of one size has one squared distance, whatever its direction.
+    squares = [metrics[f"kl_{name}"]["value"] / metrics[f"kappa_{name}"]["value"] for name in OF_THE_ERRORS_NORM]
+    assert squares == pytest.approx([squares[0]] * len(squares), rel=1e-4)
+
+
 def test_by_entry_points(tmp_path: Path, small_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository(tmp_path, small_corpus, "")
     information = tmp_path / "lab_sae_bench-1.0.dist-info"
@@ -67,8 +82,10 @@ def test_by_entry_points(tmp_path: Path, small_corpus: Path, monkeypatch: pytest
         "from sae_bench.frontends.testing import property_test\ntest_bias_share = property_test('bias_share')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    _, saes = run(tmp_path, "--sae-property=bias_share")
+    (tmp_path / "test_floors.py").write_text("from sae_bench import property_test\ntest_kl = property_test('kl_gap')\n")
+    _, saes = run(tmp_path, "--sae-property=bias_share", "--sae-property=kl_gap")
     assert 0 < saes["lab/own"]["properties"]["bias_share"]["metrics"]["bias_share"]["value"] < 1
+    assert saes["lab/own"]["properties"]["kl_gap"]["metrics"]["kl_one_coordinate"]["value"] > 0
 
 
 def test_taken_names_and_wrong_things_are_one_sentence() -> None:
