@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sae_bench.errors import MeasurementError
+from sae_bench.measure.arrays import Floats
 
 Better: TypeAlias = Literal["lower", "higher", "target", "reported"]
-Floats: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,14 @@ class Undefined:
     """No value by definition; listed and explained, neither passed over in silence nor failed."""
 
     reason: str
+    detail: str = ""
+    "Numbers of one SAE that explain the reason, so that SAEs with one reason can be listed together."
     value: float = math.nan
+
+    @property
+    def full_reason(self) -> str:
+        """The reason with its detail."""
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True)

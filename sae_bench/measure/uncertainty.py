@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sae_bench.errors import MeasurementError
-from sae_bench.measure.measurement import Estimate, Exact, Floats, Influence, Ratio, Summary, Undefined
+from sae_bench.measure.arrays import Floats
+from sae_bench.measure.measurement import Estimate, Exact, Influence, Ratio, Summary, Undefined
 
 NUMERIC_FLOOR = 1e-5
 "Relative difference below which two numbers are the same number: twice the rounding of six significant digits."

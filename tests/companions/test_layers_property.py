@@ -23,10 +23,10 @@ from sae_bench.engine.site_data import capture_site
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Estimate, Influence, Measurement, Ratio, Undefined
 from sae_bench.measure.properties.layers import METRICS, PROPERTY
-from sae_bench.measure.properties.layers.effects import Effects, Writing, _estimates
+from sae_bench.measure.properties.layers.direct_effects import Effects, Writing, _estimates
 from sae_bench.measure.properties.layers.persistence import mean_correlation
 from sae_bench.measure.properties.layers.tuned_lens import _training, tuned_lens
-from sae_bench.measure.shared.feature_choice import halves
+from sae_bench.measure.shared.document_halves import document_halves
 from sae_bench.measure.uncertainty import interval, standard_error
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import Site, parse_site
@@ -293,7 +293,7 @@ class TestLenses:
 
     def test_it_is_fitted_on_clusters_that_it_is_not_scored_on(self, make_bench: Make) -> None:
         bench = make_bench(controls.identity(D))
-        even, odd = halves(bench.corpus.cluster)
+        even, odd = document_halves(bench.corpus.cluster)
         assert len(_training(bench)[0]) == int(bench.site_data.keep[list(even)].sum())
         scored = PROPERTY.measure(bench).estimates["tuned_lens_kl"]
         assert isinstance(scored, Ratio)

@@ -24,7 +24,7 @@ from sae_bench.judge.judge import judge
 from sae_bench.judge.limits import parse_rule
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Ratio, Undefined
 from sae_bench.measure.properties.width import METRICS, PROPERTY, estimates, monotone
-from sae_bench.measure.properties.width.sizes import FamilyMember
+from sae_bench.measure.properties.width.family import FamilyMember
 from sae_bench.measure.uncertainty import interval
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import parse_site

@@ -28,10 +28,10 @@ from sae_bench.judge.verdicts import AcceptedProperty, Verdict
 from sae_bench.measure.datasets.concept_tokens import TokenSets
 from sae_bench.measure.measurement import Accepted, Measurement, Undefined
 from sae_bench.measure.properties.concepts import METRICS, PROPERTY, measure
-from sae_bench.measure.properties.concepts.in_sae import random_cosine
+from sae_bench.measure.properties.concepts.concepts_at_site import at_site, in_embedding
+from sae_bench.measure.properties.concepts.concepts_in_sae import random_cosine
 from sae_bench.measure.properties.concepts.occurrences import BOTH, halves_of_words, placed_concepts
 from sae_bench.measure.properties.concepts.series import p_value
-from sae_bench.measure.properties.concepts.spaces import at_site, in_embedding
 from sae_bench.measure.uncertainty import standard_error
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import parse_site

@@ -12,8 +12,8 @@ from scipy.stats import binom, kstest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from sae_bench.measure.measurement import Floats, Influence
-from sae_bench.measure.properties.concepts.occurrences import Ints
+from sae_bench.measure.arrays import Floats, Ints
+from sae_bench.measure.measurement import Influence
 from sae_bench.measure.properties.concepts.probes import (
     Half,
     Probe,

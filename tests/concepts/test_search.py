@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from sae_bench.measure.measurement import Floats
+from sae_bench.measure.arrays import Floats
 from sae_bench.measure.properties.concepts.ccs import (
     first_component,
     imbalance_curves,

@@ -20,8 +20,9 @@ from sae_bench.engine.corpus import load_corpus
 from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.engine.site_data import SiteData
 from sae_bench.errors import MeasurementError
-from sae_bench.measure.measurement import Floats, Influence, Measurement, Undefined
-from sae_bench.measure.properties.circles import METRICS, PROPERTY, measure, stats
+from sae_bench.measure.arrays import Floats
+from sae_bench.measure.measurement import Influence, Measurement, Undefined
+from sae_bench.measure.properties.circles import METRICS, PROPERTY, circular_power, measure
 from sae_bench.measure.uncertainty import interval
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import parse_site
@@ -44,7 +45,7 @@ def line(classes: int, width: int = 6) -> Floats:
 
 def tokens(
     rng: np.random.Generator, means: Floats, noise: float = 1.0, shared: float = 0.5, each: int = 2
-) -> tuple[Floats, stats.LabelledTokens]:
+) -> tuple[Floats, circular_power.LabelledTokens]:
     """Vectors around class means, ``each`` a class and document; tokens of a document and class share a part."""
     classes, width = means.shape
     own = shared * rng.normal(size=(CLUSTERS, classes, 1, width)) + noise * rng.normal(
@@ -53,7 +54,7 @@ def tokens(
     rows = (means[None, :, None] + own).reshape(-1, width)
     of_class = np.tile(np.repeat(np.arange(classes), each), CLUSTERS)
     cluster_of = np.repeat(np.arange(CLUSTERS), classes * each)
-    return rows, stats.LabelledTokens(of_class, cluster_of, classes, CLUSTERS)
+    return rows, circular_power.LabelledTokens(of_class, cluster_of, classes, CLUSTERS)
 
 
 def exact(means: Floats) -> Floats:
@@ -64,18 +65,18 @@ def exact(means: Floats) -> Floats:
 @pytest.mark.parametrize("classes", [7, 12])
 def test_a_circle_a_line_and_random_centroids(classes: int) -> None:
     ring, straight = exact(circle(classes)), exact(line(classes))
-    assert stats.circular_share(ring) == pytest.approx(1)
-    assert stats.roundness(ring) == pytest.approx(1)
-    assert stats.circular_share(straight) == pytest.approx(0.66, abs=0.07)
-    assert stats.roundness(straight) == pytest.approx(0, abs=1e-9)
-    assert stats.permutation_p(ring) == pytest.approx(1 / (360 if classes == 7 else stats.DRAWN + 1))
+    assert circular_power.circular_share(ring) == pytest.approx(1)
+    assert circular_power.roundness(ring) == pytest.approx(1)
+    assert circular_power.circular_share(straight) == pytest.approx(0.66, abs=0.07)
+    assert circular_power.roundness(straight) == pytest.approx(0, abs=1e-9)
+    assert circular_power.permutation_p(ring) == pytest.approx(1 / (360 if classes == 7 else circular_power.DRAWN + 1))
     rng = np.random.default_rng(0)
-    shares = [stats.circular_share(exact(rng.normal(size=(classes, 20)))) for _ in range(300)]
+    shares = [circular_power.circular_share(exact(rng.normal(size=(classes, 20)))) for _ in range(300)]
     assert np.mean(shares) == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_all_orders_of_seven_are_looked_at_once_and_their_mean_share_is_a_third() -> None:
-    each = stats.orders(7, 0)
+    each = circular_power.orders(7, 0)
     assert each.shape == (360, 7)
 
     def necklace(order: np.ndarray) -> frozenset[frozenset[int]]:
@@ -83,9 +84,9 @@ def test_all_orders_of_seven_are_looked_at_once_and_their_mean_share_is_a_third(
 
     assert len({necklace(order) for order in each}) == 360
     products = exact(np.random.default_rng(1).normal(size=(7, 5)))
-    shares = [stats.circular_share(products[np.ix_(order, order)]) for order in each]
+    shares = [circular_power.circular_share(products[np.ix_(order, order)]) for order in each]
     assert np.mean(shares) == pytest.approx(1 / 3)
-    assert stats.permutation_p(products) == pytest.approx(np.mean(np.array(shares) >= shares[0] - 1e-12))
+    assert circular_power.permutation_p(products) == pytest.approx(np.mean(np.array(shares) >= shares[0] - 1e-12))
 
 
 @pytest.mark.parametrize("classes", [7, 12])
@@ -95,7 +96,7 @@ def test_p_is_uniform_on_planted_non_circles(classes: int) -> None:
     p = []
     for _ in range(250):
         rows, given = tokens(rng, 0.4 * rng.normal(size=(classes, 6)), each=1)
-        p.append(stats.permutation_p(stats.Products.of(rows, given).whole))
+        p.append(circular_power.permutation_p(circular_power.Products.of(rows, given).whole))
     assert np.mean(p) == pytest.approx(0.5, abs=0.06)
     for level in (0.05, 0.2, 0.5):
         assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=3.3 * np.sqrt(level * (1 - level) / 250))
@@ -107,7 +108,7 @@ def test_planted_circles_are_found_through_noise(classes: int) -> None:
     p = []
     for _ in range(30):
         rows, given = tokens(rng, 1.5 * circle(classes))
-        p.append(stats.permutation_p(stats.Products.of(rows, given).whole))
+        p.append(circular_power.permutation_p(circular_power.Products.of(rows, given).whole))
     assert np.mean(np.array(p) <= 0.01) >= 0.95
 
 
@@ -117,9 +118,9 @@ def test_noise_that_the_halves_do_not_share_adds_no_power() -> None:
     shares, naive = [], []
     for _ in range(200):
         rows, given = tokens(rng, circle(7), noise=2.0)
-        shares.append(stats.circular_share(stats.Products.of(rows, given).whole))
+        shares.append(circular_power.circular_share(circular_power.Products.of(rows, given).whole))
         means = np.stack([rows[given.of_class == each].mean(0) for each in range(7)])
-        naive.append(stats.circular_share(exact(means)))
+        naive.append(circular_power.circular_share(exact(means)))
     assert np.mean(shares) == pytest.approx(1, abs=0.02)
     assert np.mean(naive) < 0.95
 
@@ -127,13 +128,13 @@ def test_noise_that_the_halves_do_not_share_adds_no_power() -> None:
 def test_products_without_a_cluster_are_those_of_the_others() -> None:
     rows, given = tokens(np.random.default_rng(4), circle(7))
     some = np.random.default_rng(5).random(len(rows)) < 0.8  # classes of unequal sizes
-    given = stats.LabelledTokens(given.of_class[some], given.cluster_of[some], 7, CLUSTERS)
-    found = stats.Products.of(rows[some], given)
+    given = circular_power.LabelledTokens(given.of_class[some], given.cluster_of[some], 7, CLUSTERS)
+    found = circular_power.Products.of(rows[some], given)
     for cluster in (0, 1, 6, 39):
         kept = given.cluster_of != cluster
-        others = stats.LabelledTokens(given.of_class[kept], given.cluster_of[kept], 7, CLUSTERS)
+        others = circular_power.LabelledTokens(given.of_class[kept], given.cluster_of[kept], 7, CLUSTERS)
         np.testing.assert_allclose(
-            found.without(cluster), stats.Products.of(rows[some][kept], others).whole, atol=1e-12
+            found.without(cluster), circular_power.Products.of(rows[some][kept], others).whole, atol=1e-12
         )
 
 
@@ -142,22 +143,22 @@ def test_intervals_cover_at_their_nominal_rate() -> None:
     means = circle(7) + 0.45 * rng.normal(size=(7, 6))
     other = 0.7 * means + 0.2 * rng.normal(size=(7, 6))
     truth = {
-        "circular_share": stats.circular_share(exact(means)),
-        "roundness": stats.roundness(exact(means)),
-        "kept": stats.of_site(other @ means.T, exact(means)),
-        "class_kept": stats.class_power(other @ means.T) / stats.class_power(exact(means)),
+        "circular_share": circular_power.circular_share(exact(means)),
+        "roundness": circular_power.roundness(exact(means)),
+        "kept": circular_power.of_site(other @ means.T, exact(means)),
+        "class_kept": circular_power.class_power(other @ means.T) / circular_power.class_power(exact(means)),
     }
     hits: dict[str, list[bool]] = {name: [] for name in truth}
     for _ in range(250):
         rows, given = tokens(rng, means, noise=0.7)
-        whole = stats.Products.of(rows, given)
+        whole = circular_power.Products.of(rows, given)
         part = rows + (other - means)[given.of_class]
-        ours, rest = (stats.Products.of(each, given) for each in (part, rows - part))
+        ours, rest = (circular_power.Products.of(each, given) for each in (part, rows - part))
         found = {
-            "circular_share": stats.left_out([whole], stats.circular_share, ""),
-            "roundness": stats.left_out([whole], stats.roundness, ""),
-            "kept": stats.left_out([ours, rest, whole], stats.kept, ""),
-            "class_kept": stats.left_out([ours, rest, whole], stats.class_kept, ""),
+            "circular_share": circular_power.left_out([whole], circular_power.circular_share, ""),
+            "roundness": circular_power.left_out([whole], circular_power.roundness, ""),
+            "kept": circular_power.left_out([ours, rest, whole], circular_power.kept, ""),
+            "class_kept": circular_power.left_out([ours, rest, whole], circular_power.class_kept, ""),
         }
         for name, estimate in found.items():
             span = interval(estimate, 0.05)
@@ -173,11 +174,11 @@ def test_backward_elimination_drops_what_writes_nothing_of_the_circle_first() ->
     codes = np.concatenate([np.eye(7), rng.random((7, 3))], axis=1)  # (C, m): one a class, three of something else
     directions = np.concatenate([circle(7, 12), 0.2 * np.eye(12)[9:]])
     site = np.stack([circle(7, 12)] * 2)
-    steps = stats.eliminate(np.stack([codes, codes]), directions, site)
+    steps = circular_power.eliminate(np.stack([codes, codes]), directions, site)
     assert sorted(step.gone for step in steps) == list(range(10))
     assert {step.gone for step in steps[:3]} == {7, 8, 9}
     assert steps[2].kept == pytest.approx(1)
-    assert stats.circular_share(steps[2].products) == pytest.approx(1)
+    assert circular_power.circular_share(steps[2].products) == pytest.approx(1)
     assert [step.kept for step in steps[3:]] == pytest.approx([left / 7 for left in range(6, -1, -1)])
 
 
@@ -185,11 +186,11 @@ def test_a_circle_of_the_same_size_that_points_elsewhere_is_not_kept() -> None:
     rng = np.random.default_rng(9)
     rows, given = tokens(rng, circle(7), noise=0.2, shared=0.1)
     elsewhere = np.roll(rows, 2, axis=1)
-    found = {name: stats.Products.of(each, given).whole for name, each in
+    found = {name: circular_power.Products.of(each, given).whole for name, each in
              {"site": rows, "ours": elsewhere, "rest": rows - elsewhere}.items()}  # fmt: skip
-    assert stats.of_site(found["ours"], found["site"]) == pytest.approx(1, abs=0.05)
-    assert stats.kept(found["ours"], found["rest"], found["site"]) == pytest.approx(0, abs=0.05)
-    assert stats.class_kept(found["ours"], found["rest"], found["site"]) == pytest.approx(0, abs=0.05)
+    assert circular_power.of_site(found["ours"], found["site"]) == pytest.approx(1, abs=0.05)
+    assert circular_power.kept(found["ours"], found["rest"], found["site"]) == pytest.approx(0, abs=0.05)
+    assert circular_power.class_kept(found["ours"], found["rest"], found["site"]) == pytest.approx(0, abs=0.05)
 
 
 # Planted at the demo's site: the words of its corpus, other activations

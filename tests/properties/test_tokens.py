@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from sae_bench.engine.bench import Bench
-from sae_bench.measure.measurement import Floats, Undefined
+from sae_bench.measure.arrays import Floats
+from sae_bench.measure.measurement import Undefined
 from sae_bench.measure.properties import load_property
 from sae_bench.measure.properties.tokens import FALSE_DISCOVERIES, PROPERTY, compare
-from sae_bench.measure.shared.token_kl import TOKEN_GAP
+from sae_bench.measure.shared.token_type_gaps import TOKEN_GAP
 from sae_bench.measure.uncertainty import standard_error
 
 CLUSTERS, TYPES, EACH = 60, 40, 3

@@ -25,8 +25,8 @@ from sae_bench.judge.verdicts import Verdict
 from sae_bench.measure.datasets.circuit_file import CircuitSet, read_circuit
 from sae_bench.measure.measurement import Influence, Measurement, Ratio, Undefined
 from sae_bench.measure.properties import TRANSCODER
-from sae_bench.measure.properties.circuits import METRICS, PROPERTY, measure, runs
-from sae_bench.measure.properties.circuits.stats import Design, compare_features
+from sae_bench.measure.properties.circuits import METRICS, PROPERTY, logit_differences, measure
+from sae_bench.measure.properties.circuits.prompt_effects import Design, compare_features
 from sae_bench.measure.uncertainty import interval
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import parse_site
@@ -423,9 +423,9 @@ def demo() -> Callable[..., Bench]:
     return get
 
 
-def given(bench: Bench, count: int = 6) -> tuple[CircuitSet, runs.TokenisedPrompts]:
+def given(bench: Bench, count: int = 6) -> tuple[CircuitSet, logit_differences.TokenisedPrompts]:
     asked = read_circuit(bench.related.circuit or "")
-    return asked, runs.task(bench, asked, asked.prompts[:count])
+    return asked, logit_differences.task(bench, asked, asked.prompts[:count])
 
 
 def test_the_clean_arm_is_the_models_own_logits(demo: Callable[..., Bench]) -> None:
@@ -435,7 +435,7 @@ def test_the_clean_arm_is_the_models_own_logits(demo: Callable[..., Bench]) -> N
     for prompt, (right, wrong) in zip(task.read, task.answers.tolist(), strict=True):
         logits = bench.model.logits(prompt.tokens[None])[0, -1]
         wanted.append(float(logits[right] - logits[wrong]))
-    np.testing.assert_allclose(runs.clean(bench, task), wanted, atol=1e-4)
+    np.testing.assert_allclose(logit_differences.clean(bench, task), wanted, atol=1e-4)
 
 
 def test_gradients_are_slopes(demo: Callable[..., Bench]) -> None:
@@ -443,22 +443,22 @@ def test_gradients_are_slopes(demo: Callable[..., Bench]) -> None:
     _, task = given(bench)
     direction = torch.randn(task.read[0].x.shape, generator=torch.Generator().manual_seed(0))
     step = 1e-2 * direction
-    up, down = (runs.differences(bench, task, [0], [task.read[0].x + sign * step]).item() for sign in (1, -1))
-    slope = float((runs.gradients(bench, task)[0] * direction).sum())
+    up, down = (logit_differences.differences(bench, task, [0], [task.read[0].x + sign * step]).item() for sign in (1, -1))
+    slope = float((logit_differences.gradients(bench, task)[0] * direction).sum())
     assert slope == pytest.approx((up - down) / 2e-2, rel=0.01)
 
 
 def test_what_all_features_write_is_the_reconstruction(demo: Callable[..., Bench]) -> None:
     bench = demo()
     _, task = given(bench, 1)
-    seen = runs.coded(bench, task)
+    seen = logit_differences.coded(bench, task)
     firing = (seen.codes[0] != 0).any(0).nonzero().flatten().tolist()
-    parts = [runs.written(bench, task, seen, 0, feature) for feature in firing]
+    parts = [logit_differences.written(bench, task, seen, 0, feature) for feature in firing]
     whole = torch.stack([part for part in parts if part is not None]).sum(0)
     whole[1:] += bench.sae.b_dec
     torch.testing.assert_close(whole[1:], seen.xhat[0][1:], atol=1e-4, rtol=1e-4)
     assert not whole[0].any()
-    assert runs.written(bench, task, seen, 0, next(j for j in range(768) if j not in firing)) is None
+    assert logit_differences.written(bench, task, seen, 0, next(j for j in range(768) if j not in firing)) is None
 
 
 def test_the_demo_solves_the_task_and_its_saes_keep_it(demo: Callable[..., Bench]) -> None:

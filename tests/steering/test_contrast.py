@@ -27,8 +27,9 @@ from sae_bench.measure.datasets.contrast_file import read_contrast, shifted_path
 from sae_bench.measure.measurement import Undefined
 from sae_bench.measure.properties.contrast import METRICS, PROPERTY, measure
 from sae_bench.measure.properties.contrast.propensity import MULTIPLIERS, _propensities, samples, slopes
-from sae_bench.measure.shared.factors import holm, omega_squared, permutation_p, worst_level
+from sae_bench.measure.shared.factor_variance import omega_squared, permutation_p, worst_level
 from sae_bench.measure.shared.last_position import LastPositionRunner
+from sae_bench.measure.shared.multiple_testing import holm
 from sae_bench.registry.site import parse_site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
 

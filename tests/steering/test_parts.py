@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Influence, Undefined
+from sae_bench.measure.properties.steering.condition_slopes import ConditionSlopes, slopes
+from sae_bench.measure.properties.steering.directions import covariance_directions, other_features
 from sae_bench.measure.properties.steering.significance import against_floors, exceedance
-from sae_bench.measure.shared.directions import covariance_directions, other_features, random_directions
-from sae_bench.measure.shared.feature_choice import choose_features, drawn_order, halves
-from sae_bench.measure.shared.target_tokens import find_targets, target_sets
-from sae_bench.measure.shared.two_way_clusters import ConditionSlopes, Grid, mean, slopes, two_way
+from sae_bench.measure.properties.steering.steered_features import choose_features
+from sae_bench.measure.properties.steering.target_tokens import find_targets, target_sets
+from sae_bench.measure.shared.document_halves import document_halves
+from sae_bench.measure.shared.keyed_random import keyed_order, random_directions
+from sae_bench.measure.shared.two_way_clusters import Grid, mean, two_way
 from sae_bench.measure.uncertainty import interval, standard_error
 
 K = (-2, -1, 0, 1, 2)
@@ -32,10 +35,10 @@ def condition(slope: np.ndarray, noise: np.ndarray | float = 0.0) -> ConditionSl
 
 def test_halves_never_split_a_text() -> None:
     cluster = [4, 4, 9, 2, 2, 2, 7, 9]
-    even, odd = halves(cluster)
+    even, odd = document_halves(cluster)
     assert sorted((*even, *odd)) == list(range(8))
     assert {cluster[document] for document in even}.isdisjoint(cluster[document] for document in odd)
-    assert halves([0, 1, 2, 3]) == ((0, 2), (1, 3))
+    assert document_halves([0, 1, 2, 3]) == ((0, 2), (1, 3))
 
 
 def test_features_are_alive_and_neither_rare_nor_dense() -> None:
@@ -68,12 +71,12 @@ def test_a_feature_more_or_less_leaves_the_others_chosen() -> None:
 
 
 def test_the_drawn_order_belongs_to_its_key_and_to_each_index() -> None:
-    order = drawn_order(range(100), 0, "features")
+    order = keyed_order(range(100), 0, "features")
     assert sorted(order) == list(range(100))
-    assert drawn_order(range(200), 0, "features") != drawn_order(range(200), 1, "features")
-    assert drawn_order(range(200), 0, "features") != drawn_order(range(200), 0, "other")
-    assert [each for each in drawn_order(range(200), 0, "features") if each < 100] == order
-    assert drawn_order([], 0) == []
+    assert keyed_order(range(200), 0, "features") != keyed_order(range(200), 1, "features")
+    assert keyed_order(range(200), 0, "features") != keyed_order(range(200), 0, "other")
+    assert [each for each in keyed_order(range(200), 0, "features") if each < 100] == order
+    assert keyed_order([], 0) == []
 
 
 @pytest.mark.parametrize(

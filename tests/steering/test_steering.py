@@ -21,9 +21,10 @@ from sae_bench.judge.limits import parse_rule
 from sae_bench.judge.verdicts import PropertyVerdict, Verdict
 from sae_bench.measure.measurement import Influence, Measurement, Undefined
 from sae_bench.measure.properties.steering import METRICS, PROPERTY, measure
+from sae_bench.measure.properties.steering.responses import STRENGTHS, respond
+from sae_bench.measure.properties.steering.target_tokens import find_targets
 from sae_bench.measure.shared.last_position import LastPositionRunner
-from sae_bench.measure.shared.steering_responses import STRENGTHS, respond, unit_strength
-from sae_bench.measure.shared.target_tokens import find_targets
+from sae_bench.measure.shared.unit_strength import unit_strength
 from sae_bench.measure.uncertainty import interval
 from sae_bench.sae import ReLU, controls
 

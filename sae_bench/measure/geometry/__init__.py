@@ -3,9 +3,10 @@
 Layer 2: tensors in, numbers out; no SAE, no model.
 """
 
-from sae_bench.measure.geometry.composed import CLOSE, Composed, composed
+from sae_bench.measure.geometry.composed_features import CLOSE, Composed, composed
 from sae_bench.measure.geometry.crosstalk import crosstalk, power
-from sae_bench.measure.geometry.distribution import (
+from sae_bench.measure.geometry.matching import MOST_PAIRS, SAME, Matching, compare, cosines, largest_matching
+from sae_bench.measure.geometry.neighbour_statistics import (
     EDGES,
     Peak,
     frame_potential_excess,
@@ -15,7 +16,6 @@ from sae_bench.measure.geometry.distribution import (
     votes,
     welch_bound,
 )
-from sae_bench.measure.geometry.matching import MOST_PAIRS, SAME, Matching, compare, cosines, largest_matching
 from sae_bench.measure.geometry.neighbours import NEIGHBOURS, Neighbours, finite_norms, neighbours
 from sae_bench.measure.geometry.random_floor import RANKS, SEEDS, RandomFloor, covariance_floor, isotropic_floor
 

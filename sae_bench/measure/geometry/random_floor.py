@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from sae_bench.measure.geometry.composed import composed
+from sae_bench.measure.geometry.composed_features import composed
 from sae_bench.measure.geometry.neighbours import nearest_of
 
 RANKS = (1, 10, 100)

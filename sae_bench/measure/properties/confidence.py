@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sae_bench.engine.batch import Batch
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.measurement import Floats
+    from sae_bench.measure.arrays import Floats
     from sae_bench.model.language_model import Model
 
 STEPS = 8

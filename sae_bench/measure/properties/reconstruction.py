@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sae_bench.engine.batch import Batch
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.measurement import Floats
+    from sae_bench.measure.arrays import Floats
 
 SMALLEST, LARGEST = 1e-6, 1e2
 "Ends of logarithmic axes; what lies beyond is counted there."

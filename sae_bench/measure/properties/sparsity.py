@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sae_bench.engine.batch import Batch
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.measurement import Floats
+    from sae_bench.measure.arrays import Floats
 
 DENSE = 0.1
 "Density above which a feature counts as dense."

@@ -18,7 +18,7 @@ import numpy as np
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Series, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.shared.live_features import check_alive, encoder_rows
+from sae_bench.measure.shared.alive_features import check_alive, encoder_rows
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,15 +19,15 @@ import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Ratio, Series, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.shared.live_features import dictionary
+from sae_bench.measure.shared.alive_features import dictionary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_bench.engine.batch import Batch
     from sae_bench.engine.bench import Bench
+    from sae_bench.measure.arrays import Floats
     from sae_bench.measure.geometry import Neighbours
-    from sae_bench.measure.measurement import Floats
     from sae_bench.sae.sparse_codes import SparseCodes
 
 SCALES = (0.5, 0.75, 1.25, 1.5, 2.0)

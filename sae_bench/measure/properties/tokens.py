@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Series, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.shared.token_kl import MINIMUM, frequency_correlation, token_gap, type_sums
+from sae_bench.measure.shared.token_type_gaps import MINIMUM, frequency_correlation, token_gap, type_sums
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.measurement import Floats
+    from sae_bench.measure.arrays import Floats
 
 FALSE_DISCOVERIES = 0.05
 LISTED = 50

@@ -221,7 +221,7 @@ def _pieces(stream: Stream) -> Iterator[tuple[SparseCodes, Tensor]]:
     parts: list[SparseCodes] = []
     targets: list[Tensor] = []
     for codes, y in stream():
-        parts.append(SparseCodes.of(codes))
+        parts.append(SparseCodes.from_dense(codes))
         targets.append(y)
         if sum(part.tokens for part in parts) >= TOKENS:
             yield SparseCodes.join(parts), torch.cat(targets)

@@ -6,20 +6,13 @@ Shapes: R rows (directions), P prompts, K strengths, S clusters of prompts, F fe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sae_bench.measure.measurement import Estimate, Floats, Influence, Undefined
-from sae_bench.measure.uncertainty import leave_one_out
-
-Ints = NDArray[np.int64]
-
-ROUNDING = 1e-6
-"Slopes below this share of the largest one are rounding: they are no effect."
+from sae_bench.measure.arrays import Bools, Floats, Ints
+from sae_bench.measure.measurement import Influence
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +40,11 @@ class Grid:
         np.add.at(out, (self.feature_of[:, None], self.cluster_of[None, :]), values)
         return out
 
-    def without_cluster(self, cluster: int) -> NDArray[np.bool_]:
+    def without_cluster(self, cluster: int) -> Bools:
         """bool (P,)"""
         return np.asarray(self.cluster_of != cluster)
 
-    def without_feature(self, feature: int) -> NDArray[np.bool_]:
+    def without_feature(self, feature: int) -> Bools:
         """bool (R,)"""
         return np.asarray(self.feature_of != feature)
 
@@ -74,102 +67,3 @@ def two_way(
 def mean(cells: Floats, grid: Grid) -> Influence:
     """Mean of a (R, P) table."""
     return two_way(cells, np.ones_like(cells), grid)
-
-
-@dataclass(frozen=True, eq=False)
-class ConditionSlopes:
-    """Everything one kind of direction did to the target sets it is scored on."""
-
-    effect: Floats
-    "(R, P, K) nats"
-    kl: Floats
-    "(R, P, K) nats"
-    ce: Floats
-    "(R, P, K) nats"
-    grid: Grid
-    strengths: Sequence[int]
-
-    def both_ways(self) -> ConditionSlopes:
-        """The same with every direction counted with its opposite as well, which costs no run: k becomes -k.
-
-        A direction drawn from a symmetric distribution is as likely as its opposite, so this changes no expectation and
-        takes the luck of the draw out of everything that has a sign.
-        """
-        effect, kl, ce = (np.concatenate([table, table[..., ::-1]]) for table in (self.effect, self.kl, self.ce))
-        grid = Grid(self.grid.cluster_of, np.concatenate([self.grid.feature_of] * 2))
-        return ConditionSlopes(effect, kl, ce, grid, self.strengths)
-
-    @cached_property
-    def slopes(self) -> Floats:
-        """(R, P) least-squares slope per unit of k."""
-        return slopes(self.effect, self.strengths)
-
-    @cached_property
-    def backwards(self) -> Floats:
-        """(R, P) 1 where steering does not raise its target set."""
-        largest = float(np.abs(self.slopes).max(initial=0.0))
-        return np.asarray(self.slopes <= ROUNDING * largest, dtype=np.float64)
-
-    def linearity(self) -> Estimate:
-        """R^2 of the straight lines, pooled: 1 - (squares about the lines) / (squares about the means)."""
-        k = np.asarray(self.strengths, dtype=np.float64)
-        centred = self.effect - self.effect.mean(-1, keepdims=True)
-        around = np.square(centred).sum(-1)
-        left = np.square(centred - self.slopes[..., None] * (k - k.mean())).sum(-1)
-        return two_way(around - left, around, self.grid) if around.sum() > 0 else Undefined("nothing changes")
-
-    def spread(self) -> Estimate:
-        """Standard deviation of slopes over prompts, within a row; pooled over rows."""
-        prompts = self.slopes.shape[1]
-        if prompts < 2:
-            return Undefined("a single prompt has no spread")
-        squares = np.square(self.slopes - self.slopes.mean(1, keepdims=True))
-        share = np.full_like(squares, (prompts - 1) / prompts)
-        value = math.sqrt(float(squares.sum() / share.sum()))
-        return (
-            two_way(squares, share, self.grid, 0.5 / value, value) if value > 0 else Undefined("all slopes are equal")
-        )
-
-    def per_effect(self, cost: Floats, which: Callable[[int], bool]) -> Estimate:
-        """``cost`` (R, P, K) per nat by which the effect moved, over the strengths that ``which`` takes."""
-        taken = [index for index, k in enumerate(self.strengths) if which(k)]
-        still = list(self.strengths).index(0)
-        moved = np.abs(self.effect[..., taken] - self.effect[..., still, None]).sum(-1)
-        total = (cost[..., taken] - cost[..., still, None]).sum(-1)
-        return two_way(total, moved, self.grid) if moved.sum() > 0 else Undefined("no effect moves")
-
-    def saturation(self) -> Estimate:
-        """1 - slope beyond the linear range / slope inside it; the range is |k| <= 1."""
-        at = {k: self.effect[..., index] for index, k in enumerate(self.strengths)}
-        inside, outside = at[1] - at[-1], (at[2] - at[1]) + (at[-1] - at[-2])
-        if inside.sum() <= 0:
-            return Undefined("there is no effect inside the linear range")
-        return two_way(inside - outside, inside, self.grid)
-
-    def split_half(self) -> Estimate:
-        """Correlation over rows of the mean slope on even and on odd prompts."""
-        odd = np.arange(self.slopes.shape[1]) % 2 == 1
-        grid = self.grid
-
-        def correlation(rows: NDArray[np.bool_] | slice, prompts: NDArray[np.bool_]) -> float:
-            halves = [self.slopes[rows][:, prompts & half].mean(1) for half in (~odd, odd)]
-            centred = [half - half.mean() for half in halves]
-            scale = math.sqrt(float(np.square(centred[0]).sum() * np.square(centred[1]).sum()))
-            return float(centred[0] @ centred[1]) / scale if scale > 0 else math.nan
-
-        if grid.features < 3 or min(odd.sum(), (~odd).sum()) < 2 or grid.clusters < 3:
-            return Undefined("halves need three features and four prompts")
-        everything = np.ones(len(odd), dtype=bool)
-        value = correlation(slice(None), everything)
-        by_prompt = [correlation(slice(None), grid.without_cluster(index)) for index in range(grid.clusters)]
-        by_feature = [correlation(grid.without_feature(index), everything) for index in range(grid.features)]
-        if not np.isfinite([value, *by_prompt, *by_feature]).all():
-            return Undefined("mean slopes do not differ between features")
-        return Influence(value, leave_one_out(by_prompt, value), leave_one_out(by_feature, value))
-
-
-def slopes(effect: Floats, strengths: Sequence[float]) -> Floats:
-    """(...) least-squares slope of effects (..., K) on strengths (K,)."""
-    k = np.asarray(strengths, dtype=np.float64)
-    centred = k - k.mean()
-    return np.asarray(effect @ centred / float(centred @ centred))

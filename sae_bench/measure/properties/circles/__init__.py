@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING
 from sae_bench.measure.datasets.concept_file import ConceptFile, read_concepts
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.circles import stats
+from sae_bench.measure.properties.circles import circular_power
+from sae_bench.measure.properties.circles.cycle_activations import ENOUGH, LARGEST, MOST, PER_CLASS, SIMILAR, places
 from sae_bench.measure.properties.circles.measured_cycle import MeasuredCycle, measured
 from sae_bench.measure.properties.circles.series import circle_series, sentences, site_p
-from sae_bench.measure.properties.circles.tokens import ENOUGH, LARGEST, MOST, PER_CLASS, SIMILAR, places
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -97,14 +97,16 @@ def _of_a_cycle(found: MeasuredCycle) -> dict[str, Estimate]:
     site, ours, residual = found.products["site"], found.products["reconstruction"], found.products["residual"]
     flat, still = "the class means have no power at the first frequencies", "the site has no circular power"
     estimates: dict[str, Estimate] = {
-        "circular_share": stats.left_out([site], stats.circular_share, flat),
-        "circular_share_reconstruction": stats.left_out([ours], stats.circular_share, flat),
-        "circular_share_residual": stats.left_out([residual], stats.circular_share, flat),
-        "roundness": stats.left_out([site], stats.roundness, still),
-        "roundness_reconstruction": stats.left_out([ours], stats.roundness, still),
-        "kept": stats.left_out([ours, residual, site], stats.kept, still),
-        "class_kept": stats.left_out([ours, residual, site], stats.class_kept, "the classes do not differ at the site"),
-        "residual_power": stats.left_out([residual, site], stats.of_site, still),
+        "circular_share": circular_power.left_out([site], circular_power.circular_share, flat),
+        "circular_share_reconstruction": circular_power.left_out([ours], circular_power.circular_share, flat),
+        "circular_share_residual": circular_power.left_out([residual], circular_power.circular_share, flat),
+        "roundness": circular_power.left_out([site], circular_power.roundness, still),
+        "roundness_reconstruction": circular_power.left_out([ours], circular_power.roundness, still),
+        "kept": circular_power.left_out([ours, residual, site], circular_power.kept, still),
+        "class_kept": circular_power.left_out(
+            [ours, residual, site], circular_power.class_kept, "the classes do not differ at the site"
+        ),
+        "residual_power": circular_power.left_out([residual, site], circular_power.of_site, still),
     }
     if not found.features:
         why = Undefined("the SAE has no feature in which the classes differ, or shows no decoder")
@@ -112,9 +114,9 @@ def _of_a_cycle(found: MeasuredCycle) -> dict[str, Estimate]:
     cluster = found.products["cluster"]
     inside, whole, left = found.energy
     return estimates | {
-        "circular_share_cluster": stats.left_out([cluster], stats.circular_share, flat),
-        "cluster_kept": stats.left_out([cluster, found.products["rest"], site], stats.kept, still),
-        "cluster_kept_random": stats.left_out([*found.random, site], stats.kept_by_several, still)
+        "circular_share_cluster": circular_power.left_out([cluster], circular_power.circular_share, flat),
+        "cluster_kept": circular_power.left_out([cluster, found.products["rest"], site], circular_power.kept, still),
+        "cluster_kept_random": circular_power.left_out([*found.random, site], circular_power.kept_by_several, still)
         if found.random
         else Undefined("no other feature fires on the words of the cycle"),
         "span_energy": Ratio(inside, whole),
@@ -126,7 +128,7 @@ def _of_a_cycle(found: MeasuredCycle) -> dict[str, Estimate]:
 def _over_cycles(name: str, estimates: Mapping[str, Mapping[str, Estimate]], missing: Mapping[str, str]) -> Estimate:
     """The mean over cycles of one metric."""
     values: Sequence[Estimate] = [each[name] for each in estimates.values()]
-    return stats.average(values) if values else Undefined("; ".join(missing.values()))
+    return circular_power.average(values) if values else Undefined("; ".join(missing.values()))
 
 
 def _settings(bench: Bench, file: ConceptFile) -> dict[str, object]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sae_bench.measure.arrays import Floats
 from sae_bench.measure.datasets.concept_file import Cycle
-from sae_bench.measure.measurement import Floats
-from sae_bench.measure.properties.circles import stats
-from sae_bench.measure.properties.circles.tokens import CycleActivations, CyclePositions, labelled, seen
+from sae_bench.measure.properties.circles import circular_power
+from sae_bench.measure.properties.circles.cycle_activations import CycleActivations, CyclePositions, labelled, seen
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -43,16 +43,16 @@ class MeasuredCycle:
     classes: tuple[str, ...]
     "The first word of each."
     tokens: int
-    products: Mapping[str, stats.Products]
+    products: Mapping[str, circular_power.Products]
     "By arm; `cluster` only where there are features, and with it `rest`: x without what they write."
     features: tuple[int, ...]
     found_by: str
-    steps: tuple[stats.EliminationStep, ...]
+    steps: tuple[circular_power.EliminationStep, ...]
     "Backward elimination of the features."
     planes: tuple[Plane, ...]
     outline: Mapping[str, Floats]
     "(C, 2) class means at the site and in the reconstruction, along the site's first two principal components."
-    random: tuple[stats.Products, ...]
+    random: tuple[circular_power.Products, ...]
     "Of what random sets of as many other features write, and of x without it, by turns."
     energy: tuple[Floats, Floats, Floats]
     "(S,) each: squared norms inside the span of the cluster's directions, altogether, and of the residual inside."
@@ -78,7 +78,7 @@ def _found(bench: Bench, cycle: Cycle, held: CycleActivations) -> MeasuredCycle:
     conditions = {"site": held.x, "reconstruction": held.xhat, "residual": held.x - held.xhat}
     if held.features:
         conditions |= {"cluster": written, "rest": held.x - written}
-    products = {condition: stats.Products.of(rows, held.labels) for condition, rows in conditions.items()}
+    products = {condition: circular_power.Products.of(rows, held.labels) for condition, rows in conditions.items()}
     basis = _span(held.directions)  # (dimensions, d)
     centred = held.x - bench.site_data.mean.numpy()
     return MeasuredCycle(
@@ -90,7 +90,9 @@ def _found(bench: Bench, cycle: Cycle, held: CycleActivations) -> MeasuredCycle:
         steps=tuple(_steps(held)),
         planes=tuple(_planes(written, held.labels)) if held.features else (),
         outline=_outline({condition: conditions[condition] for condition in ("site", "reconstruction")}, held.labels),
-        random=tuple(stats.Products.of(part, held.labels) for rows in held.others for part in (rows, held.x - rows)),
+        random=tuple(
+            circular_power.Products.of(part, held.labels) for rows in held.others for part in (rows, held.x - rows)
+        ),
         energy=(
             _energy(centred @ basis.T, held.labels),
             _energy(centred, held.labels),
@@ -101,14 +103,14 @@ def _found(bench: Bench, cycle: Cycle, held: CycleActivations) -> MeasuredCycle:
     )
 
 
-def _steps(held: CycleActivations) -> list[stats.EliminationStep]:
-    codes, site = (stats.class_means(rows, held.labels) for rows in (held.codes, held.x))
-    return stats.eliminate(codes, held.directions, site)
+def _steps(held: CycleActivations) -> list[circular_power.EliminationStep]:
+    codes, site = (circular_power.class_means(rows, held.labels) for rows in (held.codes, held.x))
+    return circular_power.eliminate(codes, held.directions, site)
 
 
-def _outline(conditions: Mapping[str, Floats], given: stats.LabelledTokens) -> dict[str, Floats]:
+def _outline(conditions: Mapping[str, Floats], given: circular_power.LabelledTokens) -> dict[str, Floats]:
     """Principal components know nothing of the order; in a plane that is fitted to it anything looks like a circle."""
-    means = {condition: stats.class_means(rows, given).mean(0) for condition, rows in conditions.items()}
+    means = {condition: circular_power.class_means(rows, given).mean(0) for condition, rows in conditions.items()}
     centre = means["site"].mean(0)
     _, _, components = np.linalg.svd(means["site"] - centre, full_matrices=False)
     return {condition: (each - centre) @ components[:2].T for condition, each in means.items()}
@@ -122,12 +124,12 @@ def _span(directions: Floats) -> Floats:
     return np.asarray(rows[size > 1e-6 * size[0]])
 
 
-def _energy(rows: Floats, given: stats.LabelledTokens) -> Floats:
+def _energy(rows: Floats, given: circular_power.LabelledTokens) -> Floats:
     """(S,) squared norms of rows (N, ...) by cluster."""
     return np.asarray(np.bincount(given.cluster_of, np.square(rows).sum(1), given.clusters), dtype=np.float64)
 
 
-def _planes(written: Floats, given: stats.LabelledTokens) -> list[Plane]:
+def _planes(written: Floats, given: circular_power.LabelledTokens) -> list[Plane]:
     """Neighbouring principal components of what the cluster writes, where any of its features fires."""
     fires = np.any(written != 0, axis=1)
     if fires.sum() < 2:
@@ -135,7 +137,7 @@ def _planes(written: Floats, given: stats.LabelledTokens) -> list[Plane]:
     rows = written[fires] - written[fires].mean(0)
     _, size, components = np.linalg.svd(rows, full_matrices=False)
     share = np.square(size) / np.square(size).sum()
-    means = stats.class_means(written, given)
+    means = circular_power.class_means(written, given)
     count = min(PLANES, int((size > 1e-6 * size[0]).sum()) - 1)
     found = []
     for first in range(count):

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from itertools import accumulate
 
 from sae_bench.measure.measurement import Estimate, Series
-from sae_bench.measure.properties.circles import stats
+from sae_bench.measure.properties.circles import circular_power
 from sae_bench.measure.properties.circles.measured_cycle import ARMS, MeasuredCycle
-from sae_bench.measure.shared.factors import holm
+from sae_bench.measure.shared.multiple_testing import holm
 from sae_bench.measure.uncertainty import standard_error
 
 SURE = 0.05
@@ -50,7 +50,7 @@ def circle_series(found: Cycles, estimates: Estimates, corrected: Mapping[str, f
 
 def site_p(found: Cycles, declared: int, seed: int) -> dict[str, float]:
     """By cycle, p at the site after Holm's correction for all declared ones, those without a value included."""
-    each = [stats.permutation_p(held.products["site"].whole, seed) for held in found.values()]
+    each = [circular_power.permutation_p(held.products["site"].whole, seed) for held in found.values()]
     return dict(zip(found, holm([*each, *[1.0] * (declared - len(each))]), strict=False))
 
 
@@ -60,7 +60,7 @@ def sentences(found: Cycles, estimates: Estimates, corrected: Mapping[str, float
     for name, held in found.items():
         of, p = estimates[name], corrected[name]
         value = {metric: each.value for metric, each in of.items()}
-        strongest = int(stats.powers(held.products["site"].whole).argmax()) + 1
+        strongest = int(circular_power.powers(held.products["site"].whole).argmax()) + 1
         elsewhere = f", most power at frequency {strongest}" if strongest > 1 else ""
         told.append(
             f"{name}: at the site {_called(p, value['roundness'])} (circular share {value['circular_share']:.2f}, "
@@ -113,10 +113,10 @@ def _cycles(found: Cycles, estimates: Estimates, corrected: Mapping[str, float],
                 "arm": condition,
                 "circular_share": _rounded(share.value),
                 "se": _rounded(error),
-                "p": _rounded(stats.permutation_p(products, seed)),
+                "p": _rounded(circular_power.permutation_p(products, seed)),
                 "p_holm": _rounded(corrected[name]) if condition == "site" else None,
-                "roundness": _rounded(stats.roundness(products)),
-                "power_of_site": _rounded(stats.of_site(products, held.products["site"].whole)),
+                "roundness": _rounded(circular_power.roundness(products)),
+                "power_of_site": _rounded(circular_power.of_site(products, held.products["site"].whole)),
             })  # fmt: skip
     return _table(rows, "Cycles: how circular the class means are in their order")
 
@@ -125,7 +125,7 @@ def _spectrum(name: str, held: MeasuredCycle) -> Series:
     classes = len(held.classes)
     columns: dict[str, list[float | None]] = {"x": [float(f) for f in range(1, classes // 2 + 1)]}
     for condition in (condition for condition in ARMS if condition in held.products):
-        power = stats.powers(held.products[condition].whole)
+        power = circular_power.powers(held.products[condition].whole)
         # The last frequency of an even number of classes is a single wave, the others are two: a sine and a cosine.
         spread = [float(each) * (1 if 2 * f == classes else 2) for f, each in enumerate(power, 1)]
         total = sum(spread)
@@ -150,8 +150,8 @@ def _planes(found: Cycles, seed: int) -> Series:
             "cycle": name,
             "components": f"{plane.first} and {plane.first + 1}",
             "variance": _rounded(plane.variance),
-            "circular_share": _rounded(stats.circular_share(plane.products)),
-            "p": _rounded(stats.permutation_p(plane.products, seed)),
+            "circular_share": _rounded(circular_power.circular_share(plane.products)),
+            "p": _rounded(circular_power.permutation_p(plane.products, seed)),
         }
         for name, held in found.items()
         for plane in held.planes
@@ -169,7 +169,7 @@ def _features(found: Cycles, estimates: Estimates) -> Series:
                 "feature": held.features[step.gone],
                 "left": len(held.steps) - at - 1,
                 "kept": _rounded(step.kept),
-                "share_left": _rounded(stats.circular_share(step.products)),
+                "share_left": _rounded(circular_power.circular_share(step.products)),
                 "needed": must,
                 "found_by": held.found_by,
             })  # fmt: skip

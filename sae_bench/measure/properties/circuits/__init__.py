@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sae_bench.measure.arrays import Floats
 from sae_bench.measure.datasets.circuit_file import FACTORS, CircuitSet, read_circuit
-from sae_bench.measure.measurement import Estimate, Floats, Measurement, Metric, Undefined
+from sae_bench.measure.measurement import Estimate, Measurement, Metric, Undefined
 from sae_bench.measure.properties import TRANSCODER, Property
 from sae_bench.measure.properties.circuits.conditions import CHOOSING, LATENTS, TRIED, CircuitConditions, circuit_arms
+from sae_bench.measure.properties.circuits.prompt_effects import Design, FeatureComparison, compare_features
 from sae_bench.measure.properties.circuits.series import circuit_series
-from sae_bench.measure.properties.circuits.stats import Design, FeatureComparison, compare_features
 from sae_bench.measure.uncertainty import standard_error
 
 if TYPE_CHECKING:

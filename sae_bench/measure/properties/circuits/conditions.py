@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_bench.errors import MeasurementError
+from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.datasets.circuit_file import FACTORS, CircuitPrompt, CircuitSet, PromptCluster
-from sae_bench.measure.measurement import Floats
-from sae_bench.measure.shared.factors import Ints, levels
+from sae_bench.measure.shared.factor_variance import levels
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.properties.circuits.runs import EncodedPrompts, TokenisedPrompts
+    from sae_bench.measure.properties.circuits.logit_differences import EncodedPrompts, TokenisedPrompts
 
 LATENTS = 8
 "Features that are measured."
@@ -65,21 +65,21 @@ class CircuitConditions:
 def circuit_arms(bench: Bench, asked: CircuitSet) -> CircuitConditions:
     """Choose features on one half of the clusters, and run the scored half through every arm."""
     from sae_bench.measure.datasets.balanced_sampling import first_of_cells, halves_by_cell
-    from sae_bench.measure.properties.circuits import runs
+    from sae_bench.measure.properties.circuits import logit_differences
 
     choosing, scored = halves_by_cell(asked.clusters)
     chosen, missing = _choose(bench, asked, first_of_cells(choosing, _clusters(asked, CHOOSING)))
     kept = first_of_cells(scored, _clusters(asked, bench.settings.tier.questions))
     prompts = tuple(prompt for cluster in kept for prompt in cluster.prompts)
-    given = runs.task(bench, asked, prompts)
-    seen = runs.coded(bench, given)
+    given = logit_differences.task(bench, asked, prompts)
+    seen = logit_differences.coded(bench, given)
     rows = range(len(prompts))
-    clean = runs.clean(bench, given)
+    clean = logit_differences.clean(bench, given)
     conditions = {
         "clean": clean,
-        "sae": runs.differences(bench, given, rows, seen.xhat),
-        "isotropic": runs.differences(bench, given, rows, runs.noisy(bench, given, seen)),
-        "mean_ablation": runs.mean_ablated(bench, given),
+        "sae": logit_differences.differences(bench, given, rows, seen.xhat),
+        "isotropic": logit_differences.differences(bench, given, rows, logit_differences.noisy(bench, given, seen)),
+        "mean_ablation": logit_differences.mean_ablated(bench, given),
     }
     features = tuple(chosen)
     effects, fires = _effects(bench, given, seen, features, clean)
@@ -107,19 +107,19 @@ def _clusters(asked: CircuitSet, prompts: int | None) -> int | None:
 
 def _choose(bench: Bench, asked: CircuitSet, clusters: tuple[PromptCluster, ...]) -> tuple[dict[int, float], str]:
     """The features with the largest effects in any order, each with its sign there; else none, and why."""
-    from sae_bench.measure.properties.circuits import runs
+    from sae_bench.measure.properties.circuits import logit_differences
 
-    given = runs.task(bench, asked, [prompt for cluster in clusters for prompt in cluster.prompts])
-    seen = runs.coded(bench, given)
+    given = logit_differences.task(bench, asked, [prompt for cluster in clusters for prompt in cluster.prompts])
+    seen = logit_differences.coded(bench, given)
     orders = levels([prompt.factors["order"] for prompt in given.asked])
     cluster_of = np.repeat(np.arange(len(clusters)), [len(cluster.prompts) for cluster in clusters])
     try:
-        first = runs.first_order(bench, given, seen).numpy().T
+        first = logit_differences.first_order(bench, given, seen).numpy().T
     except MeasurementError as error:
         return {}, str(error)
     told = np.max([np.abs(first[:, orders == order].mean(1)) for order in np.unique(orders)], axis=0)
     tried = tuple(int(feature) for feature in np.argsort(-told, kind="stable")[:TRIED] if told[feature] > 0)
-    effects, _ = _effects(bench, given, seen, tried, runs.clean(bench, given))
+    effects, _ = _effects(bench, given, seen, tried, logit_differences.clean(bench, given))
     score, sign = _sure(effects, orders, cluster_of)
     chosen = {tried[rank]: float(sign[rank]) for rank in np.argsort(-score, kind="stable")[:LATENTS] if score[rank] > 0}
     return chosen, "" if chosen else "leaving out any feature of the SAE changes no logit difference"
@@ -154,8 +154,8 @@ def _effects(
 
     ``elsewhere`` takes the length of what it writes out of a random direction instead, one for each rank.
     """
-    from sae_bench.measure.properties.circuits import runs
-    from sae_bench.measure.shared.directions import random_directions
+    from sae_bench.measure.properties.circuits import logit_differences
+    from sae_bench.measure.shared.keyed_random import random_directions
 
     effects, fires = np.zeros((len(features), len(clean))), np.zeros(len(features))
     directions = random_directions(len(features) or 1, bench.site_data.x.shape[-1], bench.settings.seed)
@@ -163,7 +163,7 @@ def _effects(
         written = {
             row: found
             for row in range(len(clean))
-            if (found := runs.written(bench, given, seen, row, feature)) is not None
+            if (found := logit_differences.written(bench, given, seen, row, feature)) is not None
         }
         rows = list(written)
         if elsewhere:
@@ -171,7 +171,7 @@ def _effects(
                 row: each.norm(dim=-1, keepdim=True) * directions[rank].to(each) for row, each in written.items()
             }
         lacking = [given.read[row].x - written[row] for row in rows]
-        effects[rank, rows] = clean[rows] - runs.differences(bench, given, rows, lacking)
+        effects[rank, rows] = clean[rows] - logit_differences.differences(bench, given, rows, lacking)
         fires[rank] = len(rows) / max(len(clean), 1)
         bench.show_progress("circuits: features", rank + 1, len(features))
     return _rounded(effects, clean), fires

@@ -16,8 +16,9 @@ import numpy as np
 
 from sae_bench.measure.measurement import Series
 from sae_bench.measure.properties.circuits.conditions import CircuitConditions
-from sae_bench.measure.properties.circuits.stats import Design, FeatureComparison
-from sae_bench.measure.shared.factors import holm, omega_squared
+from sae_bench.measure.properties.circuits.prompt_effects import Design, FeatureComparison
+from sae_bench.measure.shared.factor_variance import omega_squared
+from sae_bench.measure.shared.multiple_testing import holm
 
 
 def circuit_series(

@@ -29,11 +29,11 @@ import numpy as np
 from sae_bench.measure.datasets.concept_file import UPPER_CASE
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.concepts.in_sae import ConceptInSAE, in_sae
+from sae_bench.measure.properties.concepts.concepts_at_site import SPARSE, ConceptAtSite, at_site
+from sae_bench.measure.properties.concepts.concepts_in_sae import ConceptInSAE, in_sae
 from sae_bench.measure.properties.concepts.occurrences import placed_concepts
 from sae_bench.measure.properties.concepts.probes import ProbeScore, mean_of, worst_of
 from sae_bench.measure.properties.concepts.series import concept_series
-from sae_bench.measure.properties.concepts.spaces import SPARSE, ConceptAtSite, at_site
 from sae_bench.measure.uncertainty import leave_one_out
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_bench.measure.measurement import Floats
-from sae_bench.measure.properties.concepts.occurrences import ConceptPositions, Ints
+from sae_bench.measure.arrays import Floats, Ints
+from sae_bench.measure.properties.concepts.occurrences import ConceptPositions
 from sae_bench.measure.properties.concepts.probes import Half, Probe, ProbeScore, auroc, cross, mean_of
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -15,17 +15,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sae_bench.errors import LoadError
+from sae_bench.measure.arrays import Bools, Ints
 from sae_bench.measure.datasets.concept_file import UPPER_CASE, Concept, LabelledPositions, read_concepts
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
     from sae_bench.measure.datasets.concept_tokens import TokenSets
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 FITTED = (32, 2000)
 """Places of a class that a direction is fitted on, at most: of one document, and in either half. Many, because the mean

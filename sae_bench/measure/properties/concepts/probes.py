@@ -17,8 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sae_bench.measure.measurement import Floats
-from sae_bench.measure.properties.concepts.occurrences import Bools, Ints
+from sae_bench.measure.arrays import Bools, Floats, Ints
 
 Fit: TypeAlias = "Callable[[Half], Probe]"
 

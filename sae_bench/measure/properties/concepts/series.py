@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from sae_bench.measure.measurement import Floats, Series
+from sae_bench.measure.arrays import Floats
+from sae_bench.measure.measurement import Series
 from sae_bench.measure.properties.concepts.ccs import SHARES, STRENGTHS, CCSResult
-from sae_bench.measure.properties.concepts.in_sae import ConceptInSAE
-from sae_bench.measure.properties.concepts.spaces import SPARSE, ConceptAtSite
+from sae_bench.measure.properties.concepts.concepts_at_site import SPARSE, ConceptAtSite
+from sae_bench.measure.properties.concepts.concepts_in_sae import ConceptInSAE
 
 
 def concept_series(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Series]:

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.datasets.contrast_file import FACTORS, ContrastSet, read_contrast, shifted_path
-from sae_bench.measure.measurement import Estimate, Floats, Influence, Measurement, Metric, Ratio, Undefined
+from sae_bench.measure.measurement import Estimate, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
 from sae_bench.measure.properties.contrast.conditions import ARMS, CHOOSING, ContrastConditions, contrast_arms
 from sae_bench.measure.properties.contrast.series import contrast_series
-from sae_bench.measure.shared.factors import Ints, levels, omega_squared, worst_level
+from sae_bench.measure.shared.factor_variance import levels, omega_squared, worst_level
 from sae_bench.measure.uncertainty import leave_one_out
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def _shift(found: ContrastConditions) -> Estimate:
 
 def _settings(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> dict[str, object]:
     from sae_bench.measure.properties.contrast.propensity import MULTIPLIERS
-    from sae_bench.measure.shared.steering_responses import STRENGTH_SHARE
+    from sae_bench.measure.shared.unit_strength import STRENGTH_SHARE
 
     return {
         "choosing": CHOOSING,

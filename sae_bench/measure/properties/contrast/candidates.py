@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_bench.engine.bench import Bench
 from sae_bench.measure.properties.contrast.propensity import TokenisedPair, propensities, slopes
-from sae_bench.measure.shared.feature_choice import seeded
+from sae_bench.measure.shared.keyed_random import keyed_generator
 from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.prompts import last_read
 from sae_bench.sae import unit_directions
@@ -33,7 +33,7 @@ def gradient(bench: Bench, runner: LastPositionRunner, questions: Sequence[Token
     def compute() -> Tensor:
         axes = torch.eye(bench.site_data.x.shape[-1], device=bench.settings.device)
         # Drawn, because a file may be sorted by a factor or walk through its levels in a fixed step.
-        drawn = torch.randperm(len(questions), generator=seeded(bench.settings.seed, "screening"))[:SCREENED]
+        drawn = torch.randperm(len(questions), generator=keyed_generator(bench.settings.seed, "screening"))[:SCREENED]
         some = [questions[index] for index in sorted(drawn.tolist())]
         ends = (-0.5, 0.5)
         found = slopes(propensities(bench, runner, some, axes, "contrast: screening", ends), ends)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_bench.errors import MeasurementError
+from sae_bench.measure.arrays import Floats
 from sae_bench.measure.datasets.contrast_file import ContrastSet, Pair
-from sae_bench.measure.measurement import Floats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,7 @@ def _candidates(
 
 def _random(bench: Bench) -> Tensor:
     """(8, d) unit vectors."""
-    from sae_bench.measure.shared.directions import random_directions
+    from sae_bench.measure.shared.keyed_random import random_directions
 
     return random_directions(RANDOM, bench.site_data.x.shape[-1], bench.settings.seed)
 

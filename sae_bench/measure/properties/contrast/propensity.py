@@ -14,18 +14,17 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from sae_bench.engine.bench import Bench
 from sae_bench.errors import MeasurementError
+from sae_bench.measure.arrays import Floats
 from sae_bench.measure.datasets.contrast_file import ContrastSet, Pair
 from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.prompts import ROWS, Prompt, captured_prompts, first_token, token_ids, tokenizer_for
-from sae_bench.measure.shared.steering_responses import unit_strength
+from sae_bench.measure.shared.unit_strength import unit_strength
 
-Floats = NDArray[np.float64]
 _Ids: TypeAlias = tuple[list[int], list[int], list[int]]
 "Of a prompt, its positive and its negative answer."
 

@@ -18,9 +18,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sae_bench.measure.measurement import Floats, Series
+from sae_bench.measure.arrays import Floats, Ints
+from sae_bench.measure.measurement import Series
 from sae_bench.measure.properties.contrast.conditions import ARMS, ContrastConditions
-from sae_bench.measure.shared.factors import Ints, holm, omega_squared, permutation_p
+from sae_bench.measure.shared.factor_variance import omega_squared, permutation_p
+from sae_bench.measure.shared.multiple_testing import holm
 
 LINES = 100
 "Questions whose propensity curves are kept, at most."

@@ -28,14 +28,14 @@ from sae_bench.measure.properties import Property
 from sae_bench.measure.properties.kl_gap.error_parts import error_parts
 from sae_bench.measure.properties.kl_gap.series import kl_series
 from sae_bench.measure.properties.kl_gap.tail import TAIL_METRICS, tail
-from sae_bench.measure.shared.token_kl import TOKEN_GAP, frequency_correlation
+from sae_bench.measure.shared.token_type_gaps import TOKEN_GAP, frequency_correlation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_bench.engine.batch import Batch
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.measurement import Floats
+    from sae_bench.measure.arrays import Floats
 
 NO_ERROR = "the reconstruction has no error, so there is no floor of its size"
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_bench.measure.measurement import Floats, Series
-from sae_bench.measure.shared import token_text
-from sae_bench.measure.shared.token_kl import type_sums
+from sae_bench.measure.arrays import Floats
+from sae_bench.measure.measurement import Series
+from sae_bench.measure.shared import packed_text
+from sae_bench.measure.shared.token_type_gaps import type_sums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +65,7 @@ def _texts(bench: Bench, kl: Floats, keep: NDArray[np.bool_]) -> Series:
     """Every document token by token, with the KL of each."""
     word = cache(bench.token_text)
     tokens = bench.corpus.tokens.numpy()
-    return token_text.pack(
+    return packed_text.pack(
         (document, [word(int(token)) for token in tokens[document, row]], kl[document, row].tolist())
         for document, row in enumerate(keep)
     )

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from sae_bench.measure.measurement import Estimate, Measurement, Metric, Series, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.layers.effects import ARMS, effect_estimates
+from sae_bench.measure.properties.layers.direct_effects import ARMS, effect_estimates
 from sae_bench.measure.properties.layers.persistence import NAMES as PERSISTENCE
 from sae_bench.measure.properties.layers.persistence import persistence
 from sae_bench.measure.properties.layers.tuned_lens import NAMES as LENSES

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from sae_bench.engine.batch import RelatedSAE
     from sae_bench.engine.bench import Bench
+    from sae_bench.measure.arrays import Floats
     from sae_bench.measure.geometry import Matching
-    from sae_bench.measure.measurement import Floats
 
 FEATURES = 256
 "Features whose activations are correlated with their matches', at most; drawn by a fixed seed."
@@ -45,7 +45,8 @@ class Persistence:
 def persistence(bench: Bench, companion: RelatedSAE) -> Persistence:
     """Largest decoder cosines and correlations of the alive features with those of ``companion``."""
     from sae_bench.measure.geometry import SAME, compare, isotropic_floor
-    from sae_bench.measure.shared.sae_requirements import alive_rows, check_explains, shows_decoder
+    from sae_bench.measure.shared.alive_features import alive_rows, shows_decoder
+    from sae_bench.measure.shared.related_sae_check import check_explains
 
     for sae, what in ((bench.sae, "the SAE"), (companion.sae, f"SAE {companion.name!r}")):
         if not shows_decoder(sae):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sae_bench.engine.batch import Batch
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.measurement import Floats
+    from sae_bench.measure.arrays import Floats
 
 TRAINING_TOKENS = 16_384
 "Tokens of the even clusters that the lens is fitted on, at most."
@@ -50,9 +50,9 @@ class TunedLens:
 
 def lens_estimates(bench: Bench) -> dict[str, Estimate]:
     """KL from the final distribution to both lenses' of x and of the reconstruction; the tuned one on odd clusters."""
-    from sae_bench.measure.shared.feature_choice import halves
+    from sae_bench.measure.shared.document_halves import document_halves
 
-    scored = set(halves(bench.corpus.cluster)[1])
+    scored = set(document_halves(bench.corpus.cluster)[1])
     lens = tuned_lens(bench) if any(document in scored for document in range(bench.n_documents)) else None
     tables = bench.collect(lambda batch: _tokens(bench, batch, lens, scored), "lenses")
     sums = {name: bench.per_cluster(table) for name, table in tables.items()}
@@ -139,9 +139,9 @@ def _training(bench: Bench) -> tuple[Tensor, Tensor]:
     """(tokens, d) activations of the even clusters and the last residual vectors behind them."""
     import torch
 
-    from sae_bench.measure.shared.feature_choice import halves
+    from sae_bench.measure.shared.document_halves import document_halves
 
-    documents = halves(bench.corpus.cluster)[0]
+    documents = document_halves(bench.corpus.cluster)[0]
     xs: list[Tensor] = []
     finals: list[Tensor] = []
     for start in range(0, len(documents), bench.settings.batch_size):

@@ -26,7 +26,7 @@ from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Series, Undefined
 from sae_bench.measure.properties import Property
 from sae_bench.measure.properties.orthogonality.series import alive_mask, distributions, tables
-from sae_bench.measure.shared.live_features import dictionary, encoder_rows
+from sae_bench.measure.shared.alive_features import dictionary, encoder_rows
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench

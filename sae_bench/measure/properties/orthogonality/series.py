@@ -14,8 +14,8 @@ from sae_bench.measure.measurement import Series
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sae_bench.measure.arrays import Floats
     from sae_bench.measure.geometry import Neighbours, Peak, RandomFloor
-    from sae_bench.measure.measurement import Floats
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _LISTED = 20

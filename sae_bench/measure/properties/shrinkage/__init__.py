@@ -26,7 +26,7 @@ from sae_bench.measure.uncertainty import leave_one_out, standard_error
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.measurement import Floats
+    from sae_bench.measure.arrays import Floats
     from sae_bench.measure.shared.scales import Scales
 
 QUANTILES = {"per_feature_scale_p5": 0.05, "per_feature_scale_p50": 0.5, "per_feature_scale_p95": 0.95}

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae_bench.measure.measurement import Floats, Series
+from sae_bench.measure.arrays import Floats
+from sae_bench.measure.measurement import Series
 
 if TYPE_CHECKING:
     from sae_bench.measure.shared.scales import Scales

@@ -28,10 +28,11 @@ import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Measurement, Metric, Undefined
 from sae_bench.measure.properties import Property
+from sae_bench.measure.properties.steering.condition_slopes import ConditionSlopes
 from sae_bench.measure.properties.steering.conditions import ARMS, OTHERS, RANDOM, SteeringConditions, steer
 from sae_bench.measure.properties.steering.series import steering_series
 from sae_bench.measure.properties.steering.significance import FALSE_DISCOVERIES, steer_share
-from sae_bench.measure.shared.two_way_clusters import ConditionSlopes, mean
+from sae_bench.measure.shared.two_way_clusters import mean
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -121,21 +122,22 @@ def _scores(found: SteeringConditions) -> dict[str, Estimate]:
 
 
 def _settings(bench: Bench) -> dict[str, object]:
-    from sae_bench.measure.shared import feature_choice, steering_responses, target_tokens
+    from sae_bench.measure.properties.steering import responses, steered_features, target_tokens
+    from sae_bench.measure.shared.unit_strength import STRENGTH_SHARE
 
     return {
-        "density": list(feature_choice.DENSITY),
+        "density": list(steered_features.DENSITY),
         "false_discoveries": FALSE_DISCOVERIES,
         "include_bos": bench.include_bos,
         "linear_range": 1,
         "other_features": OTHERS,
         "position": "last",
-        "prompt_tokens": steering_responses.PROMPT_TOKENS,
+        "prompt_tokens": responses.PROMPT_TOKENS,
         "random_directions": RANDOM,
         "seed": bench.settings.seed,
-        "selection_documents": feature_choice.SELECTION_DOCUMENTS,
-        "strength_share": steering_responses.STRENGTH_SHARE,
-        "strengths": list(steering_responses.STRENGTHS),
+        "selection_documents": steered_features.SELECTION_DOCUMENTS,
+        "strength_share": STRENGTH_SHARE,
+        "strengths": list(responses.STRENGTHS),
         "targets": target_tokens.TARGETS,
     }
 

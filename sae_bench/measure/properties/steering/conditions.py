@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_bench.errors import MeasurementError
-from sae_bench.measure.measurement import Floats
-from sae_bench.measure.shared.two_way_clusters import ConditionSlopes, Grid, Ints
+from sae_bench.measure.arrays import Floats, Ints
+from sae_bench.measure.properties.steering.condition_slopes import ConditionSlopes
+from sae_bench.measure.shared.two_way_clusters import Grid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.shared.feature_choice import FeatureChoice
+    from sae_bench.measure.properties.steering.responses import SteeringResponses
+    from sae_bench.measure.properties.steering.steered_features import FeatureChoice
+    from sae_bench.measure.properties.steering.target_tokens import TargetTokens
     from sae_bench.measure.shared.last_position import LastPositionRunner
-    from sae_bench.measure.shared.steering_responses import SteeringResponses
-    from sae_bench.measure.shared.target_tokens import TargetTokens
 
 ARMS = (
     "feature",
@@ -80,12 +81,13 @@ class _Chosen:
 
 def steer(bench: Bench) -> SteeringConditions:
     """Choose features, targets and prompts, and run every arm."""
+    from sae_bench.measure.properties.steering.directions import other_features
     from sae_bench.measure.properties.steering.scores import input_scores, lens_tokens, output_scores
-    from sae_bench.measure.shared.directions import other_features
-    from sae_bench.measure.shared.feature_choice import SELECTION_DOCUMENTS, halves
+    from sae_bench.measure.properties.steering.steered_features import SELECTION_DOCUMENTS
+    from sae_bench.measure.shared.document_halves import document_halves
     from sae_bench.measure.shared.last_position import LastPositionRunner
 
-    selection, others = halves(bench.corpus.cluster)
+    selection, others = document_halves(bench.corpus.cluster)
     documents = prompt_documents(bench, others)
     chosen = _choose(bench, selection[:SELECTION_DOCUMENTS])
     features, size, seed = chosen.features, len(chosen.features), bench.settings.seed
@@ -116,8 +118,8 @@ def steer(bench: Bench) -> SteeringConditions:
 
 
 def _choose(bench: Bench, selection: tuple[int, ...]) -> _Chosen:
-    from sae_bench.measure.shared.feature_choice import choose_features, firing_counts
-    from sae_bench.measure.shared.target_tokens import find_targets
+    from sae_bench.measure.properties.steering.steered_features import choose_features, firing_counts
+    from sae_bench.measure.properties.steering.target_tokens import find_targets
 
     count, tokens = firing_counts(bench, selection)
     choice = choose_features(count, tokens, bench.decoder_norms, bench.settings.seed)
@@ -129,8 +131,9 @@ def _directions(bench: Bench, chosen: _Chosen, compared: Sequence[int]) -> tuple
     """(D, d) unit vectors of all arms, and which rows are whose; ``compared`` begins with the permuted decoder's."""
     import torch
 
-    from sae_bench.measure.shared.directions import covariance_directions, random_directions
-    from sae_bench.measure.shared.target_tokens import mean_differences
+    from sae_bench.measure.properties.steering.directions import covariance_directions
+    from sae_bench.measure.properties.steering.target_tokens import mean_differences
+    from sae_bench.measure.shared.keyed_random import random_directions
     from sae_bench.sae import unit_directions
 
     size, width, seed = len(chosen.features), bench.site_data.x.shape[-1], bench.settings.seed
@@ -158,7 +161,7 @@ def _respond(
     rows: Mapping[str, slice],
 ) -> SteeringResponses:
     """Responses of every arm's pairs, in the order of `ARMS`; slopes of random directions, then of other features."""
-    from sae_bench.measure.shared.steering_responses import respond
+    from sae_bench.measure.properties.steering.responses import respond
 
     size = targets.weights.shape[1]
     # The direction of feature i - 1, which is run already, is the other one for the targets of feature i.
@@ -178,7 +181,7 @@ def _respond(
 
 def prompt_documents(bench: Bench, others: Sequence[int]) -> tuple[int, ...]:
     """Documents of the steered half, those measured only, whose prompts are steered; a prefix for a smaller tier."""
-    from sae_bench.measure.shared.steering_responses import last_kept
+    from sae_bench.measure.properties.steering.responses import last_kept
 
     usable = [doc for doc in others if doc < bench.n_documents and last_kept(bench, doc) is not None]
     if len(usable) < 2:
@@ -197,7 +200,7 @@ def prompt_clusters(bench: Bench, documents: Sequence[int]) -> tuple[tuple[int, 
 
 
 def _arm(found: SteeringResponses, start: int, size: int, grid: Grid, symmetric: bool) -> ConditionSlopes:
-    from sae_bench.measure.shared.steering_responses import STRENGTHS
+    from sae_bench.measure.properties.steering.responses import STRENGTHS
 
     rows = slice(start, start + size)
     condition = ConditionSlopes(found.effect[rows], found.kl[rows], found.ce[rows], grid, STRENGTHS)

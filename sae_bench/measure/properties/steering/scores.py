@@ -15,14 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_bench.engine.bench import Bench
+from sae_bench.measure.arrays import Floats
+from sae_bench.measure.properties.steering.responses import document_prompt
 from sae_bench.measure.shared.last_position import LastPositionRunner
-from sae_bench.measure.shared.steering_responses import document_prompt
-
-Floats = NDArray[np.float64]
 
 LENS_TOKENS = 20
 AMPLIFICATION = 10.0

@@ -28,11 +28,11 @@ import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.width.sizes import QUANTITIES, FamilyMember, curve, family_sizes, table
+from sae_bench.measure.properties.width.family import QUANTITIES, FamilyMember, curve, family_sizes, table
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.measurement import Floats
+    from sae_bench.measure.arrays import Floats
 
 MATCHED = 0.1
 "Relative difference of L0 up to which two SAEs are compared."

@@ -20,8 +20,8 @@ from sae_bench.engine import noise_floors
 from sae_bench.engine.bench import Bench
 from sae_bench.engine.noise_pool import SeededDraws
 from sae_bench.errors import MeasurementError
+from sae_bench.measure.arrays import Floats
 from sae_bench.measure.datasets.circuit_file import CircuitPrompt, CircuitSet
-from sae_bench.measure.measurement import Floats
 from sae_bench.measure.shared.prompts import (
     Prompt,
     captured_prompts,

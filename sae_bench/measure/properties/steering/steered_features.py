@@ -5,7 +5,6 @@ Shapes: n SAE features.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from sae_bench.engine.bench import Bench
 from sae_bench.errors import MeasurementError
+from sae_bench.measure.shared.keyed_random import keyed_order
 
 DENSITY = (0.001, 0.1)
 "Features are steered whose density on the selection half lies in this range."
@@ -22,38 +22,6 @@ STRATA = 8
 "Strata of density that features are drawn from in turn."
 SELECTION_DOCUMENTS = 512
 "Documents of the selection half that are looked at, at most; the same ones in every tier."
-
-
-def halves(cluster: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Documents of every second cluster, which choose features and targets, and those of the others, to be steered.
-
-    By cluster, so that chunks of one text never lie on both sides.
-    """
-    rank = {name: index for index, name in enumerate(dict.fromkeys(cluster))}
-    even = [document for document, name in enumerate(cluster) if rank[name] % 2 == 0]
-    odd = [document for document, name in enumerate(cluster) if rank[name] % 2 == 1]
-    return tuple(even), tuple(odd)
-
-
-def seeded(*key: object) -> torch.Generator:
-    """A generator that belongs to ``key`` and to nothing else."""
-    return torch.Generator().manual_seed(int.from_bytes(_digest(key), "little", signed=True))
-
-
-def drawn_order(features: Sequence[int], *key: object) -> list[int]:
-    """``features`` in random order, by a number that belongs to ``key`` and the feature's index alone.
-
-    One feature more or less moves no other one: weights rounded to half precision choose the same features, where a
-    permutation of positions would choose nearly all anew.
-    """
-    if not len(features):
-        return []
-    number = np.random.default_rng(int.from_bytes(_digest(key), "little")).random(int(max(features)) + 1)
-    return sorted((int(feature) for feature in features), key=lambda feature: (number[feature], feature))
-
-
-def _digest(key: Sequence[object]) -> bytes:
-    return hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8]
 
 
 def firing_counts(bench: Bench, documents: Sequence[int]) -> tuple[Tensor, int]:
@@ -110,7 +78,7 @@ def choose_features(count: Tensor, tokens: int, norms: Tensor, seed: int) -> Fea
             )
     candidates = kept.nonzero().flatten().numpy()
     ranked = candidates[np.argsort(density.numpy()[candidates], kind="stable")]
-    strata = [drawn_order(stratum.tolist(), seed, "features") for stratum in np.array_split(ranked, STRATA)]
+    strata = [keyed_order(stratum.tolist(), seed, "features") for stratum in np.array_split(ranked, STRATA)]
     rounds = range(max(len(stratum) for stratum in strata))
     order = [stratum[turn] for turn in rounds for stratum in strata if turn < len(stratum)]
     return FeatureChoice(tuple(order), tuple(alive.nonzero().flatten().tolist()), density)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_bench.measure.measurement import Estimate, Floats, Influence, Undefined
+from sae_bench.measure.arrays import Floats
+from sae_bench.measure.measurement import Estimate, Influence, Undefined
 
 if TYPE_CHECKING:
     from torch import Tensor

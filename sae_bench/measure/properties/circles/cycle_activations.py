@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_bench.errors import MeasurementError
+from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.datasets.concept_file import ConceptFile, Cycle
-from sae_bench.measure.measurement import Floats
-from sae_bench.measure.properties.circles.stats import LabelledTokens
-from sae_bench.measure.shared.factors import Ints
-from sae_bench.measure.shared.live_features import dictionary
+from sae_bench.measure.properties.circles.circular_power import LabelledTokens
+from sae_bench.measure.shared.alive_features import dictionary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +139,7 @@ def _through(bench: Bench, at: CyclePositions) -> tuple[SparseCodes, Tensor]:
         with torch.no_grad():
             found = bench.sae.encode(x)
             xhat.append(bench.sae.decode(found, like=x).float().cpu())
-        codes.append(SparseCodes.of(found.float().cpu()))
+        codes.append(SparseCodes.from_dense(found.float().cpu()))
         if not bool(torch.isfinite(xhat[-1]).all()):
             raise MeasurementError(f"the SAE's reconstruction is NaN or infinite in document {document}")
     return SparseCodes.join(codes), torch.cat(xhat)

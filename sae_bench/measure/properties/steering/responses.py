@@ -15,16 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_bench.engine.bench import Bench
+from sae_bench.measure.arrays import Floats
+from sae_bench.measure.properties.steering.target_tokens import TargetTokens
 from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.prompts import Prompt
-from sae_bench.measure.shared.target_tokens import TargetTokens
-
-Floats = NDArray[np.float64]
+from sae_bench.measure.shared.unit_strength import unit_strength
 
 STRENGTHS = (-2, -1, 0, 1, 2)
 "Multiples k of the unit strength."
-STRENGTH_SHARE = 0.1
-"The unit strength lambda as a share of the mean norm of the site's activations."
 PROMPT_TOKENS = 64
 "Tokens of a prompt, at most."
 
@@ -41,19 +39,6 @@ class SteeringResponses:
     "(A, P, K) loss of the token that follows, nats."
     slopes: NDArray[np.float32]
     "(C, P, F) least-squares slope over the strengths, on every target set."
-
-
-def unit_strength(bench: Bench) -> float:
-    """Lambda: `STRENGTH_SHARE` of the mean norm over the kept positions of the whole corpus."""
-    data = bench.site_data
-
-    def mean_norm() -> float:
-        total = 0.0
-        for x, keep in zip(data.x, data.keep, strict=True):
-            total += float(torch.linalg.vector_norm(x[keep], dim=-1).sum(dtype=torch.float64))
-        return total / len(data.kept_positions)
-
-    return STRENGTH_SHARE * data.shared("mean_norm", mean_norm)
 
 
 def last_kept(bench: Bench, document: int) -> int | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sae_bench.engine.batch import Batch
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.measurement import Floats
+    from sae_bench.measure.arrays import Floats
 
 QUANTITIES = ("kl", "explained_variance", "ce_recovered")
 
@@ -40,7 +40,7 @@ class FamilyMember:
 
 def family_sizes(bench: Bench) -> list[FamilyMember]:
     """This SAE and its family, in order of registration; what an SAE shows is shared with the rest of the family."""
-    from sae_bench.measure.shared.sae_requirements import check_explains
+    from sae_bench.measure.shared.related_sae_check import check_explains
 
     sums = bench.site_data.shared(("width: loss", bench.n_documents), lambda: _loss(bench))
     found = [_size(bench, "this SAE", _sums(bench), sums)]

@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_bench.measure.measurement import Floats
+from sae_bench.measure.arrays import Floats
 from sae_bench.measure.properties.concepts.ccs import CCSResult, search
+from sae_bench.measure.properties.concepts.concepts_at_site import (
+    SPARSE,
+    ConceptAtSite,
+    at_site,
+    differences,
+    halves_of,
+    rows_of,
+)
 from sae_bench.measure.properties.concepts.occurrences import MeasurableConcepts
 from sae_bench.measure.properties.concepts.probes import ProbeScore, best_column, cross, probe
-from sae_bench.measure.properties.concepts.spaces import SPARSE, ConceptAtSite, at_site, differences, halves_of, rows_of
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench

@@ -10,8 +10,10 @@ from sae_bench.errors import MeasurementError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sae_bench.engine.batch import RelatedSAE
     from sae_bench.engine.bench import Bench
     from sae_bench.measure.geometry import Neighbours
+    from sae_bench.sae import SAE
 
 _NAMED = 10
 
@@ -57,6 +59,31 @@ def check_alive(sae: Any, alive: Tensor, tokens: int, what: str) -> None:
             f"all {len(alive)} features of {what} are dead: none fires on the {tokens} kept tokens of the corpus and "
             f"writes a direction, so there is no geometry to measure; check that {what} belongs to this model and site"
         )
+
+
+def alive_rows(bench: Bench, companion: RelatedSAE | None = None) -> Tensor:
+    """int64 (n,) features that fire on the corpus and write a direction; a `MeasurementError` where there is none.
+
+    ``companion`` says that the bench is its: several SAEs of a run read the same one, so it is looked at once.
+    """
+    what = "this SAE" if companion is None else f"SAE {companion.name!r}"
+    alive = (
+        bench.firing.alive
+        if companion is None
+        else bench.site_data.shared(("alive", companion.name, companion.sha256), lambda: bench.firing.alive)
+    )
+    usable = alive & (bench.decoder_norms.cpu() > 0)
+    check_alive(bench.sae, usable, len(bench.site_data.kept_positions), what)
+    return usable.nonzero().flatten()
+
+
+def shows_decoder(sae: SAE) -> bool:
+    """False for an object whose features have no known directions."""
+    try:
+        _ = sae.W_dec
+    except MeasurementError:
+        return False
+    return True
 
 
 def encoder_rows(sae: Any) -> Tensor | None:

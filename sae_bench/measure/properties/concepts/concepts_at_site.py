@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_bench.measure.measurement import Floats
+from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.properties.concepts.ccs import FEWEST_PAIRS, CCSResult, paired_half, pairs_of, salience, search
-from sae_bench.measure.properties.concepts.occurrences import ConceptPositions, Ints, MeasurableConcepts
+from sae_bench.measure.properties.concepts.occurrences import ConceptPositions, MeasurableConcepts
 from sae_bench.measure.properties.concepts.probes import (
     Half,
     Probe,

@@ -25,8 +25,8 @@ from itertools import permutations
 
 import numpy as np
 
-from sae_bench.measure.measurement import Estimate, Exact, Floats, Influence, Ratio, Undefined
-from sae_bench.measure.shared.factors import Ints
+from sae_bench.measure.arrays import Floats, Ints
+from sae_bench.measure.measurement import Estimate, Exact, Influence, Ratio, Undefined
 from sae_bench.measure.uncertainty import leave_one_out
 
 FREQUENCIES = 3

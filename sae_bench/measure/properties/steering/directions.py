@@ -11,19 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sae_bench.measure.shared.feature_choice import drawn_order, seeded
-
-
-def random_directions(count: int, width: int, seed: int) -> Tensor:
-    """(count, width) unit vectors, uniform on the sphere."""
-    rows = [torch.randn(width, generator=seeded(seed, "random_direction", rank)) for rank in range(count)]
-    return functional.normalize(torch.stack(rows), dim=-1)
+from sae_bench.measure.shared.keyed_random import keyed_generator, keyed_order
 
 
 def covariance_directions(count: int, root: Tensor, seed: int) -> Tensor:
     """(count, d) unit vectors along normal draws with covariance ``root @ root.T`` (d, d)."""
     rows = [
-        torch.randn(len(root), generator=seeded(seed, "covariance_direction", rank)).to(root) for rank in range(count)
+        torch.randn(len(root), generator=keyed_generator(seed, "covariance_direction", rank)).to(root)
+        for rank in range(count)
     ]
     return functional.normalize(torch.stack(rows) @ root.T, dim=-1)
 
@@ -35,7 +30,7 @@ def other_features(alive: Sequence[int], wanted: Sequence[int], count: int, seed
     in that permutation's order. A feature of ``wanted`` may be among them, for another one's sake.
     """
     # A cycle through a random order moves every row; a plain permutation leaves about one where it was.
-    shuffled = drawn_order(alive, seed, "permuted_decoder")
+    shuffled = keyed_order(alive, seed, "permuted_decoder")
     following = dict(zip(shuffled, [*shuffled[1:], shuffled[0]], strict=True))
     partners = [following[feature] for feature in wanted]
     rest = set(alive) - set(partners)

@@ -18,11 +18,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sae_bench.measure.measurement import Floats
-
-Ints = NDArray[np.int64]
+from sae_bench.measure.arrays import Floats, Ints
 
 PERMUTATIONS = 999
 
@@ -88,19 +85,6 @@ def _between(values: Floats, assigned: Ints) -> Floats:
         member = assigned == level
         found += np.square(values @ member.T) / member[0].sum()
     return found
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, by Holm's step down.
-
-    That of statsmodels collects garbage at every call, which takes a third of a second where models are loaded.
-    """
-    values = np.asarray(p, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)) if len(values) else values
-    corrected = np.empty_like(values)
-    corrected[order] = np.minimum(stepped, 1.0)
-    return [float(value) for value in corrected]
 
 
 def worst_level(values: Floats, factors: Mapping[str, Ints]) -> float:

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
 
+from sae_bench.measure.arrays import Floats
 from sae_bench.measure.geometry.neighbours import Neighbours
-
-Floats = NDArray[np.float64]
 
 EDGES: Floats = np.round(np.linspace(-1, 1, 101), 2)
 "Bins of cosines, the same for every dictionary, so that histograms can be laid over each other."

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_bench.measure.measurement import Estimate, Floats, Influence, Ratio, Undefined
-from sae_bench.measure.shared.factors import Ints, holm, omega_squared, permutation_p, worst_level
+from sae_bench.measure.arrays import Floats, Ints
+from sae_bench.measure.measurement import Estimate, Influence, Ratio, Undefined
+from sae_bench.measure.shared.factor_variance import omega_squared, permutation_p, worst_level
+from sae_bench.measure.shared.multiple_testing import holm
 from sae_bench.measure.uncertainty import leave_one_out
 
 ONLY = 0.1

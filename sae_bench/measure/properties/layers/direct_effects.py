@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.measurement import Floats
+    from sae_bench.measure.arrays import Floats
 
 DOCUMENTS = 3
 "Documents a feature is taken out of, at most: the first in which it fires."
@@ -65,11 +65,11 @@ def effect_estimates(bench: Bench) -> tuple[dict[str, Estimate], dict[str, Serie
     """``direct_cosine`` and ``direct_share`` of features and of random directions, a histogram, and notes."""
     import torch
 
-    from sae_bench.measure.shared.feature_choice import seeded
-    from sae_bench.measure.shared.sae_requirements import alive_rows
+    from sae_bench.measure.shared.alive_features import alive_rows
+    from sae_bench.measure.shared.keyed_random import keyed_generator
 
     alive = alive_rows(bench)
-    order = torch.randperm(len(alive), generator=seeded(bench.settings.seed, "layers"))
+    order = torch.randperm(len(alive), generator=keyed_generator(bench.settings.seed, "layers"))
     chosen = alive[order][: bench.settings.tier.features].tolist()
     writings = find_writings(bench, chosen)
     note = f"effects of {len({each.feature for each in writings})} of {len(chosen)} drawn features that fire"
@@ -112,7 +112,7 @@ def find_writings(bench: Bench, features: Sequence[int]) -> list[Writing]:
 
 def read_effects(bench: Bench, writings: Sequence[Writing], random: bool = False) -> list[Effects]:
     """For every writing, D against T; with ``random``, of one random direction a feature, as long at every token."""
-    from sae_bench.measure.shared.feature_choice import seeded
+    from sae_bench.measure.shared.keyed_random import keyed_generator
 
     found = []
     for start in range(0, len(writings), bench.settings.batch_size):
@@ -122,7 +122,7 @@ def read_effects(bench: Bench, writings: Sequence[Writing], random: bool = False
         for row, each in enumerate(group):
             vectors = each.vectors
             if random:
-                vectors = _random_like(vectors, seeded(bench.settings.seed, "layers", each.feature))
+                vectors = _random_like(vectors, keyed_generator(bench.settings.seed, "layers", each.feature))
             without[row, each.positions] -= vectors
             taken.append(vectors[each.read])
         resid = batch.x.new_zeros(*batch.keep.shape, bench.model.d_model)
