@@ -1,4 +1,4 @@
-"""One metric against one limit: intervals in, an `LimitOutcome` out. Error rates come in; none are chosen here."""
+"""Compare one metric with one limit: intervals in, a `LimitOutcome` out. Error rates are given, none is chosen here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from sae_bench.judge.limits import Limit, Rule, width
 from sae_bench.judge.paired_change import Change, same_number
-from sae_bench.judge.verdicts import LimitOutcome, Verdict
+from sae_bench.judge.verdicts import Drift, LimitOutcome, Verdict
 from sae_bench.measure.measurement import Accepted, Estimate, Exact, Influence, Metric, Summary, Undefined
 from sae_bench.measure.uncertainty import (
     NUMERIC_FLOOR,
@@ -22,7 +22,7 @@ _TOO_FEW = "its error cannot be estimated from fewer than two documents"
 
 
 def against_bound(estimate: Estimate, rule: Rule, alpha: float) -> LimitOutcome:
-    """The value against a hard ``max`` or ``min``; ``alpha`` is the one-sided error rate."""
+    """Judge the value against a hard ``max`` or ``min``; ``alpha`` is the one-sided error rate."""
     bound = rule.limit.bound
     span = interval(estimate, 2 * alpha)
     if span is None:
@@ -39,26 +39,25 @@ def against_bound(estimate: Estimate, rule: Rule, alpha: float) -> LimitOutcome:
 
 
 def against_accepted(
-    metric: Metric, change: Change, held: Accepted, rule: Rule, alpha: float, name: str
+    metric: Metric, change: Change, accepted: Accepted, rule: Rule, alpha: float, name: str
 ) -> LimitOutcome:
-    """The paired change against a limit on change, and the drift since the anchor against twice that limit.
+    """Judge the paired change against a limit on change, and the drift since the anchor against twice that limit.
 
     Raises `UsageError` for a percentage of an accepted 0 and for a noise that was never measured.
     """
-    allowed = width(rule.limit, change.accepted_value, change.se, held.noise, name)
+    allowed = width(rule.limit, change.accepted_value, change.se, accepted.noise, name)
     if change.exact:
         error, reach, slack = None, 0.0, NUMERIC_FLOOR * abs(change.accepted_value)
     else:
         relative = rule.limit.relative
         error = change.se_against(relative, allowed - relative * abs(change.accepted_value))
         if error is None:
-            return LimitOutcome(rule, Verdict.ERROR, width=allowed, note=_TOO_FEW)
+            return LimitOutcome(rule, Verdict.ERROR, width=allowed, note=_TOO_FEW, change=change)
         reach, slack = t_quantile(alpha, change.dof) * error, 0.0
     verdict = _side(metric, change.value, reach, allowed + slack, change.accepted_value)
-    note = ""
-    drift = _drift(metric, change.value, reach, held, rule.limit, allowed)
-    if drift is not None and verdict is not Verdict.FAIL:
-        verdict, note = Verdict.FAIL, drift
+    drift = None if verdict is Verdict.FAIL else _drift(metric, change.value, reach, accepted, rule.limit, allowed)
+    if drift is not None:
+        verdict = Verdict.FAIL
     gap = abs(_badness(metric, change.value) - allowed)
     undecided = verdict is Verdict.INCONCLUSIVE and error is not None
     return LimitOutcome(
@@ -69,12 +68,13 @@ def against_accepted(
         interval=(change.value - reach, change.value + reach),
         detectable=allowed + (detectable_change(error, alpha, change.dof) if error is not None else 0.0),
         needed=documents_needed(gap, error, alpha, len(change.clusters)) if undecided and error is not None else None,
-        note=note,
+        drift=drift,
+        change=change,
     )
 
 
 def _badness(metric: Metric, change: float) -> float:
-    """The change with worse as positive; a metric without a good direction is worse either way."""
+    """Return the change with worse as positive; a metric without a good direction is worse either way."""
     return change if metric.better == "lower" else -change if metric.better == "higher" else abs(change)
 
 
@@ -89,43 +89,44 @@ def _side(metric: Metric, change: float, reach: float, allowed: float, accepted:
 
 
 def _nearer(metric: Metric, change: float, reach: float, accepted: float) -> bool:
-    """True when the whole interval lies nearer to the metric's fixed target than the accepted value did."""
+    """Return True when the whole interval lies nearer to the metric's fixed target than the accepted value did."""
     if metric.better != "target" or metric.target is None:
         return False
     before = abs(accepted - metric.target)
     return all(abs(accepted + end - metric.target) < before for end in (change - reach, change + reach))
 
 
-def _drift(metric: Metric, change: float, reach: float, held: Accepted, limit: Limit, allowed: float) -> str | None:
-    """Why the sum of all accepted steps fails, or None."""
-    if held.anchor is None:
+def _drift(
+    metric: Metric, change: float, reach: float, accepted: Accepted, limit: Limit, allowed: float
+) -> Drift | None:
+    """Return the drift where the sum of all accepted steps fails, else None."""
+    if accepted.anchor is None:
         return None
-    drift = held.value - held.anchor + change
-    if held.anchor != 0:
+    drift = accepted.value - accepted.anchor + change
+    if accepted.anchor != 0:
         # Only the percentage is relative to the value that the limit is applied to.
-        allowed += limit.relative * (abs(held.anchor) - abs(held.value))
-    if _badness(metric, drift) - reach <= 2 * allowed + NUMERIC_FLOOR * abs(held.anchor):
+        allowed += limit.relative * (abs(accepted.anchor) - abs(accepted.value))
+    if _badness(metric, drift) - reach <= 2 * allowed + NUMERIC_FLOOR * abs(accepted.anchor):
         return None
-    if _nearer(metric, drift, reach, held.anchor):
+    if _nearer(metric, drift, reach, accepted.anchor):
         return None
-    moved = f"drifted by {drift:+.3g} since the anchor {held.anchor:.4g}, beyond twice the limit"
-    return f"{moved}; accept with --sae-reanchor if wanted"
+    return Drift(accepted.anchor, drift, 2 * allowed)
 
 
-def unpaired(metric: Metric, estimate: Estimate, held: Accepted, rule: Rule, alpha: float, name: str) -> LimitOutcome:
-    """What can be said of a value that cannot be paired: never FAIL, and beyond its limit only when that is decided.
+def unpaired(metric: Metric, estimate: Estimate, entry: Accepted, rule: Rule, alpha: float, name: str) -> LimitOutcome:
+    """Judge a value that cannot be paired: never FAIL, and it exceeds its limit only when that is decided.
 
     Fitted quantities have no value on a subset of documents. Over other documents than the accepted ones they are
     INCONCLUSIVE, and the accepted report's documents would decide. Errors of both sides are added, which is too much
     for nested documents and so on the quiet side. Where the report that is judged keeps no values per document either,
     the same number is the same, and another one cannot be judged.
     """
-    accepted = held.estimate
-    if isinstance(estimate, Summary) and same_number(estimate.value, held.value):
+    accepted = entry.estimate
+    if isinstance(estimate, Summary) and same_number(estimate.value, entry.value):
         return LimitOutcome(rule, Verdict.PASS, note="unchanged")
     if accepted is None or isinstance(estimate, Summary):
         which = "accepted report" if accepted is None else "report that is judged"
-        return LimitOutcome(rule, Verdict.INCOMPARABLE, note=f"the {which} keeps no values per document for it")
+        return LimitOutcome(rule, Verdict.INCOMPARABLE, note=f"the {which} keeps no values per document of this metric")
     if not (isinstance(estimate, Influence) and isinstance(accepted, Influence)):
         other = type(estimate) is not type(accepted)
         why = "its kind of evidence changed" if other else "the two reports share no document"
@@ -134,20 +135,20 @@ def unpaired(metric: Metric, estimate: Estimate, held: Accepted, rule: Rule, alp
     if errors[0] is None or errors[1] is None:
         return LimitOutcome(rule, Verdict.ERROR, note=_TOO_FEW)
     error = math.hypot(errors[0], errors[1])
-    allowed = width(rule.limit, held.value, error, held.noise, name)
+    allowed = width(rule.limit, entry.value, error, entry.noise, name)
     dof = min(degrees_of_freedom(estimate), degrees_of_freedom(accepted))
-    change = estimate.value - held.value
+    change = estimate.value - entry.value
     reach = t_quantile(alpha, dof) * error
-    decided = _badness(metric, change) - reach > allowed and not _nearer(metric, change, reach, held.value)
+    decided = _badness(metric, change) - reach > allowed and not _nearer(metric, change, reach, entry.value)
     here, there = len(estimate.influence), len(accepted.influence)
-    note = f"measured over {here} documents, accepted over {there}: it is compared over the same documents only"
+    note = f"measured over {here} documents and accepted over {there}, but comparable over the same documents only"
     span = (change - reach, change + reach)
     needed = there if there > here else None
     return LimitOutcome(rule, Verdict.INCONCLUSIVE, decided, allowed, span, needed=needed, note=note)
 
 
 def is_finite(estimate: Estimate) -> bool:
-    """True when the value and all that its error is made of are finite; an undefined value is not looked at."""
+    """Return True when the value and all that its error is made of are finite; an undefined value is not looked at."""
     if isinstance(estimate, Undefined):
         return True
     if not math.isfinite(estimate.value):

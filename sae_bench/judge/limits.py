@@ -1,4 +1,4 @@
-"""The grammar of limits, and which limit applies to which metric of which SAE.
+"""Grammar of limits, and the choice of the limit that applies to a metric of an SAE.
 
 kl_gap.kl_sae:5%                    worse by at most 5% of the accepted value (the metric knows its direction)
 kl_gap.kl_sae:0.002                 worse by at most 0.002 of its unit
@@ -22,7 +22,7 @@ from sae_bench.errors import UsageError, near
 from sae_bench.measure.measurement import Accepted, Metric
 
 Kind: TypeAlias = Literal["change", "max", "min"]
-Source: TypeAlias = Literal["property", "registration", "ini", "environment", "command line"]
+Source: TypeAlias = Literal["unchanged weights", "property", "registration", "ini", "environment", "command line"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 "From the weakest to the strongest."
 
@@ -35,7 +35,7 @@ _FORMS = "a limit is 5%, 0.002, 5%+0.001, 2se, 1noise, max:0.25 or min:0.5"
 
 @dataclass(frozen=True)
 class Limit:
-    """How far a metric may go. Of kind ``change``, the sum of four terms; else a bound on the value itself."""
+    """Allowed range of a metric: of kind ``change`` the sum of four terms, else a bound on the value itself."""
 
     kind: Kind
     percent: float = 0.0
@@ -70,8 +70,16 @@ def _spell(number: float) -> str:
     return repr(int(number)) if number == int(number) and abs(number) < 1e15 else repr(number).replace("e+", "e")
 
 
+@dataclass(frozen=True)
+class SourcedLimit(Limit):
+    """A limit of one metric and who set it."""
+
+    source: Source = "property"
+    "``unchanged weights``: set by `judge` itself, because the accepted weights are measured again."
+
+
 def parse_limit(text: str) -> Limit:
-    """The limit that ``text`` writes; anything else is a `UsageError` that lists the forms."""
+    """Parse one limit; anything else is a `UsageError` that lists the forms."""
     if match := _HARD.fullmatch(text):
         bound = float(match[2])
         if math.isfinite(bound):
@@ -89,7 +97,7 @@ def parse_limit(text: str) -> Limit:
 
 @dataclass(frozen=True)
 class Rule:
-    """A limit, whom it is for, and who said so."""
+    """A limit, the metrics and SAEs that it is for, and who set it."""
 
     property: str
     "Glob."
@@ -103,19 +111,24 @@ class Rule:
     def __str__(self) -> str:
         return f"{self.property}.{self.metric}:{self.limit}" + (f"@{self.sae}" if self.sae != "*" else "")
 
+    def sourced(self) -> SourcedLimit:
+        """Return the limit with its source, for a report."""
+        size = self.limit
+        return SourcedLimit(size.kind, size.percent, size.absolute, size.se, size.noise, size.bound, source=self.source)
+
     def names(self, property: str, metric: str) -> bool:
-        """True when the rule's pattern covers ``property.metric``."""
+        """Return True when the rule's pattern covers ``property.metric``."""
         return fnmatchcase(property, self.property) and fnmatchcase(metric, self.metric)
 
     def applies(self, property: str, metric: Metric, sae: str) -> bool:
-        """True when the rule is about this metric of this SAE."""
+        """Return True when the rule is about this metric of this SAE."""
         if metric.better == "reported" and _WILD.search(self.metric):
             return False
         return self.names(property, metric.name) and fnmatchcase(sae, self.sae)
 
 
 def parse_rule(text: str, source: Source = "command line") -> Rule:
-    """The rule ``property.metric:LIMIT[@sae-glob]``; anything else is a `UsageError`."""
+    """Parse ``property.metric:LIMIT[@sae-glob]``; anything else is a `UsageError`."""
     pattern, colon, rest = text.strip().partition(":")
     if not colon:
         raise UsageError(f"limit {text!r} ({source}) needs a metric and a limit, as in 'kl_gap.kl_sae:5%'")
@@ -156,18 +169,18 @@ def check_rules(rules: Iterable[Rule], known: Iterable[str], saes: Iterable[str]
 
 
 def effective(rules: Sequence[Rule], property: str, metric: Metric, sae: str) -> dict[Kind, Rule]:
-    """The deciding rule of each kind: of the strongest source, and among equals the last one."""
+    """Return the deciding rule of each kind: of the strongest source, and among equals the last one."""
     chosen: dict[Kind, Rule] = {}
     for rule in rules:
         if rule.applies(property, metric, sae):
-            held = chosen.get(rule.limit.kind)
-            if held is None or SOURCES.index(rule.source) >= SOURCES.index(held.source):
+            other = chosen.get(rule.limit.kind)
+            if other is None or SOURCES.index(rule.source) >= SOURCES.index(other.source):
                 chosen[rule.limit.kind] = rule
     return chosen
 
 
 def judged_by_declaration(rules: Iterable[Rule], property: str, metrics: Iterable[Metric]) -> int:
-    """How many metrics a property declares to be judged: those with a default limit; at least 1.
+    """Count the metrics that a property declares to be judged: those with a default limit; at least 1.
 
     Error rates are divided by this number, so that neither a selection nor a user's limits change a verdict.
     """
@@ -184,7 +197,7 @@ def check_known_failures(entries: Mapping[str, str], known: Iterable[str], origi
 
 
 def width(limit: Limit, accepted: float, se: float | None, noise: float | None, name: str) -> float:
-    """The change that ``limit`` allows, in the metric's unit.
+    """Return the change that ``limit`` allows, in the metric's unit.
 
     Args:
         limit: of kind ``change``.
@@ -209,11 +222,11 @@ def width(limit: Limit, accepted: float, se: float | None, noise: float | None, 
 
 
 def check_accepted(
-    rules: Sequence[Rule], property: str, metrics: Iterable[Metric], sae: str, held: Mapping[str, Accepted]
+    rules: Sequence[Rule], property: str, metrics: Iterable[Metric], sae: str, accepted: Mapping[str, Accepted]
 ) -> None:
     """Raise a `UsageError`, before anything is measured, for a limit to which these accepted values give no width."""
     for metric in metrics:
         rule = effective(rules, property, metric, sae).get("change")
-        if rule is not None and metric.name in held and math.isfinite(held[metric.name].value):
-            accepted = held[metric.name]
-            width(rule.limit, accepted.value, None, accepted.noise, f"{property}.{metric.name}")
+        if rule is not None and metric.name in accepted and math.isfinite(accepted[metric.name].value):
+            entry = accepted[metric.name]
+            width(rule.limit, entry.value, None, entry.noise, f"{property}.{metric.name}")

@@ -1,25 +1,33 @@
-"""The sentences that say what a verdict rests on. Numbers in, text out; nothing is decided here."""
+"""Spell verdicts as sentences. Numbers in, text out; nothing is decided here, and no code reads these sentences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sae_bench.judge.limits import Limit
 from sae_bench.judge.paired_change import Change
-from sae_bench.judge.verdicts import Difference, Judgement, LimitOutcome, Verdict
+from sae_bench.judge.verdicts import (
+    ChangedDocuments,
+    Difference,
+    DocumentChange,
+    Judgement,
+    LimitOutcome,
+    PropertyVerdict,
+    Verdict,
+)
 from sae_bench.measure.measurement import Accepted, Metric, Ratio
 
 _WORDLESS_UNITS = {"", "ratio", "share", "cosine", "slope"}
-_WORTH_A_LINE = (Verdict.PASS, None)
-_WORTH_TELLING = 1.05
-"Inflation of the error of a change: one that would be printed as 1.0 is not told."
+_SILENT = (Verdict.PASS, None)
+_SMALLEST_INFLATION = 1.05
+"Inflation of the error of a change that is mentioned: a smaller one would be printed as 1.0."
 
 
 def number(value: float, digits: int = 3) -> str:
-    """``value`` with ``digits`` significant digits, in plain notation wherever a person would write it so."""
+    """Spell ``value`` with ``digits`` significant digits, in plain notation wherever a person would write it so."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if 1e-4 <= abs(value) < 1e6:
@@ -38,7 +46,7 @@ def _span(interval: tuple[float, float], scale: float, percent: bool, signed: bo
 
 
 def confidence(alpha: float) -> str:
-    """How a two-sided interval with error rate ``alpha`` on either side is called: ``98%``, ``99.67%``."""
+    """Spell the confidence of a two-sided interval with error rate ``alpha`` on either side: ``98%``, ``99.67%``."""
     return f"{100 * (1 - 2 * alpha):.4g}%"
 
 
@@ -57,16 +65,16 @@ def _decides(outcome: LimitOutcome) -> str:
 
 
 def paired(metric: Metric, change: Change, outcome: LimitOutcome, alpha: float, accepted_clusters: int) -> str:
-    """What follows the name when a change was judged."""
+    """Spell a judged change, to follow the metric's name."""
     limit, width = outcome.rule.limit, outcome.width or 0.0
     relative = bool(limit.percent) and change.accepted_value != 0
     scale = 100 / abs(change.accepted_value) if relative else 1.0
     size = abs(change.value) * scale
     if change.value == 0:
-        moved = f"unchanged from the accepted {number(change.accepted_value)}"
+        shift = f"unchanged from the accepted {number(change.accepted_value)}"
     else:
         where = "above" if change.value > 0 else "below"
-        moved = f"{f'{size:.1f}%' if relative else number(size)} {where} the accepted {number(change.accepted_value)}"
+        shift = f"{f'{size:.1f}%' if relative else number(size)} {where} the accepted {number(change.accepted_value)}"
     inside = []
     if outcome.interval is not None and outcome.interval[0] != outcome.interval[1]:
         inside.append(f"{confidence(alpha)} interval {_span(outcome.interval, scale, relative, True)}")
@@ -74,14 +82,14 @@ def paired(metric: Metric, change: Change, outcome: LimitOutcome, alpha: float, 
     over = ""
     if 0 < len(change.clusters) < accepted_clusters:
         over = f", over the {len(change.clusters)} documents that both have"
-        if change.inflation >= _WORTH_TELLING and change.se:
+        if change.inflation >= _SMALLEST_INFLATION and change.se:
             over += f", which vary less than all {accepted_clusters}: errors times {change.inflation:.1f}"
-    note = f"; {outcome.note}" if outcome.note else ""
-    return f"is {_counted(change.now_value, metric.unit)}, {moved} ({'; '.join(inside)}){over}{note}{_decides(outcome)}"
+    note = f"; {outcome.drift}" if outcome.drift is not None else ""
+    return f"is {_counted(change.now_value, metric.unit)}, {shift} ({'; '.join(inside)}){over}{note}{_decides(outcome)}"
 
 
 def bounded(metric: Metric, value: float, outcome: LimitOutcome, alpha: float) -> str:
-    """What follows the name when a hard limit was judged."""
+    """Spell a judged hard limit, to follow the metric's name."""
     wrong, right = ("above", "below") if outcome.rule.limit.kind == "max" else ("below", "above")
     side = wrong if outcome.exceeds_limit else right
     where = "at" if value == outcome.rule.limit.bound else side
@@ -93,13 +101,13 @@ def bounded(metric: Metric, value: float, outcome: LimitOutcome, alpha: float) -
     return f"is {_counted(value, metric.unit)}{span}, {where} {limit}{note}{_decides(outcome)}"
 
 
-def unpaired(metric: Metric, value: float, held: Accepted, outcome: LimitOutcome) -> str:
-    """What follows the name when there was an accepted value but no pairing."""
-    return f"is {_counted(value, metric.unit)}, accepted at {number(held.value)}; {outcome.note}{_decides(outcome)}"
+def unpaired(metric: Metric, value: float, accepted: Accepted, outcome: LimitOutcome) -> str:
+    """Spell a comparison without pairing, to follow the metric's name."""
+    return f"is {_counted(value, metric.unit)}, accepted at {number(accepted.value)}; {outcome.note}{_decides(outcome)}"
 
 
-def worst_documents(change: Change, metric: Metric, most: int = 3) -> str | None:
-    """Which documents a change comes from: ``97 of 128 documents are worse, the worst three: #17 (+0.21) ...``."""
+def worst_documents(change: Change, metric: Metric, most: int = 3) -> ChangedDocuments | None:
+    """Return the documents that a change comes from; None where no document can be compared by itself."""
     if not (isinstance(change.now, Ratio) and isinstance(change.accepted, Ratio)) or metric.better == "reported":
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -110,20 +118,41 @@ def worst_documents(change: Change, metric: Metric, most: int = 3) -> str | None
     if count == 0:
         return None
     order = np.argsort(-worse, kind="stable")[: min(most, count)]
-    named = ", ".join(f"#{change.clusters[row]} ({moves[row]:+.2g})" for row in order)
-    verb = "moved" if metric.better == "target" else "are worse"
-    return f"{count} of {len(change.clusters)} documents {verb}, most of all {named}"
+    largest = tuple(DocumentChange(int(change.clusters[row]), float(moves[row])) for row in order)
+    return ChangedDocuments(count, len(change.clusters), largest, either_way=metric.better == "target")
 
 
-def _worth_a_line(each: Judgement) -> bool:
-    """What a reader of a failure needs; that a merely reported metric is undefined stands in the summary."""
-    return each.verdict not in _WORTH_A_LINE and (each.verdict is not Verdict.UNDEFINED or bool(each.limit))
+def could_not_be_measured(property: str, sae: str, error: str) -> str:
+    """Return the message of a property without any value."""
+    return f"{property} of {sae} could not be measured: {error}"
 
 
-def lines(judgements: Sequence[Judgement], worst: Judgement, differences: Sequence[Difference]) -> list[str]:
-    """The whole text of a property's verdict: worst metric first, then all that is not PASS."""
-    text = [worst.message]
-    text += [f"  {each.message}" for each in judgements if each is not worst and _worth_a_line(each)]
-    if differences and any(each.verdict is Verdict.INCOMPARABLE for each in judgements):
+def verdict_lines(verdict: PropertyVerdict) -> tuple[str, ...]:
+    """Return the whole text of a property's verdict: the metric that decides first, then all that did not pass."""
+    return lines(verdict.message, verdict.decided_by, verdict.judgements, verdict.differences)
+
+
+def lines(
+    message: str, decided_by: str, judgements: Mapping[str, Judgement], differences: Sequence[Difference]
+) -> tuple[str, ...]:
+    """Return the whole text of a judged property from its fields.
+
+    Args:
+        message: of the property.
+        decided_by: the metric that ``message`` is about; '' where it is about none.
+        judgements: of all metrics.
+        differences: between the context now and the accepted one.
+    """
+    text = [message]
+    decisive = judgements.get(decided_by)
+    if decisive is not None and decisive.documents is not None:
+        text.append(f"  {decisive.documents}")
+    text += [f"  {each.message}" for name, each in judgements.items() if name != decided_by and _did_not_pass(each)]
+    if any(each.verdict is Verdict.INCOMPARABLE for each in judgements.values()):
         text += [f"  {difference}" for difference in differences]
-    return text
+    return tuple(text)
+
+
+def _did_not_pass(each: Judgement) -> bool:
+    """Return True for what a reader of a failure needs; a reported metric without a value is left to the summary."""
+    return each.verdict not in _SILENT and (each.verdict is not Verdict.UNDEFINED or bool(each.limits))

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sae_bench.measure.measurement import Estimate, Exact, Floats, Influence, Ratio, Summary, Undefined
+from sae_bench.measure.arrays import Floats
+from sae_bench.measure.measurement import Estimate, Exact, Influence, Ratio, Summary, Undefined
 from sae_bench.measure.uncertainty import NUMERIC_FLOOR, degrees_of_freedom, standard_error
 
 

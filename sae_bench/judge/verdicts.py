@@ -1,4 +1,4 @@
-"""The verdicts, what each does to a pytest item and to the exit code, and the records that carry them."""
+"""Verdicts, their exit codes, and the records that carry them from `judge` to a report."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import builtins
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
-from sae_bench.judge.limits import Rule
+from sae_bench.judge.limits import Rule, SourcedLimit
 from sae_bench.judge.paired_change import Change
 from sae_bench.measure.measurement import Accepted
 
 
 class Verdict(StrEnum):
-    """What became of one metric, or of one property of one SAE. `PropertyVerdict` holds the worst of its metrics."""
+    """Outcome of one metric, or of one property of one SAE: the worst of its metrics."""
 
     PASS = "PASS"
     "The interval lies inside the limit."
     IMPROVED = "IMPROVED"
-    "The interval lies beyond the limit's width on the good side."
+    "The whole interval is better by more than the limit allows to be worse."
     KNOWN = "KNOWN"
     "A hard limit's FAIL that ``known_failures`` names."
     UNDEFINED = "UNDEFINED"
@@ -27,9 +27,9 @@ class Verdict(StrEnum):
     NEW = "NEW"
     "Nothing accepted yet; hard limits were judged."
     INCONCLUSIVE = "INCONCLUSIVE"
-    "The interval straddles the limit; whether the estimate lies beyond it is said beside the verdict."
+    "The interval straddles the limit; `exceeds_limit` says on which side the estimate is."
     FAIL = "FAIL"
-    "The interval lies beyond the limit."
+    "The whole interval exceeds the limit."
     INCOMPARABLE = "INCOMPARABLE"
     "The accepted report speaks of another corpus, model, site, dtype, setting or metric version."
     MISSING = "MISSING"
@@ -63,24 +63,12 @@ NOT_JUDGED_EXIT = 11
 NOTHING_MEASURED_EXIT = 5
 
 
-class HasVerdict(Protocol):
-    """Whatever ends a pytest item: a `PropertyVerdict`, or a result read from a report."""
-
-    @property
-    def verdict(self) -> Verdict:
-        """The verdict."""
-
-    @property
-    def exceeds_limit(self) -> bool:
-        """For INCONCLUSIVE: whether the estimate lies beyond the limit."""
-
-
 def exit_code(verdict: Verdict, exceeds_limit: bool, strict: bool) -> int:
-    """The exit code of a session with this one outcome: 0 acceptable, 1 worse or broken, 11 could not be judged.
+    """Return the exit code of a session with this one outcome: 0 acceptable, 1 worse or broken, 11 could not be judged.
 
     Args:
         verdict: the outcome.
-        beyond: for INCONCLUSIVE, whether the estimate lies beyond the limit.
+        exceeds_limit: for INCONCLUSIVE, True when the estimate exceeds the limit.
         strict: ``--sae-strict``: NEW and INCONCLUSIVE inside the limit count as not judged.
     """
     if verdict in _GREEN:
@@ -92,25 +80,58 @@ def exit_code(verdict: Verdict, exceeds_limit: bool, strict: bool) -> int:
     return NOT_JUDGED_EXIT
 
 
-def session_exit(verdicts: Iterable[HasVerdict | Verdict], strict: bool = False) -> int:
-    """The exit code of a session: 5 nothing was measured, 1 any FAIL or ERROR, 11 any that could not be judged, 0.
-
-    A bare INCONCLUSIVE, which does not say where its estimate lies, counts as beyond its limit.
-    """
-    return worst_exit(
-        exit_code(each, True, strict)
-        if isinstance(each, Verdict)
-        else exit_code(each.verdict, each.exceeds_limit, strict)
-        for each in verdicts
-    )
-
-
 def worst_exit(codes: Iterable[int]) -> int:
-    """The exit code of a session from those of its items; 5 without any."""
-    found = set(codes)
-    if not found:
+    """Return the exit code of a session from those of its items; 5 without any."""
+    distinct = set(codes)
+    if not distinct:
         return NOTHING_MEASURED_EXIT
-    return 1 if 1 in found else max(found)
+    return 1 if 1 in distinct else max(distinct)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A FAIL by the sum of all accepted steps: the value has moved away from its anchor."""
+
+    anchor: float
+    "The accepted value that drift is compared with."
+    change: float
+    "Since the anchor."
+    allowed: float | None = None
+    "Twice the limit, in the metric's unit."
+
+    def __str__(self) -> str:
+        return (
+            f"drifted by {self.change:+.3g} since the anchor {self.anchor:.4g}, which exceeds twice the limit; "
+            f"accept with --sae-reanchor if this is wanted"
+        )
+
+
+@dataclass(frozen=True)
+class DocumentChange:
+    """Change of a metric on one document."""
+
+    document: int
+    "Its cluster id."
+    change: float
+
+
+@dataclass(frozen=True)
+class ChangedDocuments:
+    """Documents that a change comes from."""
+
+    count: int
+    "Documents that are worse."
+    shared: int
+    "Documents that both reports have."
+    largest: tuple[DocumentChange, ...]
+    "The largest changes, in order."
+    either_way: bool = False
+    "True for a metric with a target: documents that changed are counted, whichever way."
+
+    def __str__(self) -> str:
+        names = ", ".join(f"#{each.document} ({each.change:+.2g})" for each in self.largest)
+        verb = "changed" if self.either_way else "are worse"
+        return f"{self.count} of {self.shared} documents {verb}, most of all {names}"
 
 
 @dataclass(frozen=True)
@@ -120,9 +141,9 @@ class LimitOutcome:
     rule: Rule
     verdict: Verdict
     exceeds_limit: bool = False
-    "The estimate lies on the wrong side of the limit, whether or not that is decided."
+    "The estimate is on the wrong side of the limit, whether or not that is decided."
     width: float | None = None
-    "What the limit comes to in the metric's unit (its bound, for a hard one)."
+    "The limit in the metric's unit (its bound, for a hard one)."
     interval: tuple[float, float] | None = None
     "Of the change, or of the value for a hard limit; at the error rate that decides."
     detectable: float | None = None
@@ -130,37 +151,61 @@ class LimitOutcome:
     needed: int | None = None
     "About how many documents would decide."
     note: str = ""
-    "What the numbers do not say: why there is no comparison, or that drift decided."
+    "Cause that the numbers do not show, such as why there is no comparison."
+    drift: Drift | None = None
+    change: Change | None = None
+    "Paired with the accepted value."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """Everything said about one metric."""
+    """One metric, judged. A report's record of the metric is this and its evidence."""
 
-    metric: str
-    verdict: Verdict | None
+    value: float | None = None
+    "None where it is undefined or not finite; `reason` says which."
+    unit: str = ""
+    se: float | None = None
+    verdict: Verdict | None = None
     "None: reported, not judged."
-    value: float | None
-    "None where it is undefined or not finite."
-    unit: str
-    se: float | None
-    interval: tuple[float, float] | None
+    exceeds_limit: bool = False
+    "The estimate exceeds its limit, decided or not."
+    limits: tuple[SourcedLimit, ...] = ()
+    "Those that decide. In accepted files: the declared ones, whatever the run was given."
+    allowed: float | None = None
+    "The change that the limit on change allows, in the metric's unit."
+    accepted: float | None = None
+    "The accepted value, on the documents that both reports have where they can be paired."
+    change: float | None = None
+    "Since it was accepted, over the clusters that both have."
+    interval: tuple[float, float] | None = None
+    "Of the change, at the error rate that decides."
+    value_interval: tuple[float, float] | None = None
     "Of the value, at the error rate that decides."
-    limit: str
-    "As written; several are joined by '; '; '' without any."
-    limit_from: str
-    "Who set them: property, registration, ini or command line."
-    accepted: float | None
-    "On the documents that both reports have, where they can be paired."
-    change: float | None
-    change_interval: tuple[float, float] | None
-    detectable: float | None
-    needed_documents: int | None
-    exceeds_limit: bool
-    message: str
-    "One sentence."
-    outcomes: tuple[LimitOutcome, ...] = ()
-    paired: Change | None = None
+    detectable: float | None = None
+    "The smallest true change that would FAIL in 95% of runs."
+    needed_documents: int | None = None
+    "About how many would decide."
+    documents: ChangedDocuments | None = None
+    "Documents that a change which did not pass comes from."
+    reason: str = ""
+    "Why there is no value."
+    detail: str = ""
+    "Numbers of this SAE behind `reason`, so that SAEs with one reason can be listed together."
+    not_comparable: str = ""
+    "Why the value cannot be compared with the accepted one."
+    drift: Drift | None = None
+    "Set where the drift decides."
+    known_reason: str = ""
+    "Why a hard limit may fail, where ``known_failures`` names this metric."
+    stale_known_failure: bool = False
+    "``known_failures`` names this metric, and its hard limits hold: the entry has to be removed."
+    message: str = ""
+    "One sentence that stands alone."
+
+    @property
+    def full_reason(self) -> str:
+        """``reason`` with its detail."""
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True)
@@ -178,7 +223,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class AcceptedProperty:
-    """What an accepted report says about one property."""
+    """Accepted values of one property and their context."""
 
     metrics: Mapping[str, Accepted]
     context: Mapping[str, Any]
@@ -188,28 +233,31 @@ class AcceptedProperty:
     "Hash of the SAE's weights, where metrics follow from them alone."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PropertyVerdict:
     """One property of one SAE, judged: the outcome of one pytest item."""
 
     property: str
     sae: str
     verdict: Verdict
-    exceeds_limit: bool
-    "The estimate that decided lies beyond its limit, which is what makes an INCONCLUSIVE fail."
-    primary_metric: str
-    judgements: tuple[Judgement, ...]
-    lines: tuple[str, ...]
-    "The first is the whole story; where pytest runs, the last ones are commands to paste."
-    confidence: float
+    message: str
+    "One sentence: of the metric that decides, or why nothing was judged."
+    primary_metric: str = ""
+    exceeds_limit: bool = False
+    "The estimate that decided exceeds its limit, which is what makes an INCONCLUSIVE fail."
+    judgements: Mapping[str, Judgement] = field(default_factory=dict)
+    "By metric, in the order of declaration."
+    decided_by: str = ""
+    "The metric whose verdict is the property's."
+    confidence: float = 0.98
     "Of the intervals, two-sided; 0.98 means an error rate of .01 on either side."
+    error: str = ""
+    "Why the property could not be measured."
     differences: tuple[Difference, ...] = ()
     strict: bool = False
     different_sparsity: bool = False
-    by_metric: Mapping[str, Judgement] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "by_metric", {each.metric: each for each in self.judgements})
+    outcomes: Mapping[str, tuple[LimitOutcome, ...]] = field(default_factory=dict, repr=False)
+    "By metric, one per limit."
 
     @builtins.property
     def exit_code(self) -> int:
@@ -217,11 +265,12 @@ class PropertyVerdict:
         return exit_code(self.verdict, self.exceeds_limit, self.strict)
 
     @builtins.property
-    def given(self) -> frozenset[Verdict]:
+    def verdicts(self) -> frozenset[Verdict]:
         """Its own verdict and those of its metrics."""
-        return frozenset({self.verdict, *(each.verdict for each in self.judgements if each.verdict is not None)})
+        judged = (each.verdict for each in self.judgements.values())
+        return frozenset({self.verdict, *(verdict for verdict in judged if verdict is not None)})
 
     @builtins.property
     def fails(self) -> bool:
-        """Whether the pytest item fails."""
+        """True when the pytest item fails."""
         return self.exit_code != 0

@@ -1,4 +1,4 @@
-"""Making a run's values the ones to compare with. All or nothing, with a reason, and never a value that is none.
+"""Accept a run's values as the ones to compare with: all or nothing, with a reason, and only finite values.
 
 An accepted file keeps six significant digits, the declared limits, and values per cluster only for metrics with a limit
 on change: those are what a paired comparison needs.
@@ -14,21 +14,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sae_bench.errors import UsageError
-from sae_bench.judge.messages import number
 from sae_bench.judge.paired_change import paired_change
-from sae_bench.judge.verdicts import Verdict
 from sae_bench.registry.spec import CONTROL
 from sae_bench.report.baselines import accepted_path, accepted_text, load_accepted
-from sae_bench.report.convert import estimate_from, rules_from
-from sae_bench.report.declared_limits import declared_limits, for_same_weights
+from sae_bench.report.convert import estimate_from
+from sae_bench.report.declared_limits import declared_limits
 from sae_bench.report.json import rounded
-from sae_bench.report.records import Acceptance, MetricResult, PropertyResult, SAEResult
+from sae_bench.report.records import Acceptance, MetricResult, PropertyResult, SAEResult, Verdict, number
 from sae_bench.report.report import Report, write_text
 
 
 @dataclass(frozen=True)
 class AcceptedChange:
-    """One accepted number beside the one it replaces."""
+    """One accepted number and the one it replaces."""
 
     sae: str
     property: str
@@ -48,15 +46,15 @@ class AcceptedChange:
 
 
 def describe(changes: Sequence[AcceptedChange]) -> list[str]:
-    """Lines for a person: every value that replaced another one, and how many are new or the same."""
+    """Return lines for a person: every value that replaced another one, and the number of new and unchanged ones."""
     # An accepted file keeps six significant digits, so the same value seldom equals itself to the last bit.
-    moved = [each for each in changes if each.old is not None and rounded(each.old) != rounded(each.new)]
+    replaced = [each for each in changes if each.old is not None and rounded(each.old) != rounded(each.new)]
     first = [each for each in changes if each.old is None]
-    lines = [f"  {each}" for each in moved]
+    lines = [f"  {each}" for each in replaced]
     if first:
         names = sorted({f"{each.property} of {each.sae}" for each in first})
         lines.append(f"  {len(first)} new values: {', '.join(names)}")
-    if same := len(changes) - len(moved) - len(first):
+    if same := len(changes) - len(replaced) - len(first):
         lines.append(f"  {same} values unchanged")
     return lines
 
@@ -115,32 +113,34 @@ def accept(
 
 
 def _refuse_partial(report: Report) -> None:
-    """A run that was cut short or left out items would have the rest accepted unseen."""
-    options = report.run.options
-    if options.get("interrupted"):
-        raise UsageError("a run that was interrupted cannot be accepted; run the same command again, it goes on there")
-    if left_out := options.get("narrowed_by"):
-        raise UsageError(f"a run narrowed by {', '.join(left_out)} cannot be accepted; narrow with --sae instead")
+    """Refuse a run that was cut short or left out items: the rest would be accepted without having been measured."""
+    if report.run.interrupted:
+        raise UsageError(
+            "a run that was interrupted cannot be accepted; start the same command again, it takes up what is finished"
+        )
+    if report.run.narrowed_by:
+        options = ", ".join(report.run.narrowed_by)
+        raise UsageError(f"a run narrowed by {options} cannot be accepted; choose SAEs with --sae instead")
 
 
 def _chosen(
     result: SAEResult, sae: str, folder: Path, only: Sequence[str] | None, new_only: bool
 ) -> Mapping[str, PropertyResult]:
     file = load_accepted(folder, sae) if new_only else None
-    held = file.result.properties if file is not None else {}
+    accepted = file.result.properties if file is not None else {}
     return {
         name: each
         for name, each in result.properties.items()
-        if name not in held and (only is None or any(fnmatchcase(name, glob) for glob in only))
+        if name not in accepted and (only is None or any(fnmatchcase(name, glob) for glob in only))
     }
 
 
 def _refuse_broken(sae: str, name: str, result: PropertyResult) -> None:
     if result.verdict is Verdict.ERROR or not result.metrics:
-        why = result.lines[0] if result.lines else f"{name} of {sae} was not measured"
+        why = result.message or f"{name} of {sae} was not measured"
         raise UsageError(f"an ERROR cannot be accepted: {why}")
     for metric, each in result.metrics.items():
-        if each.value is None and each.kind != "undefined":
+        if each.value is None and each.kind not in ("undefined", "unmeasured"):
             raise UsageError(f"{name}.{metric} of {sae} {each.reason or 'has no value'} and cannot be accepted")
         if each.value is not None and not math.isfinite(each.value):
             raise UsageError(f"{name}.{metric} of {sae} is {each.value} and cannot be accepted")
@@ -155,22 +155,20 @@ def _merged(
     reanchor: bool,
 ) -> tuple[str, list[AcceptedChange]]:
     file = load_accepted(folder, sae)
-    held = dict(file.result.properties) if file is not None else {}
+    entries = dict(file.result.properties) if file is not None else {}
     listed = []
     for name, result in properties.items():
-        old = held.get(name)
-        new = _kept(result, None if reanchor else old)
+        old = entries.get(name)
+        new = _entry(result, None if reanchor else old)
         before = {metric: each.value for metric, each in old.metrics.items()} if old is not None else {}
         listed += [
             AcceptedChange(sae, name, metric, before.get(metric), each.value) for metric, each in new.metrics.items()
         ]
         previous = {metric: value for metric, value in before.items() if _differs(value, new.metrics.get(metric))}
-        held[name] = replace(new, acceptance=replace(acceptance, previous=previous))
-    source = report.saes[sae]
-    # How and where one run was started says nothing of what was accepted.
-    options = {name: value for name, value in report.run.options.items() if name != "again"}
-    run = replace(report.run, seconds=None, options=options)
-    return accepted_text(Report(run, {sae: replace(source, properties=held)})), listed
+        entries[name] = replace(new, acceptance=replace(acceptance, previous=previous))
+    # The command that started one run says nothing about what was accepted.
+    run = replace(report.run, seconds=None, rerun_command=None)
+    return accepted_text(Report(run, {sae: replace(report.saes[sae], properties=entries)})), listed
 
 
 def _differs(value: float | None, metric: MetricResult | None) -> bool:
@@ -179,8 +177,8 @@ def _differs(value: float | None, metric: MetricResult | None) -> bool:
     return bool(rounded(value) != rounded(metric.value))
 
 
-def _kept(result: PropertyResult, old: PropertyResult | None) -> PropertyResult:
-    """What an accepted file keeps of a result: no verdicts, declared limits, and only those series that say so."""
+def _entry(result: PropertyResult, old: PropertyResult | None) -> PropertyResult:
+    """Return the part of a result that an accepted file keeps: no verdicts, declared limits, marked series only."""
     declared, limited = declared_limits(result), _limited(result)
     metrics = {
         name: MetricResult(
@@ -192,17 +190,18 @@ def _kept(result: PropertyResult, old: PropertyResult | None) -> PropertyResult:
             se=each.se,
             n=each.n,
             reason=each.reason,
+            detail=each.detail,
             target=each.target,
             noise_free=each.noise_free,
-            limit=declared[name].limit,
-            limit_from=declared[name].limit_from,
+            of_weights=each.of_weights,
+            limits=declared[name].deciding,
             overruled=declared[name].overruled,
             per_cluster=each.per_cluster if name in limited else None,
             anchor=_anchor(result, old, name) if name in limited else None,
             noise=each.noise,
         )
         for name, each in result.metrics.items()
-        if each.reason != "was not measured"
+        if each.kind != "unmeasured"
     }
     paired = any(each.per_cluster is not None for each in metrics.values())
     return PropertyResult(
@@ -219,13 +218,16 @@ def _kept(result: PropertyResult, old: PropertyResult | None) -> PropertyResult:
 
 
 def _limited(result: PropertyResult) -> set[str]:
-    """Metrics that were given a limit on change, by whomever."""
-    rules = rules_from(result)
-    return {rule.metric for rule in rules if not rule.limit.hard and not for_same_weights(rule)}
+    """Return the metrics with a limit on change, whoever has set it."""
+    return {
+        name
+        for name, each in result.metrics.items()
+        if any(not limit.hard and limit.source != "unchanged weights" for limit in each.limits)
+    }
 
 
 def _anchor(result: PropertyResult, old: PropertyResult | None, name: str) -> float | None:
-    """The value that drift is compared with: where it was, or the new value where there was no comparable one.
+    """Return the value that drift is compared with: the earlier anchor, or the new value without a comparable one.
 
     Over other clusters than before the anchor moves along, so that the drift so far is kept to the digit.
     """

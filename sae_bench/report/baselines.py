@@ -1,6 +1,6 @@
 """Accepted reports: one file an SAE, ``baselines/<sae id>.json``, of the same schema as a run's report.
 
-They are written by `accepting.accept` with a reason, read here to compare, and reviewed in pull requests.
+They are written by `accept` with a reason, read here to compare, and reviewed in pull requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sae_bench.errors import StoreError
-from sae_bench.judge.verdicts import AcceptedProperty, PropertyVerdict, Verdict
+from sae_bench.judge.verdicts import AcceptedProperty
 from sae_bench.report.convert import accepted_from
 from sae_bench.report.json import dumps, plain, rounded
 from sae_bench.report.records import SAEResult
@@ -28,30 +28,33 @@ class AcceptedFile:
 
     @property
     def result(self) -> SAEResult:
-        """What was accepted of the SAE."""
+        """The accepted results of the SAE."""
         return self.report.saes[self.sae]
 
 
 def accepted_path(folder: Path, sae: str) -> Path:
-    """Where the accepted report of ``sae`` is."""
+    """Return the path of the accepted report of ``sae``."""
     return folder / f"{sae}.json"
 
 
 def load_accepted(folder: Path, sae: str) -> AcceptedFile | None:
-    """The accepted report of ``sae``; None without one, a `StoreError` for a file that is broken or another SAE's."""
+    """Read the accepted report of ``sae``; None without one.
+
+    A file that is broken or of another SAE is a `StoreError`.
+    """
     path = accepted_path(folder, sae)
     if not path.is_file():
         return None
     report = _load(path)
     if set(report.saes) != {sae}:
-        held = ", ".join(sorted(report.saes)) or "no SAE"
-        raise StoreError(f"{path} holds {held} instead of {sae}; restore it from git, or accept {sae} again")
+        others = ", ".join(sorted(report.saes)) or "no SAE"
+        raise StoreError(f"{path} holds {others} instead of {sae}; restore it from git, or accept {sae} again")
     return AcceptedFile(path, sae, report)
 
 
 def _load(path: Path) -> Report:
-    found = path.stat()
-    return _load_once(path, (found.st_ino, found.st_mtime_ns, found.st_size))
+    state = path.stat()
+    return _load_once(path, (state.st_ino, state.st_mtime_ns, state.st_size))
 
 
 @lru_cache(maxsize=64)
@@ -60,7 +63,7 @@ def _load_once(path: Path, state: tuple[int, int, int]) -> Report:
 
 
 def accepted_property(where: Path, sae: str, name: str) -> AcceptedProperty | None:
-    """What to compare one property of one SAE with; None when nothing was accepted.
+    """Return the accepted values of one property of one SAE; None when there are none.
 
     Args:
         where: the folder of accepted reports, or the file of any report.
@@ -70,12 +73,13 @@ def accepted_property(where: Path, sae: str, name: str) -> AcceptedProperty | No
     if where.suffix == ".json" and not where.is_dir():
         if not where.is_file():
             raise StoreError(f"there is no report at {where} to compare with; name a report.json of an earlier run")
-        found = _load(where).saes.get(sae)
-        if found is None or name not in found.properties:
+        results = _load(where).saes.get(sae)
+        if results is None or name not in results.properties:
             return None
-        held = accepted_from(found.properties[name])
+        accepted = accepted_from(results.properties[name])
         # Drift is a matter of accepted values; a report shows the anchor of the day it was made.
-        return replace(held, metrics={metric: replace(each, anchor=None) for metric, each in held.metrics.items()})
+        metrics = {metric: replace(each, anchor=None) for metric, each in accepted.metrics.items()}
+        return replace(accepted, metrics=metrics)
     file = load_accepted(where, sae)
     if file is None or name not in file.result.properties:
         return None
@@ -83,7 +87,7 @@ def accepted_property(where: Path, sae: str, name: str) -> AcceptedProperty | No
 
 
 def accepted_ids(folder: Path) -> tuple[str, ...]:
-    """Ids of all SAEs with an accepted report under ``folder``, sorted."""
+    """Return the ids of all SAEs with an accepted report under ``folder``, sorted."""
     if not folder.is_dir():
         return ()
     paths = (path.relative_to(folder) for path in folder.rglob("*.json") if not path.name.startswith("."))
@@ -91,19 +95,8 @@ def accepted_ids(folder: Path) -> tuple[str, ...]:
 
 
 def vanished(folder: Path, registered: Iterable[str]) -> tuple[str, ...]:
-    """Ids that have an accepted report and are registered no more."""
+    """Return the ids that have an accepted report and are registered no more."""
     return tuple(sorted(set(accepted_ids(folder)) - set(registered)))
-
-
-def vanished_verdict(sae: str, folder: Path) -> PropertyVerdict:
-    """MISSING, for an SAE that has an accepted report and is registered no more."""
-    path = accepted_path(folder, sae)
-    lines = (
-        f"{sae} has an accepted report ({path}) but is not registered: nothing of it was measured",
-        "  if removed: pytest-sae-bench prune",
-        f'  if lost:    register it again, register_sae("{sae}", ...), in conftest.py',
-    )
-    return PropertyVerdict("accepted", sae, Verdict.MISSING, False, "", (), lines, 0.98)
 
 
 def accepted_text(report: Report) -> str:

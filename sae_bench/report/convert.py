@@ -1,31 +1,36 @@
-"""From a measurement and its verdict to a result that can be written, and back to what `judge` takes."""
+"""Convert a measurement and its verdict to a result that can be written, and back to what `judge` takes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_bench.judge.against_limit import is_finite
-from sae_bench.judge.limits import SOURCES, Rule, Source, parse_rule
+from sae_bench.judge.limits import Rule
+from sae_bench.judge.messages import verdict_lines
 from sae_bench.judge.verdicts import AcceptedProperty, Judgement, PropertyVerdict
+from sae_bench.measure.arrays import Floats
 from sae_bench.measure.measurement import (
     Accepted,
     Estimate,
     Exact,
-    Floats,
     Influence,
     Measurement,
     Metric,
     Ratio,
+    Series,
     Summary,
     Undefined,
 )
 from sae_bench.report.json import plain
-from sae_bench.report.records import Kind, MetricResult, PerCluster, PropertyResult
+from sae_bench.report.records import Command, Kind, MetricResult, PerCluster, PropertyResult
+
+if TYPE_CHECKING:
+    from sae_bench.measure.properties import Property
 
 _KINDS: dict[type, Kind] = {
     Ratio: "ratio",
@@ -37,32 +42,32 @@ _KINDS: dict[type, Kind] = {
 
 
 def context_digest(context: Mapping[str, Any]) -> str:
-    """``sha256:...`` of the context's canonical JSON; equal contexts have equal digests."""
+    """Return ``sha256:...`` of the context's canonical JSON; equal contexts have equal digests."""
     text = json.dumps(plain(context), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def property_context(base: Mapping[str, Any], measurement: Measurement | str) -> dict[str, Any]:
-    """What decides comparability of one property: the run's part and the settings that the measurement names."""
+    """Return what decides comparability of one property: the run's part and the settings of the measurement."""
     settings = measurement.settings if isinstance(measurement, Measurement) else {}
     context: dict[str, Any] = plain({**base, "settings": settings})
     return context
 
 
-class PropertyDeclaration(Protocol):
-    """What a property says about itself, as far as a report needs it."""
+@dataclass(frozen=True)
+class PropertyDeclaration:
+    """Declaration of a property, as far as a report needs it."""
 
-    @property
-    def name(self) -> str:
-        """Of the property."""
+    name: str
+    version: int = 1
+    metrics: Sequence[Metric] = ()
+    primary_metric: str = ""
+    question: str = ""
 
-    @property
-    def metrics(self) -> Sequence[Metric]:
-        """All that it declares."""
-
-    @property
-    def version(self) -> int:
-        """Of the property's definition."""
+    @classmethod
+    def of(cls, declared: Property) -> PropertyDeclaration:
+        """Return the declaration of a property that can be measured."""
+        return cls(declared.name, declared.version, declared.metrics, declared.primary_metric, declared.question)
 
 
 def property_result(
@@ -74,81 +79,77 @@ def property_result(
     seconds: float | None = None,
     notes: Sequence[str] = (),
     accepted: AcceptedProperty | None = None,
+    commands: Sequence[Command] = (),
 ) -> PropertyResult:
-    """What a report holds of one property of one SAE.
+    """Return the record of one property of one SAE.
 
     Args:
-        measurement: what was found, or the text of the error.
-        verdict: what `judge` made of it.
+        measurement: the measured values, or the text of the error.
+        verdict: of `judge`.
         declared: the property.
         context: what was given to `judge`.
         seconds: wall time of the measurement.
-        notes: sentences beside those of the measurement.
-        accepted: what was compared with; its anchors and noises are shown beside the new values.
+        notes: sentences on top of those of the measurement.
+        accepted: what was compared with; its anchors and noises are shown with the new values.
+        commands: what to do about the verdict.
     """
-    found = measurement if isinstance(measurement, Measurement) else Measurement({})
+    measured = measurement if isinstance(measurement, Measurement) else Measurement({})
     metrics = {metric.name: metric for metric in declared.metrics}
-    held = accepted.metrics if accepted is not None else {}
+    entries = accepted.metrics if accepted is not None else {}
     results = {}
-    for name in sorted({*found.estimates, *verdict.by_metric}):
+    for name, judged in verdict.judgements.items():
         metric = metrics.get(name) or Metric(name, "", "reported", "")
-        results[name] = _metric_result(metric, found.estimates.get(name), verdict.by_metric.get(name), held.get(name))
+        results[name] = _metric_result(metric, measured.estimates.get(name), judged, entries.get(name))
     return PropertyResult(
         name=declared.name,
         version=declared.version,
         context=plain(context),
         context_digest=context_digest(context),
-        metrics=results,
-        clusters=tuple(int(cluster) for cluster in found.clusters),
+        metrics=dict(sorted(results.items())),
+        clusters=tuple(int(cluster) for cluster in measured.clusters),
+        question=declared.question,
         primary_metric=verdict.primary_metric,
         verdict=verdict.verdict,
         exceeds_limit=verdict.exceeds_limit,
-        lines=verdict.lines,
+        message=verdict.message,
+        decided_by=verdict.decided_by,
+        error=verdict.error,
+        differences=tuple(
+            replace(each, now=plain(each.now), accepted=plain(each.accepted)) for each in verdict.differences
+        ),
+        different_sparsity=verdict.different_sparsity,
+        commands=tuple(commands),
+        lines=(*verdict_lines(verdict), *(f"  {command}" for command in commands)),
         confidence=verdict.confidence,
         seconds=seconds,
-        notes=(*found.notes, *notes),
-        weights=found.weights,
-        series=dict(found.series),
+        notes=(*measured.notes, *notes),
+        weights=measured.weights,
+        series={name: _plain_series(each) for name, each in measured.series.items()},
     )
 
 
+def _plain_series(series: Series) -> Series:
+    """Return a series whose columns hold JSON values, as they are read from a file."""
+    return replace(series, columns=plain(series.columns))
+
+
 def _metric_result(
-    metric: Metric, estimate: Estimate | None, judged: Judgement | None, held: Accepted | None
+    metric: Metric, estimate: Estimate | None, judged: Judgement, accepted: Accepted | None
 ) -> MetricResult:
-    evidence, reason, rows = None, "was not measured", None
-    if isinstance(estimate, Undefined):
-        reason = estimate.reason
-    elif estimate is not None and not is_finite(estimate):
-        reason = f"is {estimate.value}, or rests on values that are not finite"
-    elif estimate is not None:
-        evidence, reason = _evidence(estimate), ""
-        rows = _rows(estimate)
+    evidence = estimate if judged.value is not None else None
     return MetricResult(
-        value=float(estimate.value) if estimate is not None and not reason else None,
-        unit=metric.unit,
+        **{each.name: getattr(judged, each.name) for each in fields(Judgement)},
         better=metric.better,
         version=metric.version,
-        kind=_KINDS[type(estimate)] if estimate is not None else "undefined",
-        se=judged.se if judged else None,
-        n=rows,
-        verdict=judged.verdict if judged else None,
-        exceeds_limit=judged.exceeds_limit if judged else False,
-        limit=judged.limit if judged else "",
-        limit_from=judged.limit_from if judged else "",
-        accepted=judged.accepted if judged else None,
-        change=judged.change if judged else None,
-        interval=judged.change_interval if judged else None,
-        value_interval=judged.interval if judged else None,
-        detectable=judged.detectable if judged else None,
-        needed_documents=judged.needed_documents if judged else None,
-        message=judged.message if judged else "",
-        reason=reason,
+        kind=_KINDS[type(estimate)] if estimate is not None else "unmeasured",
+        n=_rows(evidence) if evidence is not None else None,
         target=metric.target,
         meaning=metric.meaning,
         noise_free=metric.noise_free,
-        per_cluster=evidence,
-        anchor=held.anchor if held else None,
-        noise=held.noise if held else None,
+        of_weights=metric.of_weights,
+        per_cluster=_evidence(evidence) if evidence is not None else None,
+        anchor=accepted.anchor if accepted else None,
+        noise=accepted.noise if accepted else None,
     )
 
 
@@ -172,9 +173,9 @@ def _evidence(estimate: Estimate) -> PerCluster | None:
 
 
 def estimate_from(result: MetricResult) -> Estimate | None:
-    """The estimate behind a written value; None where its evidence was not kept."""
-    if result.kind == "undefined":
-        return Undefined(result.reason or "no value was kept")
+    """Return the estimate behind a written value; None where the file keeps no evidence of it."""
+    if result.kind in ("undefined", "unmeasured"):
+        return Undefined(result.reason or "the file keeps no value", result.detail)
     if result.value is None:
         return Exact(float("nan"))
     if result.kind == "exact":
@@ -189,7 +190,7 @@ def estimate_from(result: MetricResult) -> Estimate | None:
 
 
 def accepted_from(result: PropertyResult) -> AcceptedProperty:
-    """What `judge` compares with, from a property of an accepted file or of any other report."""
+    """Return what `judge` compares with, from a property of an accepted file or of any other report."""
     return AcceptedProperty(
         metrics={
             name: Accepted(
@@ -209,32 +210,29 @@ def accepted_from(result: PropertyResult) -> AcceptedProperty:
 
 
 def measurement_from(result: PropertyResult) -> Measurement | str:
-    """The measurement behind a run's result, so that it can be judged again without the SAE; its error as a text."""
+    """Return the measurement behind a result, to be judged again without the SAE; the text of an error instead."""
     if not result.metrics:
-        return result.lines[0] if result.lines else "nothing was measured"
+        return result.error or "nothing was measured"
     estimates: dict[str, Estimate] = {}
     for name, metric in result.metrics.items():
-        if metric.reason != "was not measured":
+        if metric.kind != "unmeasured":
             estimates[name] = estimate_from(metric) or Summary(metric.value or 0.0, metric.se, metric.n or 0)
     return Measurement(estimates, result.clusters, result.series, notes=result.notes, weights=result.weights)
 
 
-def metrics_from(result: PropertyResult) -> list[Metric]:
-    """The declarations of a result's metrics, as the report itself tells them."""
-    return [
-        Metric(name, each.unit, each.better, each.meaning, each.version, each.target, each.noise_free)
+def declaration_from(result: PropertyResult) -> PropertyDeclaration:
+    """Return the declaration of a result's property, as the report itself holds it."""
+    metrics = [
+        Metric(name, each.unit, each.better, each.meaning, each.version, each.target, each.noise_free, each.of_weights)
         for name, each in result.metrics.items()
     ]
+    return PropertyDeclaration(result.name, result.version, metrics, result.primary_metric, result.question)
 
 
 def rules_from(result: PropertyResult) -> list[Rule]:
-    """The limits that judged a result."""
-    rules = []
-    for metric, each in result.metrics.items():
-        written = [part for part in each.limit.split("; ") if part]
-        sources = each.limit_from.split("; ")
-        for row, limit in enumerate(written):
-            source = sources[min(row, len(sources) - 1)]
-            known: Source = next((one for one in SOURCES if one == source), "property")
-            rules.append(parse_rule(f"{result.name}.{metric}:{limit}", known))
-    return rules
+    """Return the limits that judged a result, as rules."""
+    return [
+        Rule(result.name, metric, limit, source=limit.source)
+        for metric, each in result.metrics.items()
+        for limit in each.limits
+    ]

@@ -1,19 +1,18 @@
-"""Limits that outlive a run: what a property and a registration set, apart from what one command line asked for.
+"""Declared limits: set by a property or a registration, whatever one command line asked for.
 
-A result says by which limits it was judged. Those need not be the declared ones: ``--sae-limit`` takes the place of
-what a property comes with. An accepted file keeps the declared ones alone, so that its values are judged by them later.
+A result holds the limits that judged it. Those need not be the declared ones: ``--sae-limit`` takes the place of a
+property's default. An accepted file keeps the declared ones alone, so that its values are judged by them later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import get_args
 
-from sae_bench.judge.judge import SAME_WEIGHTS
-from sae_bench.judge.limits import Kind, Rule, Source, effective, parse_limit, parse_rule
+from sae_bench.judge.limits import Kind, Rule, Source, SourcedLimit, effective
 from sae_bench.measure.measurement import Metric
-from sae_bench.report.convert import metrics_from, rules_from
+from sae_bench.report.convert import declaration_from, rules_from
 from sae_bench.report.records import PropertyResult
 
 DECLARED: tuple[Source, ...] = ("property", "registration")
@@ -21,35 +20,29 @@ DECLARED: tuple[Source, ...] = ("property", "registration")
 
 
 @dataclass(frozen=True)
-class DeclaredLimit:
-    """The limits of one metric, in the words of `MetricResult`."""
+class DeclaredLimits:
+    """Limits of one metric: those that decide, and the declared ones that stronger sources overrule."""
 
-    limit: str = ""
-    limit_from: str = ""
-    "One source where all limits have the same, else one for each."
-    overruled: Mapping[str, str] = field(default_factory=dict)
+    deciding: tuple[SourcedLimit, ...] = ()
+    overruled: tuple[SourcedLimit, ...] = ()
 
 
-def standing(rules: Sequence[Rule], property: str, metric: Metric, sae: str) -> DeclaredLimit:
-    """Which of ``rules`` decide about a metric, and which declared ones they took the place of."""
+def limits_by_source(rules: Sequence[Rule], property: str, metric: Metric, sae: str) -> DeclaredLimits:
+    """Return the limits among ``rules`` that decide about a metric, and the declared ones that they overrule."""
     deciding = effective(rules, property, metric, sae)
-    overruled: dict[str, str] = {}
-    for source in DECLARED:
-        own = effective([rule for rule in rules if rule.source == source], property, metric, sae)
-        if lost := [rule for kind, rule in own.items() if deciding[kind].source != source]:
-            overruled[source] = _spelled(lost)
-    sources = [rule.source for rule in deciding.values()]
-    if len(set(sources)) == 1:
-        sources = sources[:1]
-    return DeclaredLimit(_spelled(deciding.values()), "; ".join(sources), overruled)
-
-
-def _spelled(rules: Iterable[Rule]) -> str:
-    return "; ".join(str(rule.limit) for rule in rules)
+    overruled = [
+        rule
+        for source in DECLARED
+        for kind, rule in effective([rule for rule in rules if rule.source == source], property, metric, sae).items()
+        if deciding[kind].source != source
+    ]
+    return DeclaredLimits(
+        tuple(rule.sourced() for rule in deciding.values()), tuple(rule.sourced() for rule in overruled)
+    )
 
 
 def with_overruled(result: PropertyResult, rules: Sequence[Rule], sae: str) -> PropertyResult:
-    """``result`` with what is declared where its run was given another limit.
+    """Return ``result`` with the declared limits where its run was given others.
 
     Args:
         result: of a run.
@@ -57,34 +50,26 @@ def with_overruled(result: PropertyResult, rules: Sequence[Rule], sae: str) -> P
         sae: whose result it is.
     """
     metrics = dict(result.metrics)
-    for metric in metrics_from(result):
-        held, said = metrics[metric.name], standing(rules, result.name, metric, sae)
-        # A limit that follows from the weights being the accepted ones is no rule of anybody.
-        limit_from = said.limit_from if said.limit == held.limit else held.limit_from
-        metrics[metric.name] = replace(held, limit_from=limit_from, overruled=said.overruled)
+    for metric in declaration_from(result).metrics:
+        overruled = limits_by_source(rules, result.name, metric, sae).overruled
+        metrics[metric.name] = replace(metrics[metric.name], overruled=overruled)
     return replace(result, metrics=metrics)
 
 
 def rules_of(result: PropertyResult) -> list[Rule]:
-    """Every limit that a result carries: those that decide, and the declared ones that were overruled."""
-    lost = [
-        parse_rule(f"{result.name}.{metric}:{limit}", source)
+    """Return every limit that a result carries: those that decide, and the declared ones that were overruled."""
+    overruled = [
+        Rule(result.name, metric, limit, source=limit.source)
         for metric, each in result.metrics.items()
-        for source in DECLARED
-        for limit in each.overruled.get(source, "").split("; ")
-        if limit
+        for limit in each.overruled
     ]
-    return [*rules_from(result), *lost]
+    return [*(rule for rule in rules_from(result) if rule.source != "unchanged weights"), *overruled]
 
 
-def declared_limits(result: PropertyResult) -> dict[str, DeclaredLimit]:
-    """What a property and a registration say about each metric of a result."""
-    rules = [rule for rule in rules_of(result) if rule.source in DECLARED and not for_same_weights(rule)]
+def declared_limits(result: PropertyResult) -> Mapping[str, DeclaredLimits]:
+    """Return the limits that a property and a registration declare for each metric of a result."""
+    rules = [rule for rule in rules_of(result) if rule.source in DECLARED]
     # In an order that does not depend on what was overruled: files are made to be compared line by line.
     rules.sort(key=lambda rule: get_args(Kind).index(rule.limit.kind))
-    return {metric.name: standing(rules, result.name, metric, "") for metric in metrics_from(result)}
-
-
-def for_same_weights(rule: Rule) -> bool:
-    """Whether nobody set a limit, but `judge`: on what follows from weights that are the accepted ones."""
-    return rule.source == "property" and rule.limit == parse_limit(SAME_WEIGHTS)
+    metrics = declaration_from(result).metrics
+    return {metric.name: limits_by_source(rules, result.name, metric, "") for metric in metrics}

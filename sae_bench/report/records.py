@@ -1,25 +1,63 @@
-"""The records that a report is made of. What they mean is in the field docstrings; how they are written, in `codec`."""
+"""Records that a report is made of. Their fields are documented here, their JSON is in `json`.
+
+Names of `judge` that readers of a report need are exported here too, so that `show` needs nothing below this room.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from sae_bench.judge.verdicts import Verdict
+from sae_bench.judge.limits import Limit, SourcedLimit
+from sae_bench.judge.messages import number
+from sae_bench.judge.verdicts import (
+    SEVERITY,
+    ChangedDocuments,
+    Difference,
+    DocumentChange,
+    Drift,
+    Judgement,
+    Verdict,
+    exit_code,
+)
 from sae_bench.measure.measurement import Better, Series
 
-if TYPE_CHECKING:
-    pass
+__all__ = [
+    "SCHEMA",
+    "SEVERITY",
+    "Acceptance",
+    "Better",
+    "ChangedDocuments",
+    "Command",
+    "Difference",
+    "DocumentChange",
+    "Drift",
+    "Judgement",
+    "Kind",
+    "Limit",
+    "LoadCheck",
+    "MetricResult",
+    "PerCluster",
+    "PropertyResult",
+    "Purpose",
+    "SAEResult",
+    "Series",
+    "SourcedLimit",
+    "Verdict",
+    "exit_code",
+    "number",
+]
 
-Kind: TypeAlias = Literal["ratio", "influence", "exact", "undefined"]
-SCHEMA = 1
+Kind: TypeAlias = Literal["ratio", "influence", "exact", "undefined", "unmeasured"]
+Purpose: TypeAlias = Literal["reproduce", "decide", "accept", "if wanted", "if removed", "if lost"]
+SCHEMA = 2
 "Of reports and accepted files. Raised when an older reader would misunderstand a newer file."
 
 
 @dataclass(frozen=True)
 class PerCluster:
-    """What a value's uncertainty is made of, in the order of the property's clusters: a ratio's parts or influences."""
+    """Evidence of a value, in the order of the property's clusters: a ratio's parts or influences."""
 
     numerator: tuple[float, ...] | None = None
     denominator: tuple[float, ...] | None = None
@@ -29,55 +67,53 @@ class PerCluster:
     overlap: float = 0.0
 
 
-@dataclass(frozen=True)
-class MetricResult:
-    """One number and what became of it."""
+@dataclass(frozen=True, kw_only=True)
+class MetricResult(Judgement):
+    """One metric: its judgement, its declaration and its evidence."""
 
-    value: float | None
-    "None where it is undefined or not finite; `reason` says which."
-    unit: str
     better: Better
     version: int
     kind: Kind
-    "The evidence behind the value."
-    se: float | None = None
+    "The evidence behind the value; ``unmeasured`` where the property returned none."
     n: int | None = None
     "Clusters that it rests on; None for exact values."
-    verdict: Verdict | None = None
-    "None: reported, not judged."
-    exceeds_limit: bool = False
-    "The estimate lies beyond its limit, decided or not."
-    limit: str = ""
-    "As written; several are joined by '; '. In accepted files: what is declared, whatever the run was given."
-    limit_from: str = ""
-    overruled: Mapping[str, str] = field(default_factory=dict)
-    "By source, as `limit` is written: declared limits that others took the place of."
-    accepted: float | None = None
-    change: float | None = None
-    "Since it was accepted, over the clusters that both have."
-    interval: tuple[float, float] | None = None
-    "Of the change."
-    value_interval: tuple[float, float] | None = None
-    detectable: float | None = None
-    "The smallest true change that would FAIL in 95% of runs."
-    needed_documents: int | None = None
-    "About how many would decide."
-    message: str = ""
-    reason: str = ""
-    "Why there is no value."
+    overruled: tuple[SourcedLimit, ...] = ()
+    "Declared limits that others took the place of."
     target: float | None = None
     meaning: str = ""
     noise_free: bool = False
+    of_weights: bool = False
+    "It follows from the SAE's weights alone."
     per_cluster: PerCluster | None = None
     anchor: float | None = None
     "In accepted files: the value that drift is compared with."
     noise: float | None = None
-    "What the measurement itself moves by when nothing changes."
+    "Spread of the measurement when nothing changes."
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that follows from a verdict, or what to write where no command does it."""
+
+    purpose: Purpose
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.purpose + ':':12}{self.text}"
+
+
+@dataclass(frozen=True)
+class LoadCheck:
+    """One check of an SAE when it was loaded. A failed one may be intended; whoever reads the report has to know."""
+
+    name: str
+    ok: bool
+    text: str
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Who took a property's values as the ones to compare with."""
+    """Who accepted a property's values, and why."""
 
     who: str
     when: str
@@ -100,11 +136,25 @@ class PropertyResult:
     context_digest: str
     metrics: Mapping[str, MetricResult]
     clusters: tuple[int, ...] = ()
+    question: str = ""
+    "What the property asks, in one sentence."
     primary_metric: str = ""
     verdict: Verdict | None = None
     exceeds_limit: bool = False
+    message: str = ""
+    "The verdict in one sentence."
+    decided_by: str = ""
+    "The metric whose verdict is the property's."
+    error: str = ""
+    "Why it could not be measured."
+    differences: tuple[Difference, ...] = ()
+    "Fields in which its context is not the accepted one."
+    different_sparsity: bool = False
+    "L0 exceeds its limit, so that no metric counts as improved."
+    commands: tuple[Command, ...] = ()
+    "What to do about the verdict."
     lines: tuple[str, ...] = ()
-    "The verdict in words; the first line is the whole story."
+    "The whole text of the verdict, made from the fields above; to be printed, never to be taken apart."
     confidence: float | None = None
     "Of the intervals, two-sided."
     seconds: float | None = None
@@ -117,9 +167,10 @@ class PropertyResult:
 
 @dataclass(frozen=True)
 class SAEResult:
-    """Everything found about one SAE."""
+    """Results of one SAE, and where it comes from."""
 
     properties: Mapping[str, PropertyResult]
     tags: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    "Of this SAE: where its weights came from, their hash; explains, never decides."
+    "Architecture, format and the like: explains, never decides."
+    load_checks: tuple[LoadCheck, ...] = ()

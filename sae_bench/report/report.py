@@ -1,6 +1,6 @@
 """Reports: written atomically, read strictly, turned into a table.
 
-The records are in `results`, their JSON in `codec`, and the way from and to measurements in `conversion`.
+Their records are in `records`, the JSON in `json`, and the way from and to measurements in `convert`.
 """
 
 from __future__ import annotations
@@ -10,28 +10,38 @@ import io
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_bench.errors import StoreError
-from sae_bench.judge.verdicts import exit_code, worst_exit
+from sae_bench.judge.verdicts import worst_exit
 from sae_bench.measure.measurement import Ratio
 from sae_bench.measure.uncertainty import NUMERIC_FLOOR
 from sae_bench.report.convert import (
     accepted_from,
     context_digest,
+    declaration_from,
     estimate_from,
     measurement_from,
-    metrics_from,
     property_context,
     property_result,
     rules_from,
 )
 from sae_bench.report.json import decode, dumps, loads, plain
 from sae_bench.report.provenance import Provenance
-from sae_bench.report.records import SCHEMA, Acceptance, MetricResult, PerCluster, PropertyResult, SAEResult
+from sae_bench.report.records import (
+    SCHEMA,
+    Acceptance,
+    MetricResult,
+    PerCluster,
+    PropertyResult,
+    SAEResult,
+    SourcedLimit,
+    exit_code,
+)
+from sae_bench.report.upgrade import upgraded
 
 if TYPE_CHECKING:
     import pandas
@@ -47,10 +57,10 @@ __all__ = [
     "SAEResult",
     "accepted_from",
     "context_digest",
+    "declaration_from",
     "from_json",
     "load_report",
     "measurement_from",
-    "metrics_from",
     "property_context",
     "property_result",
     "rows",
@@ -73,32 +83,32 @@ class Report:
 
     @classmethod
     def of(cls, results: Mapping[str, Mapping[str, PropertyResult]], run: Provenance) -> Report:
-        """A report of results by SAE id and property name."""
+        """Make a report of results by SAE id and property name."""
         return cls(run, {sae: SAEResult(dict(properties)) for sae, properties in results.items()})
 
     @classmethod
     def load(cls, path: Path | str) -> Report:
-        """The report in a file; one that cannot be read is a `StoreError`."""
+        """Read the report in a file; one that cannot be read is a `StoreError`."""
         return load_report(path)
 
     def to_frame(self) -> pandas.DataFrame:
-        """A tidy pandas data frame: one row per SAE, property and metric."""
+        """Return a tidy pandas data frame: one row per SAE, property and metric."""
         return to_frame(self)
 
     def exit_code(self, strict: bool = False) -> int:
-        """The exit code that the verdicts in this report come to."""
+        """Return the exit code that follows from the verdicts in this report."""
         results = [result for sae in self.saes.values() for result in sae.properties.values()]
         codes = [exit_code(each.verdict, each.exceeds_limit, strict) for each in results if each.verdict is not None]
         return worst_exit(codes)
 
 
 def to_json(report: Report) -> str:
-    """Strict JSON, sorted keys, full precision, a final newline. A value that is not finite is null."""
+    """Write strict JSON: sorted keys, full precision, a final newline. A value that is not finite is null."""
     return dumps(plain(report)) + "\n"
 
 
 def from_json(text: str, where: str = "report") -> Report:
-    """The report that ``text`` holds; anything else is a `StoreError` that begins with ``where``."""
+    """Read the report in ``text``; anything else is a `StoreError` that begins with ``where``."""
     tree = loads(text, where)
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
@@ -108,7 +118,7 @@ def from_json(text: str, where: str = "report") -> Report:
             f"{where} has schema {schema}, but this pytest-sae-bench reads up to {SCHEMA}: "
             f"upgrade it (pip install -U pytest-sae-bench)"
         )
-    report = decode(Report, tree, where)
+    report = decode(Report, upgraded(tree, schema, where), where)
     for sae, result in report.saes.items():
         for name, each in result.properties.items():
             _check(each, f"{where}: {name} of {sae}")
@@ -116,7 +126,7 @@ def from_json(text: str, where: str = "report") -> Report:
 
 
 def load_report(path: Path | str) -> Report:
-    """The report in a file; missing, truncated, newer, or edited to nonsense is a `StoreError` with the remedy."""
+    """Read the report in a file; missing, truncated, newer, or edited to nonsense is a `StoreError` with the remedy."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -195,7 +205,7 @@ _COLUMNS = (
     "value_high",
     "detectable",
     "needed_documents",
-    "headline",
+    "primary_metric",
     "version",
     "context_digest",
     "reason",
@@ -203,9 +213,9 @@ _COLUMNS = (
 
 
 def rows(report: Report) -> Iterator[dict[str, Any]]:
-    """One tidy row per SAE, property and metric; what is absent is None."""
-    for sae, found in report.saes.items():
-        for name, result in found.properties.items():
+    """Yield one tidy row per SAE, property and metric; what is absent is None."""
+    for sae, results in report.saes.items():
+        for name, result in results.properties.items():
             for metric, each in result.metrics.items():
                 yield _row(sae, name, result, metric, each)
 
@@ -216,12 +226,23 @@ def _row(sae: str, name: str, result: PropertyResult, metric: str, each: MetricR
     for part, span in spans.items():
         row[f"{part}_low"], row[f"{part}_high"] = span if span is not None else (None, None)
     row.update(sae=sae, property=name, metric=metric, primary_metric=metric == result.primary_metric)
+    row.update(limit=limits_text(each.limits), limit_from=sources_text(each.limits), reason=each.full_reason)
     row.update(context_digest=result.context_digest, verdict=each.verdict.value if each.verdict else None)
     return row
 
 
+def limits_text(limits: Sequence[SourcedLimit]) -> str:
+    """Spell limits as a user writes them, joined by semicolons."""
+    return "; ".join(map(str, limits))
+
+
+def sources_text(limits: Sequence[SourcedLimit]) -> str:
+    """Name the sources of limits, each once."""
+    return "; ".join(dict.fromkeys(limit.source for limit in limits))
+
+
 def to_csv(report: Report) -> str:
-    """The rows as CSV text with a header, LF line ends; absent values are empty."""
+    """Write the rows as CSV text with a header, LF line ends; absent values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -230,7 +251,7 @@ def to_csv(report: Report) -> str:
 
 
 def to_frame(report: Report) -> pandas.DataFrame:
-    """The rows as a pandas data frame."""
+    """Return the rows as a pandas data frame."""
     import pandas
 
     return pandas.DataFrame(list(rows(report)), columns=_COLUMNS)

@@ -1,15 +1,14 @@
-"""The commands that a verdict asks for, as they have to be typed where the run was started."""
+"""Commands that follow from a verdict, as they have to be typed where the run was started."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from sae_bench.judge.verdicts import Verdict
+from sae_bench.report.records import Command, Verdict
 
 SAME = (
     "limit", "compare", "no-compare", "baselines", "tier", "docs", "seed", "device", "dtype", "batch-size", "selfcheck",
@@ -24,45 +23,35 @@ SUITE = Path(__file__).parents[1] / "suite"
 
 @dataclass(frozen=True)
 class RerunCommand:
-    """How a run is started again."""
+    """Command line that starts a run again."""
 
     place: str = ""
-    "Where its tests are, as pytest is told: ``benchmarks/``."
+    "Path of its tests, an argument of pytest: ``benchmarks/``."
     named: Mapping[str, str] = field(default_factory=dict)
-    "By id, what chooses an SAE whose id alone does not: ``--sae ./v4 --sae-model gpt2``."
-    options: Sequence[str] = ()
+    "By id, the options that choose an SAE whose id alone does not: ``--sae ./v4 --sae-model gpt2``."
+    options: tuple[str, ...] = ()
     "Those of `SAME` that were typed, each with its value."
 
-    @classmethod
-    def of(cls, told: Mapping[str, Any] | None) -> RerunCommand | None:
-        """From a report's ``run.options``; None where nobody said, as in a report that pytest did not make."""
-        return None if told is None else cls(**told)
-
-    def tree(self) -> dict[str, Any]:
-        """For a report's ``run.options``."""
-        return asdict(self)
-
-    def lines(self, verdicts: Collection[Verdict], name: str, sae: str) -> list[str]:
-        """The commands that follow from the verdicts on one property of an SAE, to be pasted."""
-        found = set(verdicts)
+    def commands(self, verdicts: Collection[Verdict], name: str, sae: str) -> list[Command]:
+        """Return the commands that follow from the verdicts on one property of an SAE."""
+        occurring = set(verdicts)
         accept = self.accept([sae], [name])
-        lines = []
-        if found & {Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE}:
-            lines.append(f"  reproduce:  {self._run([sae], [name], self.options)}")
-        if Verdict.INCONCLUSIVE in found:
-            kept = self._without(_DOCUMENTS)
-            lines.append(f"  decide:     {self._run([sae], [name], [*kept, '--sae-tier full'])}")
-        if found & {Verdict.NEW, Verdict.IMPROVED, Verdict.INCOMPARABLE}:
-            lines.append(f"  accept:     {accept}")
-        elif Verdict.FAIL in found:
-            lines.append(f"  if wanted:  {accept}")
-        if Verdict.MISSING in found:
-            lines.append("  if removed: pytest-sae-bench prune")
-            lines.append(f"  if wanted:  {accept}")
-        return lines
+        commands = []
+        if occurring & {Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE}:
+            commands.append(Command("reproduce", self._run([sae], [name], self.options)))
+        if Verdict.INCONCLUSIVE in occurring:
+            options = [*self._without(_DOCUMENTS), "--sae-tier full"]
+            commands.append(Command("decide", self._run([sae], [name], options)))
+        if occurring & {Verdict.NEW, Verdict.IMPROVED, Verdict.INCOMPARABLE}:
+            commands.append(Command("accept", accept))
+        elif Verdict.FAIL in occurring:
+            commands.append(Command("if wanted", accept))
+        if Verdict.MISSING in occurring:
+            commands += [Command("if removed", "pytest-sae-bench prune"), Command("if wanted", accept)]
+        return commands
 
     def accept(self, saes: Sequence[str], properties: Sequence[str] = ()) -> str:
-        """Accepts what is measured then, in the tier that is the default: what runs of all tiers are compared with."""
+        """Return the command that measures in the default tier and accepts: runs of all tiers are compared with it."""
         accepting = ["--sae-accept", '--sae-accept-reason "..."']
         return self._run(saes, properties, [*self._without(_DOCUMENTS + _JUDGING), *accepting])
 
@@ -76,18 +65,18 @@ class RerunCommand:
 
 
 def place_of(files: Iterable[Path], here: Path) -> str:
-    """Where the test files of a suite are, as pytest is told from the folder ``here``."""
-    found = sorted(set(files))
-    if not found:
+    """Return the place of a suite's test files, as an argument of pytest in the folder ``here``."""
+    paths = sorted(set(files))
+    if not paths:
         return ""
-    if all(path.is_relative_to(SUITE) for path in found):
+    if all(path.is_relative_to(SUITE) for path in paths):
         return "--pyargs sae_bench.suite"
-    shared = found[0] if len(found) == 1 else Path(os.path.commonpath(found))
+    shared = paths[0] if len(paths) == 1 else Path(os.path.commonpath(paths))
     shown = os.path.relpath(shared, here)
-    return shlex.quote(shown if len(found) == 1 or shown == "." else f"{shown}/")
+    return shlex.quote(shown if len(paths) == 1 or shown == "." else f"{shown}/")
 
 
 def quoted(text: str) -> str:
-    """For a shell, in quotation marks also where none are needed: ids stand out by them."""
+    """Quote for a shell, also where it is not needed: ids are easier to see in quotation marks."""
     plain = shlex.quote(text)
     return plain if plain != text else f"'{text}'"

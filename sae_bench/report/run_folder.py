@@ -1,4 +1,4 @@
-"""Records of finished work, and the folders of runs that hold them.
+"""Read and write records of finished work, and lock the folders of runs that hold them.
 
 A record is a small report of one property of one SAE, written whole by whichever process finished it; the report of a
 run is put together from its records, so one process and many give the same one. A run's folder carries a marker until
@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -37,7 +37,7 @@ LOCK = ".alive.lock"
 
 @dataclass(frozen=True)
 class Record:
-    """One finished property of one SAE, as it lies on disk."""
+    """One finished property of one SAE, as it is on disk."""
 
     path: Path
     sae: str
@@ -46,8 +46,8 @@ class Record:
     "What its numbers follow from, see `content_key`; None when that is not known, and it is never taken up."
     taken_from: str | None = None
     "The record of an unfinished run that it was restored from."
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    "Of the SAE."
+    about: SAEResult = field(default_factory=lambda: SAEResult({}))
+    "Provenance and load checks of the SAE."
 
 
 @dataclass
@@ -58,7 +58,7 @@ class LockedRunFolder:
     lock: FileLock = field(repr=False)
 
     def finish(self) -> None:
-        """The run has ended by itself: nothing of it is taken up by another. A folder without content goes."""
+        """Mark the run as finished, so that no other takes up its records, and remove a folder without content."""
         (self.path / MARKER).unlink(missing_ok=True)
         self.release()
         if not any(self.path.iterdir()):
@@ -71,17 +71,17 @@ class LockedRunFolder:
 
 
 def run_name(root: Path, now: datetime | None = None) -> str:
-    """``<UTC time>-<commit>``, what a run's folder is called."""
+    """Return ``<UTC time>-<commit>``, the name of a run's folder."""
     commit, _ = checkout(root)
     return f"{(now or datetime.now(UTC)).strftime('%Y%m%dT%H%M%S')}-{(commit or 'nocommit')[:7]}"
 
 
-def claim(reports: Path, name: str) -> LockedRunFolder:
-    """A new folder under ``reports``, marked unfinished and locked; one that cannot be made is a `StoreError`."""
+def new_run_folder(reports: Path, name: str) -> LockedRunFolder:
+    """Make a new folder under ``reports``, marked unfinished and locked; one that cannot be made is a `StoreError`."""
     try:
         reports.mkdir(parents=True, exist_ok=True)
-        for again in count(1):
-            folder = reports / (name if again == 1 else f"{name}-{again}")
+        for number in count(1):
+            folder = reports / (name if number == 1 else f"{name}-{number}")
             try:
                 folder.mkdir()
             except FileExistsError:
@@ -98,20 +98,20 @@ def claim(reports: Path, name: str) -> LockedRunFolder:
 
 
 def unfinished(reports: Path) -> list[LockedRunFolder]:
-    """Folders of runs that were killed or interrupted, oldest first, locked for this process."""
-    claims = []
+    """Lock and return the folders of runs that were killed or interrupted, oldest first."""
+    folders = []
     for marker in sorted(reports.glob(f"*/{MARKER}")):
         try:
             lock = _locked(marker.parent)
         except OSError:
             continue
         if lock is not None and marker.exists():
-            claims.append(LockedRunFolder(marker.parent, lock))
-    return claims
+            folders.append(LockedRunFolder(marker.parent, lock))
+    return folders
 
 
 def _locked(folder: Path) -> FileLock | None:
-    """The folder's lock, held; None while another process holds it."""
+    """Acquire the folder's lock; None while another process has it."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / LOCK)
@@ -128,63 +128,73 @@ def write_record(
     result: PropertyResult,
     key: str | None = None,
     taken_from: str | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write what was found about one property of one SAE; returns the record's path."""
+    about: SAEResult | None = None,
+) -> Record:
+    """Write the record of one property of one SAE.
+
+    Args:
+        folder: of the run.
+        sae: the SAE's id.
+        result: of the property.
+        key: what its numbers follow from; None when no other run may take them.
+        taken_from: the record that it was restored from.
+        about: provenance and load checks of the SAE; its properties are left alone.
+    """
     path = folder / "records" / sae / f"{result.name}.json"
-    about = {name: value for name, value in (("key", key), ("taken_from", taken_from)) if value is not None}
-    held = SAEResult({result.name: result}, provenance=provenance or {})
-    write_report(Report(Provenance(None, None, "", options=about), saes={sae: held}), path)
-    return path
+    about = about or SAEResult({})
+    options = {name: value for name, value in (("key", key), ("taken_from", taken_from)) if value is not None}
+    alone = replace(about, properties={result.name: result})
+    write_report(Report(Provenance(None, None, "", options=options), saes={sae: alone}), path)
+    return Record(path, sae, result, key, taken_from, about)
 
 
 def read_record(path: Path) -> Record:
-    """The record at ``path``; an unreadable one is a `StoreError`."""
+    """Read the record at ``path``; an unreadable one is a `StoreError`."""
     report = load_report(path)
-    found = [(sae, held, result) for sae, held in report.saes.items() for result in held.properties.values()]
-    if len(found) != 1:
-        raise StoreError(f"{path} holds {len(found)} results instead of one; it is no record of a run")
-    about = report.run.options
-    ((sae, held, result),) = found
-    return Record(path, sae, result, about.get("key"), about.get("taken_from"), held.provenance)
+    results = [(sae, about, result) for sae, about in report.saes.items() for result in about.properties.values()]
+    if len(results) != 1:
+        raise StoreError(f"{path} holds {len(results)} results instead of one; it is no record of a run")
+    options = report.run.options
+    ((sae, about, result),) = results
+    return Record(path, sae, result, options.get("key"), options.get("taken_from"), replace(about, properties={}))
 
 
 def earlier_records(folders: Iterable[Path]) -> dict[str, Record]:
-    """Records of unfinished runs by their key; what cannot be read is measured again."""
-    found = {}
+    """Read the records of unfinished runs by their key; what cannot be read is measured again."""
+    records = {}
     for path in (path for folder in folders for path in sorted((folder / "records").rglob("*.json"))):
         try:
             record = read_record(path)
         except StoreError:
             continue
         if record.key is not None:
-            found[record.key] = record
-    return found
+            records[record.key] = record
+    return records
 
 
 def forget_records(folder: Path, keys: Collection[str | None]) -> None:
-    """Remove from an unfinished run what a finished one has: no measurement decides twice. Without any, it is over."""
-    left = 0
+    """Remove from an unfinished run the records that a finished one has used; without any left, it is finished, too."""
+    remaining = 0
     for path in sorted((folder / "records").rglob("*.json")):
         try:
-            known = read_record(path).key in keys
+            used = read_record(path).key in keys
         except StoreError:
-            known = True
-        if known:
+            used = True
+        if used:
             path.unlink(missing_ok=True)
-        left += not known
-    if not left:
+        remaining += not used
+    if not remaining:
         forget_run(folder)
 
 
 def forget_run(folder: Path) -> None:
-    """An unfinished run shall not be taken up; its folder stays only if it holds a report."""
+    """Mark an unfinished run as one not to be taken up; its folder stays only if it holds a report."""
     (folder / MARKER).unlink(missing_ok=True)
     if not (folder / "report.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def content_key(content: Mapping[str, Any]) -> str:
-    """A digest of everything that a measurement's numbers follow from."""
+    """Return a digest of everything that a measurement's numbers follow from."""
     text = json.dumps(plain(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

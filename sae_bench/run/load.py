@@ -23,7 +23,8 @@ from sae_bench.model.language_model import Model
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import INPUTS, Site, parse_site
 from sae_bench.registry.spec import CONTROL, LABELLED_FIELDS, SAESpec
-from sae_bench.run.load_checks import explained_variance, looked_at
+from sae_bench.report.records import LoadCheck, SAEResult
+from sae_bench.run.load_checks import check_loaded, explained_variance
 from sae_bench.run.related_saes import MeasuredSAE, companions, ends
 from sae_bench.sae import SAE, check_outputs, check_width, weights_sha256
 from sae_bench.sae.controls import make_control
@@ -58,7 +59,7 @@ class Loader:
         self._corpora: dict[str, Corpus] = {}
         self._benches: dict[str, Bench] = {}
         self._errors: dict[str, SAEBenchError] = {}
-        self._checks: dict[str, dict[str, str]] = {}
+        self._checks: dict[str, tuple[LoadCheck, ...]] = {}
 
     def bench(self, spec: SAESpec) -> Bench:
         """The bench of ``spec``, loaded once; a failure is remembered and raised again."""
@@ -89,15 +90,15 @@ class Loader:
             **({} if bench.source is bench.site_data else {"source": str(bench.source.site)}),
         }
 
-    def provenance(self, spec: SAESpec) -> dict[str, str]:
-        """What kind of SAE it is, as its own config says, and what was looked at: explains, never decides."""
+    def description(self, spec: SAESpec) -> SAEResult:
+        """Return the provenance of an SAE, as its own config says, and its load checks; no property is measured."""
         bench = self.bench(spec)
         info = bench.sae.info
-        said = {"architecture": info.architecture, "format": info.format, "neuronpedia_id": info.neuronpedia}
+        facts = {"architecture": info.architecture, "format": info.format, "neuronpedia_id": info.neuronpedia}
         if spec.id not in self._checks:
-            self._checks[spec.id] = {} if spec.control is not None else looked_at(bench, spec)
-        checks = {f"load_check.{name}": text for name, text in self._checks[spec.id].items()}
-        return {name: value for name, value in said.items() if value} | checks
+            self._checks[spec.id] = () if spec.control is not None else check_loaded(bench, spec)
+        provenance = {name: value for name, value in facts.items() if value}
+        return SAEResult({}, provenance=provenance, load_checks=self._checks[spec.id])
 
     def weights(self, spec: SAESpec) -> str:
         """Hash of the SAE's weights."""

@@ -1,7 +1,7 @@
-"""What is looked at when an SAE is loaded, so that none is measured wrong in silence: one named sentence each.
+"""Check an SAE when it is loaded, so that none is measured wrong in silence.
 
-A sentence begins with ``ok`` or with ``LOOK``: the second kind is not an error, since it may be meant, but whoever
-reads the report has to know. What cannot be meant (NaN, shapes, an explained variance below 0) is refused before.
+A check that is not ok is no error, since it may be intended, but whoever reads the report has to know. What cannot be
+intended (NaN, shapes, an explained variance below 0) is refused before.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sae_bench.engine.bench import Bench
 from sae_bench.errors import MeasurementError, UsageError
 from sae_bench.registry.site import Site, parse_site
 from sae_bench.registry.spec import SAESpec
+from sae_bench.report.records import LoadCheck
 from sae_bench.sae import LinearDecoderSAE, decoder_norms
 
 ALIGNED = 0.05
@@ -36,32 +37,32 @@ _TOKENS = 64
 _DOCUMENTS = 2
 
 
-def looked_at(bench: Bench, spec: SAESpec) -> dict[str, str]:
-    """Name of each check to what it found, in the order of formats' usual mistakes."""
+def check_loaded(bench: Bench, spec: SAESpec) -> tuple[LoadCheck, ...]:
+    """Run all checks, in the order of formats' usual mistakes; one that does not apply is left out."""
     batch = bench.batch(tuple(range(min(_DOCUMENTS, bench.n_documents))))
-    return {name: sentence for check in CHECKS for name, sentence in check(bench, batch, spec)}
+    return tuple(check for checks in CHECKS for check in checks(bench, batch, spec))
 
 
-def _site(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _site(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     if not bench.has_model:
         return
     trained, read = bench.sae.info.site_in, bench.source.site
     if trained is None:
-        yield "site", f"ok: {read}, the SAE does not say where it was trained"
+        yield LoadCheck("site", True, f"{read}, the SAE does not say where it was trained")
         return
     same = trained == str(read)
     with suppress(UsageError):
         same = same or _place(bench.model.canonical(parse_site(trained))) == _place(read)
-    yield "site", _say(same, str(read), f"the SAE was trained at {trained}")
+    yield _check("site", same, str(read), f"the SAE was trained at {trained}")
 
 
-def _base_model(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _base_model(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     """A base model and what was tuned or distilled from it have one shape, and much of one another's activations."""
     trained, read = bench.sae.info.model, bench.model.name
     # A folder is called as its owner likes.
     if not bench.has_model or trained is None or Path(read).is_dir() or Path(trained).is_dir():
         return
-    yield "model", _say(_plain(trained) == _plain(read), read, f"the SAE was trained on {trained}")
+    yield _check("model", _plain(trained) == _plain(read), read, f"the SAE was trained on {trained}")
 
 
 def _plain(model: str) -> str:
@@ -75,16 +76,16 @@ def _place(site: Site) -> Site:
     return Site(site.layer + 1, "hook_resid_pre") if site.kind == "hook_resid_post" else site
 
 
-def _orientation(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _orientation(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     sae = bench.sae
     if not isinstance(sae, LinearDecoderSAE) or bench.source is not bench.site_data:
         return
     cosine = float(cosine_similarity(sae.W_enc.T.float(), sae.W_dec.float(), dim=1).mean())
     text = f"encoder and decoder directions have mean cosine {cosine:.2f}"
-    yield "orientation", _say(cosine > ALIGNED, text, "are they transposed, or of two SAEs?")
+    yield _check("orientation", cosine > ALIGNED, text, "are they transposed, or of two SAEs?")
 
 
-def _threshold(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _threshold(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     threshold = bench.sae.tensors().get("threshold")
     if threshold is None:
         return
@@ -92,62 +93,59 @@ def _threshold(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str,
     rounded = bool(torch.equal(threshold, threshold.to(torch.bfloat16).to(threshold.dtype))) and bool(threshold.any())
     text = f"{float(threshold.min()):.3g} to {float(threshold.max()):.3g}, {below} below 0"
     text += ", all of them bfloat16 numbers" if rounded else ""
-    yield "threshold", _say(not below and not rounded, text, "was it ever set, or rounded when it was saved?")
+    yield _check("threshold", not below and not rounded, text, "was it ever set, or rounded when it was saved?")
 
 
-def _norms(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _norms(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     try:
         norms = decoder_norms(bench.sae)
     except MeasurementError:
         return
     least, most = float(norms.min()), float(norms.max())
     unit = abs(least - 1) < _UNIT and abs(most - 1) < _UNIT
-    yield (
-        "decoder_norms",
-        _say(unit, f"{least:.3g} to {most:.3g}", "codes are multiplied by them where size matters"),
-    )
+    yield _check("decoder_norms", unit, f"{least:.3g} to {most:.3g}", "codes are multiplied by them where size matters")
 
 
-def _l0(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _l0(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     found = float(bench.l0_per_token(batch)[batch.keep].double().mean())
     claimed = spec.l0 or bench.sae.info.l0
     if claimed is None:
-        yield "l0", f"ok: {found:.3g}, none is claimed"
+        yield LoadCheck("l0", True, f"{found:.3g}, none is claimed")
         return
     fits = claimed / L0_WITHIN <= found <= claimed * L0_WITHIN
-    yield "l0", _say(fits, f"{found:.3g}, claimed {claimed:.3g}", "is a threshold, k or the scale of the input lost?")
+    yield _check("l0", fits, f"{found:.3g}, claimed {claimed:.3g}", "is a threshold, k or the scale of the input lost?")
 
 
-def _explained(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _explained(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     explained = explained_variance(bench, batch)
-    yield "explained_variance", _say(explained > 0.5, f"{explained:.3f}", "model, site, processing, input scale?")
+    yield _check("explained_variance", explained > 0.5, f"{explained:.3f}", "model, site, processing, input scale?")
 
 
-def _clean_ce(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _clean_ce(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     if not bench.has_model or not bool(batch.keep_ce.any()):
         return
     found = float(bench.intervene(batch, None).ce[batch.keep_ce].mean())
     uniform = math.log(bench.model.d_vocab)
     text = f"{found:.3f} nats a token, a uniform guess has {uniform:.3f}"
-    yield "clean_ce", _say(found < UNIFORM * uniform, text, "another tokenizer, or a model without its weights?")
+    yield _check("clean_ce", found < UNIFORM * uniform, text, "another tokenizer, or a model without its weights?")
 
 
-def _bos(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _bos(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     trained, given = bench.sae.info.prepend_bos, bench.corpus.has_bos
     text = f"documents begin {'with' if given else 'without'} BOS"
     if trained is None:
-        yield "bos", f"ok: {text}, the SAE does not say how it was trained"
+        yield LoadCheck("bos", True, f"{text}, the SAE does not say how it was trained")
         return
-    yield "bos", _say(trained == given, text, f"the SAE was trained {'with' if trained else 'without'} it")
+    yield _check("bos", trained == given, text, f"the SAE was trained {'with' if trained else 'without'} it")
 
 
-def _context(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _context(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     trained, longest = bench.sae.info.context_size, int(bench.corpus.lengths.max())
     if trained is not None:
-        yield "context", _say(longest <= trained, f"{longest} tokens", f"the SAE was trained on {trained}")
+        yield _check("context", longest <= trained, f"{longest} tokens", f"the SAE was trained on {trained}")
 
 
-def _processing(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _processing(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     if not bench.has_model:
         return
     said = {name: bool(value) for name, value in bench.sae.info.model_kwargs.items() if isinstance(value, bool)}
@@ -155,10 +153,10 @@ def _processing(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str
     wanted = {name for name, value in said.items() if value}
     text = f"weights are processed by {', '.join(sorted(done)) or 'nothing'}"
     wants = f"the SAE wants {', '.join(sorted(wanted)) or 'none'}"
-    yield "weight_processing", _say(done == wanted or not said, text, wants)
+    yield _check("weight_processing", done == wanted or not said, text, wants)
 
 
-def _batch_dependence(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tuple[str, str]]:
+def _batch_dependence(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     x = batch.source[batch.keep][:_TOKENS]
     with torch.no_grad():
         together = bench.sae.encode(x)
@@ -166,7 +164,7 @@ def _batch_dependence(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[tup
     apart = _apart(together, alone)
     text = f"{apart} of {len(x)} tokens have other codes alone than among others"
     # A token whose code sits at a threshold may round to either side.
-    yield "batch_dependence", _say(apart <= len(x) // 10, text, "does its encoder choose among all tokens?")
+    yield _check("batch_dependence", apart <= len(x) // 10, text, "does its encoder choose among all tokens?")
 
 
 def _apart(one: Tensor, two: Tensor) -> int:
@@ -174,7 +172,7 @@ def _apart(one: Tensor, two: Tensor) -> int:
     return int((((one - two).abs() / scale) > 1e-2).any(-1).sum())
 
 
-CHECKS: tuple[Callable[[Bench, Batch, SAESpec], Iterator[tuple[str, str]]], ...] = (
+CHECKS: tuple[Callable[[Bench, Batch, SAESpec], Iterator[LoadCheck]], ...] = (
     _base_model,
     _site,
     _orientation,
@@ -197,5 +195,5 @@ def explained_variance(bench: Bench, batch: Batch) -> float:
     return 1 - float((xhat - x).square().sum()) / variance if variance > 0 else 0.0
 
 
-def _say(fine: bool, found: str, question: str) -> str:
-    return f"ok: {found}" if fine else f"LOOK: {found}; {question}"
+def _check(name: str, ok: bool, result: str, question: str) -> LoadCheck:
+    return LoadCheck(name, ok, result if ok else f"{result}; {question}")

@@ -1,4 +1,4 @@
-"""A measurement and how it came about: made here and now, or taken from the record of a run or a process elsewhere."""
+"""A measurement with its origin: made by this process, or taken from a record of an earlier run or another process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sae_bench.report.records import PropertyResult
 
 @dataclass(frozen=True)
 class MeasuredProperty:
-    """A measurement and how it came about."""
+    """A measurement with its noise, context and origin."""
 
     measurement: Measurement
     noise: Mapping[str, float]
@@ -23,15 +23,15 @@ class MeasuredProperty:
     context: Mapping[str, Any] = field(default_factory=dict)
     "What decides whether the result may be compared with an accepted one."
     seconds: float | None = None
-    "How long it took where it was measured; None: now and here."
+    "Time that it took where it was measured; None: in this process."
     key: str | None = None
-    "What the numbers follow from; None where nothing is written."
+    "Digest of everything that the numbers follow from; None where nothing is written."
     earlier: run_folder.Record | None = None
     "The record of an unfinished run that this was restored from."
 
 
 def restored(record: run_folder.Record, selfcheck: bool) -> MeasuredProperty:
-    """What a record says was measured, to the last bit; it is judged anew."""
+    """Return the measurement in a record, equal to the last bit, to be judged again."""
     measurement = measurement_from(record.result)
     assert isinstance(measurement, Measurement)
     context = record.result.context
@@ -42,15 +42,15 @@ def restored(record: run_folder.Record, selfcheck: bool) -> MeasuredProperty:
 
 
 def with_noise(accepted: AcceptedProperty | None, noise: Mapping[str, float]) -> AcceptedProperty | None:
-    """``accepted`` judged with the noise that was measured now."""
+    """Return ``accepted`` with the noise that was measured now."""
     if accepted is None or not noise:
         return accepted
-    metrics = {name: replace(held, noise=noise.get(name, held.noise)) for name, held in accepted.metrics.items()}
+    metrics = {name: replace(entry, noise=noise.get(name, entry.noise)) for name, entry in accepted.metrics.items()}
     return replace(accepted, metrics=metrics)
 
 
 def noisy(result: PropertyResult, noise: Mapping[str, float]) -> PropertyResult:
-    """``result`` with the noise that was measured now."""
+    """Return ``result`` with the noise that was measured now."""
     if not noise:
         return result
     metrics = {name: replace(each, noise=noise.get(name, each.noise)) for name, each in result.metrics.items()}

@@ -1,4 +1,4 @@
-"""Options of a run: what it measures with and judges against."""
+"""Options of a run: settings of the measurement, and limits and reports to judge against."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sae_bench.judge.limits import Rule
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run measures with and judges against."""
+    """Settings that a run measures with, and limits and reports that it judges against."""
 
     tier: str = "standard"
     documents: int | None = None
@@ -28,10 +28,10 @@ class RunOptions:
     "From the command line and the ini file."
     strict: bool = False
     selfcheck: bool = False
-    "Measure again with what should make no difference changed, and keep the spread."
+    "Measure again with changes that should make no difference, and record the spread."
 
     def settings(self) -> Settings:
-        """How a bench measures under these options."""
+        """Return the settings of a bench under these options."""
         return Settings(
             tier=TIERS[self.tier],
             documents=self.documents,

@@ -1,84 +1,63 @@
-"""How a metric's numbers are spelled in tables, whatever the output: one cell each, '' where there is nothing."""
+"""Spell a metric's numbers for tables, whatever the output: one cell each, '' where there is nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
-from sae_bench.errors import UsageError
-from sae_bench.judge.limits import Limit, parse_limit
-from sae_bench.judge.messages import number
-from sae_bench.judge.verdicts import Verdict, exit_code
-from sae_bench.report.records import MetricResult
+from sae_bench.report.records import MetricResult, Verdict, exit_code, number
 
 _WORDLESS = {"", "ratio", "share", "cosine", "slope"}
 _MARKS = {"lower": "↓", "higher": "↑", "target": "→", "reported": "·"}
 
 
-def limits_of(metric: MetricResult) -> tuple[Limit, ...]:
-    """The limits a metric was judged by; none for texts that this version cannot read."""
-    return _parsed(metric.limit)
-
-
-@lru_cache(maxsize=1024)
-def _parsed(limits: str) -> tuple[Limit, ...]:
-    found = []
-    for text in filter(None, limits.split("; ")):
-        try:
-            found.append(parse_limit(text))
-        except UsageError:
-            continue
-    return tuple(found)
-
-
 def needs_attention(verdict: Verdict | None, exceeds_limit: bool) -> bool:
-    """Whether the verdict fails its pytest item."""
+    """Return True when the verdict fails its pytest item."""
     return verdict is not None and exit_code(verdict, exceeds_limit, strict=False) != 0
 
 
 def verdict_word(verdict: Verdict | None, exceeds_limit: bool = False) -> str:
-    """The verdict, upper-case only where somebody has to do something."""
+    """Spell the verdict, in upper case only where somebody has to do something."""
     if verdict is None:
         return ""
     return verdict.value if needs_attention(verdict, exceeds_limit) else verdict.value.lower()
 
 
 def unjudged_word(metric: MetricResult | None) -> str:
-    """Why a metric has no verdict: it is only reported, or nothing was compared."""
-    return "not compared" if metric is not None and metric.limit else "reported"
+    """Spell why a metric has no verdict: it is only reported, or nothing was compared."""
+    return "not compared" if metric is not None and metric.limits else "reported"
 
 
 def direction(metric: MetricResult) -> str:
-    """``↓``, ``↑``, ``→ 1``, ``·``: which way is good."""
+    """Spell the good direction: ``↓``, ``↑``, ``→ 1``, ``·``."""
     if metric.better == "target" and metric.target is not None:
         return f"→ {number(metric.target, 2)}"
     return _MARKS.get(metric.better, "·")
 
 
 def unit(metric: MetricResult) -> str:
-    """The unit, where naming it says anything."""
+    """Return the unit, or '' for a pure number."""
     return "" if metric.unit in _WORDLESS else metric.unit
 
 
 def plain(metric: MetricResult) -> str:
-    """``0.0449``; ``-`` where there is no value."""
+    """Spell the value alone, ``0.0449``; ``-`` where there is none."""
     return "-" if metric.value is None else number(metric.value)
 
 
 def value(metric: MetricResult) -> str:
-    """``0.0449 ±.0013``; ``-`` where there is no value."""
+    """Spell the value with its standard error, ``0.0449 ±.0013``; ``-`` where there is none."""
     text = plain(metric)
     return f"{text} ±{number(metric.se, 2).removeprefix('0')}" if metric.se else text
 
 
 def accepted(metric: MetricResult) -> str:
-    """The accepted value."""
+    """Spell the accepted value."""
     return "" if metric.accepted is None else number(metric.accepted)
 
 
 def _relative(metric: MetricResult) -> float | None:
-    """What a change is multiplied with to read in percent; None where it is read in the metric's unit."""
-    percent = any(limit.percent for limit in limits_of(metric))
+    """Return the factor that turns a change into percent; None where it is read in the metric's unit."""
+    percent = any(limit.percent for limit in metric.limits)
     return 100 / abs(metric.accepted) if percent and metric.accepted else None
 
 
@@ -89,7 +68,7 @@ def _signed(amount: float, percent: bool) -> str:
 
 
 def change(metric: MetricResult) -> str:
-    """``+9.0%`` or ``+0.019``, as the limit speaks of it; ``~`` in front of a change that may as well be none."""
+    """Spell the change in the limit's unit, ``+9.0%`` or ``+0.019``; ``~`` marks one whose interval contains 0."""
     if metric.change is None:
         return ""
     if metric.change == 0:
@@ -107,22 +86,25 @@ def _of_change(interval: Sequence[float], scale: float | None) -> str:
 
 
 def interval(metric: MetricResult) -> str:
-    """Of the change, ``[-0.1, +0.3]``; else of a value with a hard limit, ``0.1 to 0.3``. Empty for exact values."""
+    """Spell the interval of the change, ``[-0.1, +0.3]``, else of a value with a hard limit, ``0.1 to 0.3``.
+
+    Empty for exact values.
+    """
     if metric.interval is not None and metric.interval[0] != metric.interval[1]:
         return _of_change(metric.interval, _relative(metric))
-    hard = any(limit.hard for limit in limits_of(metric))
+    hard = any(limit.hard for limit in metric.limits)
     return value_interval(metric) if metric.interval is None and hard else ""
 
 
 def value_interval(metric: MetricResult) -> str:
-    """Of the value, whatever its limits are."""
+    """Spell the interval of the value, whatever its limits are."""
     span = metric.value_interval
     return f"{number(span[0])} to {number(span[1])}" if span is not None and span[0] != span[1] else ""
 
 
 def allowed(metric: MetricResult) -> str:
-    """``≤ +5%``, ``≥ -1%``, ``±0.01`` for changes; ``≤ 0.25``, ``0.95 to 1.05`` for the value itself."""
-    limits = limits_of(metric)
+    """Spell the limits: ``≤ +5%``, ``≥ -1%``, ``±0.01`` for changes; ``≤ 0.25``, ``0.95 to 1.05`` for the value."""
+    limits = metric.limits
     bounds = {limit.kind: f"{limit.bound:.4g}" for limit in limits if limit.hard}
     texts = []
     if len(bounds) == 2:
@@ -142,9 +124,9 @@ def allowed(metric: MetricResult) -> str:
 
 
 def documents(metric: MetricResult) -> str:
-    """How many documents would decide, when that is open."""
+    """Spell the number of documents that would decide an inconclusive metric."""
     if metric.verdict is not Verdict.INCONCLUSIVE:
         return ""
     if metric.needed_documents is None:
-        return "not decided, and it is not known how many documents would decide"
+        return "not decided; the number of documents that would decide is not known"
     return f"about {metric.needed_documents} documents would decide"

@@ -1,4 +1,4 @@
-"""What a report says about where its numbers come from: context, which decides, and provenance, which explains."""
+"""Spell the context of a report, which decides comparability, and its provenance, which explains."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from sae_bench.show.rows import properties
 
 
 def context_line(report: Report) -> str:
-    """Corpus, model, site, precision, documents and intervals, as far as all results agree."""
+    """Return corpus, model, site, precision, documents and intervals, as far as all results agree."""
     return " · ".join(filter(None, [context(report), evidence(report)]))
 
 
 def context(report: Report) -> str:
-    """``corpus 9f31c2e0 · model 607a30d0 · blocks.8.hook_resid_pre · float32``."""
+    """Return ``corpus 9f31c2e0 · model 607a30d0 · blocks.8.hook_resid_pre · float32``."""
     return " · ".join(filter(None, [_corpora(report), *_models(report), *_hardware(report)]))
 
 
 def evidence(report: Report) -> str:
-    """``128 documents · 98% intervals``."""
+    """Return ``128 documents · 98% intervals``."""
     return " · ".join(filter(None, [_documents(report), _confidence(report)]))
 
 
 def compared(report: Report) -> bool:
-    """Whether any metric has an accepted value beside it."""
+    """Return True when any metric is shown with an accepted value."""
     return any(metric.accepted is not None for _, _, result in properties(report) for metric in result.metrics.values())
 
 
 def different(values: Iterable[Any]) -> list[str]:
-    """The values that occur, once each, as text."""
+    """Return the values that occur, once each, as text."""
     return list(dict.fromkeys(str(value) for value in values if value is not None))
 
 
 def flat(tree: Any, path: str = "") -> dict[str, str]:
-    """A nested mapping by dotted path."""
+    """Flatten a nested mapping to dotted paths."""
     if isinstance(tree, Mapping):
         return {k: v for key, value in tree.items() for k, v in flat(value, f"{path}.{key}" if path else key).items()}
     if isinstance(tree, list | tuple):
@@ -44,12 +44,11 @@ def flat(tree: Any, path: str = "") -> dict[str, str]:
 
 
 def provenance(report: Report) -> list[tuple[str, str]]:
-    """Name and value of everything known about the run."""
+    """Return name and value of everything known about the run."""
     run = report.run
     dirty = {True: " with uncommitted changes", False: "", None: ""}[run.dirty]
     took = None if run.seconds is None else f"{run.seconds:.0f} s"
-    # How it is run again stands where it is asked for.
-    options = {name: value for name, value in run.options.items() if name != "again"}
+    narrowed = ", ".join(run.narrowed_by)
     rows: list[tuple[str, str | None]] = [
         ("command", run.command),
         ("commit", None if run.commit is None else run.commit + dirty),
@@ -59,19 +58,21 @@ def provenance(report: Report) -> list[tuple[str, str]]:
         ("platform", run.platform),
         ("hardware", ", ".join(f"{key} {value}" for key, value in flat(run.hardware).items())),
         ("packages", ", ".join(f"{key} {value}" for key, value in run.packages.items())),
-        ("options", ", ".join(f"{key}={value}" for key, value in flat(options).items())),
+        ("options", ", ".join(f"{key}={value}" for key, value in flat(run.options).items())),
+        ("interrupted", "yes" if run.interrupted else None),
+        ("narrowed by", narrowed),
         ("schema", str(report.schema)),
     ]
     return [(name, value) for name, value in rows if value]
 
 
 def contexts(report: Report) -> dict[str, dict[str, list[str]]]:
-    """Each context field to its values, and each value to the results that have it (``property of sae``)."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """Return each context field with its values, and each value with the results that have it (``property of sae``)."""
+    fields: dict[str, dict[str, list[str]]] = {}
     for sae, name, result in properties(report):
         for field, value in flat(result.context).items():
-            found.setdefault(field, {}).setdefault(value, []).append(f"{name} of {sae}")
-    return dict(sorted(found.items()))
+            fields.setdefault(field, {}).setdefault(value, []).append(f"{name} of {sae}")
+    return dict(sorted(fields.items()))
 
 
 def _contexts(report: Report) -> list[Mapping[str, Any]]:
@@ -96,8 +97,8 @@ def _models(report: Report) -> list[str]:
             processing.append(", ".join(f"{key}={value}" for key, value in done.items()) if done else "as published")
         elif model is not None:
             models.append(str(model))
-    found, sites = different(models), different(each.get("site") for each in contexts)
-    texts = [f"model {found[0]}" if len(found) == 1 else f"{len(found)} models"] if found else []
+    names, sites = different(models), different(each.get("site") for each in contexts)
+    texts = [f"model {names[0]}" if len(names) == 1 else f"{len(names)} models"] if names else []
     texts += sites if len(sites) < 2 else [f"{len(sites)} sites"]
     kinds = different(processing)
     if len(kinds) == 1 and kinds[0] != "as published":
@@ -110,14 +111,14 @@ def _hardware(report: Report) -> list[str]:
 
 
 def _documents(report: Report) -> str:
-    found = sorted({len(result.clusters) for _, _, result in properties(report) if result.clusters})
-    if not found:
+    sizes = sorted({len(result.clusters) for _, _, result in properties(report) if result.clusters})
+    if not sizes:
         return ""
-    return f"{found[0]} documents" if len(found) == 1 else f"{found[0]} to {found[-1]} documents"
+    return f"{sizes[0]} documents" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} documents"
 
 
 def _confidence(report: Report) -> str:
-    """The least and the greatest of the properties' confidences: each divides its error rate by what it judges."""
+    """Spell the least and the greatest confidence: each property divides its error rate by what it judges."""
     levels = {result.confidence for _, _, result in properties(report) if result.confidence is not None}
     texts = [f"{100 * level:.4g}%" for level in sorted(levels)]
     return f"{' to '.join(dict.fromkeys((texts[0], texts[-1])))} intervals" if texts else ""

@@ -1,4 +1,4 @@
-"""GitHub Actions: the job summary, and annotations at the accepted report's lines. Silent anywhere else."""
+"""Write the job summary of GitHub Actions, and annotations at the accepted report's lines; nothing anywhere else."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ def append_summary(report: Report, path: Path, *, report_path: str | None = None
         text = markdown.summary(report, report_path=report_path, details=False)
     if len(text.encode()) > room:
         note = "\n\nThe rest is in the report: a job summary may not be longer.\n"
-        kept = text.encode()[: max(room - len(note.encode()), 0)].decode(errors="ignore")
-        text = kept.rpartition("\n")[0] + note
+        start = text.encode()[: max(room - len(note.encode()), 0)].decode(errors="ignore")
+        text = start.rpartition("\n")[0] + note
     if len(text.encode()) <= room:
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
 
 def error_lines(report: Report, baselines: Path = Path("baselines"), most: int = MOST) -> list[str]:
-    """``::error`` lines for what fails, worst first; the last one counts what was left out."""
+    """Return ``::error`` lines for what fails, the worst first; the last one counts what was left out."""
     failing = [row for row in worth_showing(report) if cells.needs_attention(row.verdict, row.exceeds_limit)]
     failing.sort(key=lambda row: (*(-each for each in row.rank), row.sae, row.name))
     lines = [_annotation(row, baselines) for row in failing[:most]]
@@ -79,14 +79,14 @@ def _annotation(row: Row, baselines: Path) -> str:
 
 
 def _line_of(path: Path, row: Row) -> int:
-    """Where an accepted file speaks of the row: its metric, else its property, else the first line."""
+    """Return the line of an accepted file with the row's metric, else its property, else the first line."""
     wanted = [f'"{row.property_name}": {{', f'"{row.metric}": {{']
-    found = 1
+    last = 1
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if wanted and line.strip().startswith(wanted[0]):
-            found = number
+            last = number
             wanted.pop(0)
-    return found
+    return last
 
 
 def _data(text: str) -> str:

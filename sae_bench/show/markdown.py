@@ -1,6 +1,6 @@
-"""``summary.md``: the verdict, what is not as it was accepted, and the rest folded away. Order is stable.
+"""Write ``summary.md``: the verdict, then what is not as it was accepted, then the rest, folded. Order is stable.
 
-It is made to be pasted into a pull request: one line a metric, a column an SAE, and no more than a comment may hold.
+Made to be pasted into a pull request: a line per metric, a column per SAE, and no longer than a comment may be.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from sae_bench.judge.verdicts import Verdict
-from sae_bench.report.records import PropertyResult
+from sae_bench.report.records import PropertyResult, Verdict
 from sae_bench.report.report import Report
 from sae_bench.show import cells as words
 from sae_bench.show import context
@@ -22,21 +21,21 @@ _SPECIAL = re.compile(r"[\\`*\[\]{}<>|~#@&]|(?<!\w)_|_(?!\w)")
 
 
 def summary(report: Report, *, report_path: str | None = None, details: bool = True) -> str:
-    """The summary of a run as GitHub's Markdown.
+    """Return the summary of a run as GitHub's Markdown.
 
     Args:
         report: the run.
         report_path: the file to name as the full report.
-        details: whether every metric and the provenance follow, folded.
+        details: True to add every metric and the provenance, folded.
     """
     shown = changed(report)
     parts = [f"## SAE quality: {verdict_line(report)}", text(context.context_line(report))]
     if shown:
         parts += ["\n".join(_table(shown)), "\n".join(_notes(shown, len(report.saes)))]
     elif any(True for _ in properties(report)):
-        parts.append("Everything that was judged is as it was accepted.")
-    for heading, told in undefined(report).items():
-        parts += [f"{heading.capitalize()}:", "\n".join(f"- {text(line)}" for line in told)]
+        parts.append("No judged metric differs from its accepted value by more than its limit.")
+    for heading, sentences in undefined(report).items():
+        parts += [f"{heading.capitalize()}:", "\n".join(f"- {text(line)}" for line in sentences)]
     if commands := accept_commands(report):
         parts.append("Accept the new values:\n\n" + _fenced(commands))
     if report_path:
@@ -47,26 +46,26 @@ def summary(report: Report, *, report_path: str | None = None, details: bool = T
 
 
 def _folded(report: Report, room: int) -> list[str]:
-    """What is folded, as much of it as there is room for."""
-    judged = [row for row in all_rows(report) if row.result is not None and row.result.limit]
-    others = [row for row in all_rows(report) if row.result is not None and not row.result.limit]
-    headlines = "Headline of each property that was measured, and the property's verdict where that is not pass"
+    """Return the folded parts, as many of them as there is room for."""
+    judged = [row for row in all_rows(report) if row.result is not None and row.result.limits]
+    others = [row for row in all_rows(report) if row.result is not None and not row.result.limits]
+    primary = "Primary metric of each measured property, with the property's verdict where that is not pass"
     parts = {
-        "headlines": _fold(headlines, _headlines(report)),
-        "provenance": _fold("Where this comes from", _provenance(report)),
+        "primary metrics": _fold(primary, _primary_metrics(report)),
+        "provenance": _fold("Provenance of this run", _provenance(report)),
         "judged metrics": _fold(f"All {len(judged)} judged metrics and their change", _matrix(judged, limits=True)),
         "reported metrics": _fold(f"{len(others)} metrics that are only reported", _matrix(others, limits=False)),
     }
-    kept, left_out = [], []
+    shown, left_out = [], []
     for name, part in parts.items():
         if len(part) <= room:
-            kept.append(part)
+            shown.append(part)
             room -= len(part)
         else:
             left_out.append(name)
     if left_out:
-        kept.append(f"Left out, so that this fits a comment: {', '.join(left_out)}. The report has everything.")
-    return kept
+        shown.append(f"Left out, so that this fits a comment: {', '.join(left_out)}. The report has everything.")
+    return shown
 
 
 def _fold(title: str, table: str) -> str:
@@ -74,12 +73,12 @@ def _fold(title: str, table: str) -> str:
 
 
 def text(words: str) -> str:
-    """Free text, so that nothing in it is markup, a mention or a new line."""
-    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};" if found[0] in "@<>&|" else "\\" + found[0], _line(words))
+    """Escape free text, so that nothing in it is markup, a mention or a new line."""
+    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};" if match[0] in "@<>&|" else "\\" + match[0], _line(words))
 
 
 def code(words: str) -> str:
-    """A name as a code span, also within a table's cell."""
+    """Write a name as a code span, also within a table's cell."""
     name = _line(words).replace("|", "\\|")
     runs = re.findall("`+", name)
     fence = "`" * (1 + max(map(len, runs), default=0))
@@ -121,19 +120,19 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 
 def _notes(rows: Sequence[Row], saes: int) -> list[str]:
-    """What the numbers of rows do not say; SAEs of which the same is said share a line."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Return the notes of rows; SAEs with the same note share a line."""
+    notes: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for note in row.notes:
-            found.setdefault((row.name, note), []).append(row.sae)
+            notes.setdefault((row.name, note), []).append(row.sae)
     return [
         f"- {code(name)} of {f'all {saes} SAEs' if len(of) == saes > 1 else ', '.join(map(code, of))}: {text(note)}"
-        for (name, note), of in found.items()
+        for (name, note), of in notes.items()
     ]
 
 
-def _headlines(report: Report) -> str:
-    """The headline of each property of each SAE, with the property's verdict where that is not PASS.
+def _primary_metrics(report: Report) -> str:
+    """Return the primary metric of each property of each SAE, with the property's verdict where that is not PASS.
 
     Properties that no SAE has a value of are left out.
     """
@@ -145,12 +144,12 @@ def _headlines(report: Report) -> str:
     }
     lines = _head(["SAE", *(code(spelled[name]) for name in names)])
     for sae in sorted(report.saes):
-        held = [report.saes[sae].properties.get(name) for name in names]
-        lines.append(_cells([code(sae), *("not run" if each is None else _headline(each) for each in held)]))
+        results = [report.saes[sae].properties.get(name) for name in names]
+        lines.append(_cells([code(sae), *("not run" if each is None else _primary_metric(each) for each in results)]))
     return "\n".join(lines)
 
 
-def _headline(result: PropertyResult) -> str:
+def _primary_metric(result: PropertyResult) -> str:
     metric = result.metrics.get(result.primary_metric)
     number = words.value(metric) if metric is not None and metric.value is not None else ""
     word = "" if result.verdict is Verdict.PASS else _word(result.verdict, result.exceeds_limit)
@@ -163,23 +162,23 @@ def _word(verdict: Verdict | None, exceeds_limit: bool) -> str:
 
 
 def _matrix(rows: Sequence[Row], *, limits: bool) -> str:
-    """A line a metric, a column an SAE, and no space between; metrics that no SAE has a value of are left out."""
-    found: dict[tuple[str, bool, str], dict[str, Row]] = {}
+    """Return a line per metric and a column per SAE, without spaces; metrics without any value are left out."""
+    by_metric: dict[tuple[str, bool, str], dict[str, Row]] = {}
     for row in rows:
-        found.setdefault((row.property_name, not row.primary_metric, row.name), {})[row.sae] = row
+        by_metric.setdefault((row.property_name, not row.primary_metric, row.name), {})[row.sae] = row
     saes = sorted({row.sae for row in rows})
     lines = _head(["metric", *(["allowed"] if limits else []), *map(code, saes)], pad="")
     start = len(lines)
-    for (_, _, name), held in sorted(found.items()):
-        cells = [_brief(held.get(sae)) for sae in saes]
-        allowed = " / ".join(dict.fromkeys(words.allowed(row.result) for row in held.values() if row.result))
+    for (_, _, name), by_sae in sorted(by_metric.items()):
+        cells = [_brief(by_sae.get(sae)) for sae in saes]
+        allowed = " / ".join(dict.fromkeys(words.allowed(row.result) for row in by_sae.values() if row.result))
         if any(cells):
             lines.append(_cells([code(name), *([allowed] if limits else []), *cells], pad=""))
     return "\n".join(lines) if len(lines) > start else ""
 
 
 def _brief(row: Row | None) -> str:
-    """``0.0449 (+9.0%) **FAIL**``: a value, its change where one was judged, and a verdict other than PASS."""
+    """Return ``0.0449 (+9.0%) **FAIL**``: a value, its change where one was judged, and a verdict other than PASS."""
     if row is None or row.result is None or row.result.value is None:
         return ""
     change = words.change(row.result).replace("~", "\\~")

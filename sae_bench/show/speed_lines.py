@@ -1,4 +1,4 @@
-"""Timings as a few lines under pytest-benchmark's own table: what that one does not show."""
+"""Write timings as a few lines under pytest-benchmark's own table, with the figures that it does not show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def speed_lines(timings: Sequence[Timing]) -> list[str]:
-    """One line an SAE: tokens a second, the share of the bare product's rate, peak memory, by operation."""
+    """Return one line per SAE: tokens a second, the share of the bare product's rate, peak memory, by operation."""
     if not timings:
         return []
     operations = list(dict.fromkeys(each.operation for each in timings))
@@ -32,7 +32,7 @@ def _cell(timing: Timing) -> str:
 
 
 def _short(rate: float) -> str:
-    """Three digits: 1.23M, 45.6k, 789."""
+    """Spell a rate with three digits: 1.23M, 45.6k, 789."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if rate >= size:
             return f"{rate / size:.3g}{unit}"

@@ -1,4 +1,4 @@
-"""The table at the end of a run, and the list of what would be run. Plain text reads the same without colours."""
+"""Write the table at the end of a run and the list of ``--sae-list``. Plain text reads the same without colours."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from io import StringIO
 from pathlib import Path
 
 from sae_bench.errors import StoreError
-from sae_bench.judge.verdicts import Verdict
 from sae_bench.registry.spec import SAESpec
+from sae_bench.report.records import Verdict
 from sae_bench.report.report import Report, load_report
 from sae_bench.show import cells as words
 from sae_bench.show import context
@@ -19,6 +19,7 @@ from sae_bench.show.rows import (
     accept_commands,
     count_line,
     counts,
+    needs_attention,
     properties,
     undefined,
     verdict_line,
@@ -42,7 +43,7 @@ _HEAD = ("", "", "", "", "accepted", "now", "change", "interval", "allowed", "ve
 _SAE, _NAME, _MARK, _UNIT, _ACCEPTED, _NOW, _CHANGE, _INTERVAL, _ALLOWED, _VERDICT = range(len(_HEAD))
 _RIGHT = {_ACCEPTED, _CHANGE}
 _DISPENSABLE = (_SAE, _UNIT, _ACCEPTED, _INTERVAL, _ALLOWED, _CHANGE)
-"Columns that go, in this order, where the lines are too narrow; the SAE's name then stands on a line of its own."
+"Columns that are left out, in this order, where lines are too narrow; the SAE's name then has a line of its own."
 
 
 @dataclass(frozen=True)
@@ -62,28 +63,27 @@ def summary(
     report_path: str | None = None,
     baselines: str = "baselines",
 ) -> str:
-    """The whole summary of a run.
+    """Return the whole summary of a run.
 
     Args:
         report: the run.
         width: columns to fill; fewer than 60 are taken as 60.
         color: whether ANSI colours are used.
         report_path: the file to name as the full report.
-        baselines: where the accepted reports are.
+        baselines: folder of the accepted reports.
     """
     width = max(width, NARROWEST)
     lines = [*_header(report, width, baselines), _Line("")]
     shown = worth_showing(report)
     lines += [*_table(shown, width), _Line("")] if shown else []
-    for heading, told in undefined(report).items():
-        lines += [_Line(f"{heading}:"), *_wrapped(told, width, "  ", "      ")]
+    for heading, sentences in undefined(report).items():
+        lines += [_Line(f"{heading}:"), *_wrapped(sentences, width, "  ", "      ")]
     lines += _footer(report, width, report_path)
     return _painted(lines, color)
 
 
 def _header(report: Report, width: int, baselines: str) -> list[_Line]:
-    found = list(properties(report))
-    names = {name for _, name, _ in found}
+    names = {name for _, name, _ in properties(report)}
     judged = counts(report).total()
     title = (
         f" SAE quality: {_count(len(report.saes), 'SAE')}, {_count(len(names), 'property', 'properties')}, "
@@ -144,7 +144,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _fitting(cells: Sequence[Sequence[str]], width: int) -> list[int]:
-    """The columns that have something in them and fit; the least needed ones go first."""
+    """Return the columns that are not empty and fit; the least needed ones are left out first."""
     columns = [c for c in range(len(_HEAD)) if any(row[c] for row in cells)]
     for gone in (None, *_DISPENSABLE):
         columns = [column for column in columns if column != gone]
@@ -168,8 +168,7 @@ def _joined(row: Sequence[str], columns: Sequence[int], widths: Mapping[int, int
 
 
 def _footer(report: Report, width: int, report_path: str | None) -> list[_Line]:
-    worst = verdict_line(report).partition(":")[0]
-    style = "bold red" if worst.isupper() else "bold green"
+    style = "bold red" if needs_attention(report) else "bold green"
     where = f"report: {report_path}" if report_path else ""
     line = count_line(report) if any(True for _ in properties(report)) else verdict_line(report)
     if len(line) + len(where) + 2 <= width:
@@ -179,7 +178,7 @@ def _footer(report: Report, width: int, report_path: str | None) -> list[_Line]:
     timed = [(result.seconds, name, sae) for sae, name, result in properties(report) if result.seconds is not None]
     if timed:
         seconds, name, sae = max(timed)
-        # Workers measure side by side: one property may take longer than anybody waited for.
+        # Workers measure at the same time: one property may take longer than the whole run.
         whole = report.run.seconds
         took = f" of {whole:.0f} s" if whole is not None and seconds <= whole else ""
         lines.append(_Line(f"slowest: {name} of {sae}, {seconds:.1f} s{took}"))
@@ -199,7 +198,7 @@ def _wrapped(sentences: Iterable[str], width: int, indent: str = "", later: str 
 
 
 def _painted(lines: Sequence[_Line], color: bool) -> str:
-    # What a report says may hold escape sequences of its own; none reaches the terminal.
+    # A report's texts may hold escape sequences; none of them reaches the terminal.
     texts = ["".join(each if each.isprintable() else "�" for each in line.text) for line in lines]
     if not color:
         return "".join(text.rstrip() + "\n" for text in texts)
@@ -217,7 +216,7 @@ def _painted(lines: Sequence[_Line], color: bool) -> str:
 
 
 def listing(specs: Sequence[SAESpec], properties: Sequence[str], baselines: Path) -> str:
-    """What ``--sae-list`` shows: each SAE, where it was registered, what it reads, and whether a report is accepted."""
+    """Return the text of ``--sae-list``: each SAE with its registration, weights, model, site and accepted report."""
     lines = [f"{_count(len(specs), 'SAE')}, {_count(len(properties), 'property', 'properties')}", ""]
     if not specs:
         lines.append("no SAE is registered or chosen; register one with register_sae(...) in conftest.py")
@@ -240,12 +239,12 @@ def listing(specs: Sequence[SAESpec], properties: Sequence[str], baselines: Path
 
 
 def _accepted(path: Path, properties: Sequence[str]) -> str:
-    """Which of the properties an accepted file speaks of."""
+    """Return the path of an accepted file, and the properties that it lacks."""
     if not path.is_file():
         return f"no report ({path})"
     try:
-        held = {name for each in load_report(path).saes.values() for name in each.properties}
+        accepted = {name for each in load_report(path).saes.values() for name in each.properties}
     except StoreError as error:
         return str(error)
-    lacking = [name for name in properties if name not in held]
+    lacking = [name for name in properties if name not in accepted]
     return str(path) + (f", without {', '.join(lacking)}" if lacking else "")

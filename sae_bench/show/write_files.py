@@ -1,4 +1,4 @@
-"""The files of a run beside ``report.json``: ``summary.md``, ``report.html`` and ``metrics.csv``."""
+"""Write the files of a run that are read by people: ``summary.md``, ``report.html`` and ``metrics.csv``."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def write_files(report: Report, folder: Path, accepted: Report | None = None) ->
     return [folder / name for name in texts]
 
 
-def accepted_side(report: Report, where: Path, accepted_id: Mapping[str, str] | None = None) -> Report | None:
-    """The accepted results of a report's SAEs in one, for pictures of then and now; None when there are none.
+def accepted_results(report: Report, where: Path, accepted_id: Mapping[str, str] | None = None) -> Report | None:
+    """Return the accepted results of a report's SAEs in one report, for pictures; None when there are none.
 
     Args:
         report: the run.
         where: the folder of accepted reports, or one report to compare with.
         judged_as: ids under which SAEs were accepted, where they differ from their own.
 
-    A file that cannot be read is left out: what is wrong with it has been said by the verdicts.
+    A file that cannot be read is left out: the verdicts name what is wrong with it.
     """
-    found = {sae: _accepted(where, (accepted_id or {}).get(sae, sae)) for sae in report.saes}
-    known = {sae: result for sae, result in found.items() if result is not None}
+    accepted = {sae: _accepted(where, (accepted_id or {}).get(sae, sae)) for sae in report.saes}
+    known = {sae: result for sae, result in accepted.items() if result is not None}
     return Report(report.run, known) if known else None
 
 
@@ -44,7 +44,7 @@ def _accepted(where: Path, sae: str) -> SAEResult | None:
     try:
         if where.is_file():
             return load_report(where).saes.get(sae)
-        held = load_accepted(where, sae)
+        file = load_accepted(where, sae)
     except StoreError:
         return None
-    return held.result if held is not None else None
+    return file.result if file is not None else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from sae_bench.frontends.cli.parser import Commands
 from sae_bench.frontends.cli.prune import registered_by
 from sae_bench.registry.spec import SAESpec
 from sae_bench.report import baselines
+from sae_bench.report.provenance import run_git
 from sae_bench.report.records import PropertyResult
 from sae_bench.report.rerun_commands import quoted
 
@@ -33,18 +33,18 @@ def add(commands: Commands) -> None:
 def _check(options: argparse.Namespace) -> int:
     known = baselines.accepted_ids(options.baselines)
     changed = [*options.files, *(_changed(options.since) if options.since else ())]
-    wrong = [said for sae in known for said in _unsound(options.baselines, sae)]
+    wrong = [sentence for sae in known for sentence in _unsound(options.baselines, sae)]
     if changed:
         wrong += _unaccepted(registered_by(options.conftest), changed, options.baselines)
     if wrong:
-        sys.stderr.write("".join(f"{said}\n" for said in wrong))
+        sys.stderr.write("".join(f"{sentence}\n" for sentence in wrong))
         return UNSOUND_EXIT
     sys.stdout.write(f"{len(known)} accepted reports are well formed; every SAE that was changed has one\n")
     return 0
 
 
 def _unsound(folder: Path, sae: str) -> Iterator[str]:
-    """What is wrong with one accepted file."""
+    """Yield what is wrong with one accepted file."""
     path = baselines.accepted_path(folder, sae)
     try:
         file = baselines.load_accepted(folder, sae)
@@ -65,13 +65,13 @@ def _not_finite(result: PropertyResult) -> str | None:
 
 
 def _unaccepted(specs: Sequence[SAESpec], changed: Sequence[Path], folder: Path) -> Iterator[str]:
-    """SAEs whose files are among the changed ones and that have no accepted report."""
+    """Yield a sentence for each SAE whose files are among the changed ones and that has no accepted report."""
     touched = {path.resolve() for path in changed}
     for spec in specs:
         if spec.path is None or baselines.accepted_path(folder, spec.accepted_id).is_file():
             continue
-        home = Path(spec.path).resolve()
-        if any(path == home or path.is_relative_to(home) for path in touched):
+        weights = Path(spec.path).resolve()
+        if any(path == weights or path.is_relative_to(weights) for path in touched):
             yield (
                 f"{spec.id} ({spec.path}) was changed and has no accepted report; measure and accept it: "
                 f'pytest --sae {quoted(spec.id)} --sae-accept --sae-accept-reason "..."'
@@ -79,16 +79,11 @@ def _unaccepted(specs: Sequence[SAESpec], changed: Sequence[Path], folder: Path)
 
 
 def _changed(ref: str) -> list[Path]:
-    """Files that differ between ``ref`` and the working tree, from their common ancestor on."""
+    """List the files that differ between ``ref`` and the working tree, from their common ancestor on."""
     try:
-        top = _git("rev-parse", "--show-toplevel").strip()
-        base = _git("merge-base", ref, "HEAD").strip()
-        return [Path(top) / name for name in _git("diff", "--name-only", "-z", base).split("\0") if name]
-    except FileNotFoundError:
-        raise UsageError("--since asks git, and there is no git here") from None
-    except subprocess.CalledProcessError as error:
-        raise UsageError(f"--since {ref}: {(error.stderr or 'git failed').strip().splitlines()[0]}") from None
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+        here = Path.cwd()
+        top = run_git(here, "rev-parse", "--show-toplevel").strip()
+        base = run_git(here, "merge-base", ref, "HEAD").strip()
+        return [Path(top) / name for name in run_git(here, "diff", "--name-only", "-z", base).split("\0") if name]
+    except UsageError as error:
+        raise UsageError(f"--since {ref}: {error}") from None

@@ -1,9 +1,8 @@
-"""``history``: accepted values over time, read from git's log of the accepted files."""
+"""Command ``history``: accepted values over time, read from git's log of the accepted files."""
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +11,15 @@ from pathlib import Path
 
 from sae_bench.errors import StoreError, UsageError, near
 from sae_bench.frontends.cli.parser import Commands
-from sae_bench.judge.messages import number
 from sae_bench.report import baselines
-from sae_bench.report.provenance import Provenance
-from sae_bench.report.records import SAEResult
+from sae_bench.report.provenance import Provenance, run_git
+from sae_bench.report.records import SAEResult, number
 from sae_bench.report.report import Report, from_json
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An accepted file as one commit left it."""
+    """An accepted file at one commit."""
 
     commit: str
     when: str
@@ -32,14 +30,14 @@ class Entry:
 
     @property
     def day(self) -> str:
-        """The date alone."""
+        """The date without the time."""
         return self.when[:10]
 
     def value(self, property: str, metric: str) -> float | None:
-        """An accepted value; None where it was not accepted then, or had none."""
-        found = self.result.properties.get(property) if self.result is not None else None
-        held = found.metrics.get(metric) if found is not None else None
-        return held.value if held is not None else None
+        """Return an accepted value; None where it was not accepted then, or was undefined."""
+        results = self.result.properties.get(property) if self.result is not None else None
+        entry = results.metrics.get(metric) if results is not None else None
+        return entry.value if entry is not None else None
 
 
 def add(commands: Commands) -> None:
@@ -80,8 +78,8 @@ def _write_page(chosen: Mapping[str, Sequence[Entry]], options: argparse.Namespa
     for sae, entries in chosen.items():
         for entry in entries:
             if entry.result is not None:
-                held = entry.result if not options.metric else _narrowed(entry.result, options.metric)
-                commits.setdefault((entry.when, entry.commit), {})[sae] = held
+                results = entry.result if not options.metric else _narrowed(entry.result, options.metric)
+                commits.setdefault((entry.when, entry.commit), {})[sae] = results
     accepted = [
         AcceptedAt(commit, when, Report(Provenance(commit, None, when), saes))
         for (when, commit), saes in commits.items()
@@ -91,10 +89,10 @@ def _write_page(chosen: Mapping[str, Sequence[Entry]], options: argparse.Namespa
 
 
 def _narrowed(result: SAEResult, globs: Sequence[str]) -> SAEResult:
-    """Only the metrics that are asked for."""
+    """Return a result with the chosen metrics only."""
     properties = {
-        name: replace(held, metrics={m: each for m, each in held.metrics.items() if _wanted((name, m), globs)})
-        for name, held in result.properties.items()
+        name: replace(each, metrics={m: one for m, one in each.metrics.items() if _wanted((name, m), globs)})
+        for name, each in result.properties.items()
     }
     return replace(result, properties=properties)
 
@@ -110,7 +108,7 @@ def _chosen(globs: Sequence[str], folder: Path) -> list[str]:
 
 
 def _block(sae: str, entries: Sequence[Entry], options: argparse.Namespace) -> list[str]:
-    """Heading, one row a metric, one column a commit, and what the commits say."""
+    """Return a heading, a row per metric, a column per commit, and the subjects of the commits."""
     if not entries:
         return [f"{sae}: its accepted report was never committed"]
     names = [name for name in judged(entries) if not options.metric or _wanted(name, options.metric)]
@@ -135,21 +133,21 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def judged(entries: Sequence[Entry]) -> list[tuple[str, str]]:
-    """Property and metric of all that had a limit on change in any of the commits."""
-    found = {
+    """Return property and metric of everything with a limit on change in any of the commits."""
+    names = {
         (name, metric)
         for entry in entries
         if entry.result is not None
         for name, result in entry.result.properties.items()
-        for metric, held in result.metrics.items()
-        if held.anchor is not None
+        for metric, each in result.metrics.items()
+        if each.anchor is not None
     }
-    return sorted(found)
+    return sorted(names)
 
 
 def entries_of(path: Path, sae: str) -> list[Entry]:
-    """What each commit made of an accepted file, oldest first."""
-    log = _git(path.parent, "log", "--reverse", "--format=%H%x09%cI%x09%s", "--", path.name)
+    """Return an accepted file at each commit that changed it, the oldest first."""
+    log = run_git(path.parent, "log", "--reverse", "--format=%H%x09%cI%x09%s", "--", path.name)
     entries = []
     for line in log.splitlines():
         commit, when, subject = line.split("\t", 2)
@@ -159,20 +157,7 @@ def entries_of(path: Path, sae: str) -> list[Entry]:
 
 def _at(path: Path, commit: str, sae: str) -> SAEResult | None:
     try:
-        text = _git(path.parent, "show", f"{commit}:./{path.name}")
+        text = run_git(path.parent, "show", f"{commit}:./{path.name}")
         return from_json(text, f"{path} at {commit[:7]}").saes.get(sae)
     except (StoreError, UsageError):
         return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=60, check=True
-        )
-    except FileNotFoundError:
-        raise UsageError("history is read from git's log, and there is no git here") from None
-    except subprocess.SubprocessError as error:
-        told = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        raise UsageError(f"history is read from git's log of {folder}: {told[0] if told else 'git failed'}") from None
-    return done.stdout

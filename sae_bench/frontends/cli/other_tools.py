@@ -1,4 +1,4 @@
-"""``import`` and ``export``: results of other tools as a report, and a report for the dashboards of others."""
+"""Commands ``import`` and ``export``: results of other tools as a report, and a report for other dashboards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _import(options: argparse.Namespace) -> int:
 
     report = read_results(options.results)
     write_report(report, options.out)
-    count = sum(len(found.metrics) for sae in report.saes.values() for found in sae.properties.values())
+    count = sum(len(result.metrics) for sae in report.saes.values() for result in sae.properties.values())
     sys.stdout.write(f"{options.out}: {count} values of {', '.join(report.saes)}, by the formulas of their tool\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""``prune``: accepted values that nothing registered or declared stands behind any more."""
+"""Command ``prune``: remove accepted values whose SAE, property or metric is registered or declared no more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sae_bench.report import baselines
 
 def add(commands: Commands) -> None:
     """Declare the command."""
-    prune = commands.add_parser("prune", help="remove accepted values that nothing stands behind any more")
+    prune = commands.add_parser("prune", help="remove accepted values of SAEs, properties and metrics that are gone")
     prune.add_argument("--keep", action="append", default=None, metavar="ID", help="ids that are still registered")
     prune.add_argument("--conftest", type=Path, default=Path("conftest.py"), help="where SAEs are registered")
     prune.add_argument("--property", action="append", default=[], metavar="GLOB", help="properties that are gone, too")
@@ -50,7 +50,7 @@ def _named(name: str, globs: Sequence[str]) -> bool:
 
 
 def registered_by(conftest: Path) -> list[SAESpec]:
-    """SAEs that a conftest and the installed packages register."""
+    """Return the SAEs that a conftest and the installed packages register."""
     import runpy
 
     from sae_bench.registry.register import SAES, load_entry_points

@@ -31,9 +31,9 @@ def _render(options: argparse.Namespace) -> int:
     report = load_report(options.report)
     if options.html is not None:
         from sae_bench.show.html.page import report_html
-        from sae_bench.show.write_files import accepted_side
+        from sae_bench.show.write_files import accepted_results
 
-        write_text(options.html, report_html(report, accepted=accepted_side(report, options.baselines)))
+        write_text(options.html, report_html(report, accepted=accepted_results(report, options.baselines)))
     if options.markdown is not None:
         from sae_bench.show.markdown import summary
 

@@ -1,4 +1,4 @@
-"""``compare``, ``accept`` and ``show``: a report says enough about its own metrics to be judged again."""
+"""Commands ``compare``, ``accept`` and ``show``. A report holds enough about its metrics to be judged again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -15,17 +15,14 @@ from sae_bench.errors import UsageError
 from sae_bench.frontends.cli.parser import Commands
 from sae_bench.judge.judge import judge
 from sae_bench.judge.limits import Rule, check_rules, parse_rule
-from sae_bench.judge.verdicts import AcceptedProperty, Verdict
-from sae_bench.measure.measurement import Metric
 from sae_bench.report import accept as accepting
 from sae_bench.report import baselines
-from sae_bench.report.convert import measurement_from, metrics_from, property_result
-from sae_bench.report.declared_limits import for_same_weights, rules_of
+from sae_bench.report.convert import declaration_from, measurement_from, property_result
+from sae_bench.report.declared_limits import rules_of
 from sae_bench.report.provenance import author, utc
 from sae_bench.report.records import PropertyResult
 from sae_bench.report.report import Report, load_report
 from sae_bench.show import terminal
-from sae_bench.show.rows import known_reason
 
 
 def add(commands: Commands) -> None:
@@ -37,7 +34,7 @@ def add(commands: Commands) -> None:
     compare.add_argument("--strict", action="store_true", help="NEW and INCONCLUSIVE end with exit code 11")
     compare.set_defaults(command=_compare)
 
-    accept = commands.add_parser("accept", help="take a report's values as the ones to compare with")
+    accept = commands.add_parser("accept", help="accept a report's values as the ones to compare with")
     accept.add_argument("report", type=Path)
     accept.add_argument("--reason", required=True, help="why the new values are right")
     accept.add_argument("--only", action="append", default=None, metavar="GLOB", help="only these properties")
@@ -59,83 +56,63 @@ def _compare(options: argparse.Namespace) -> int:
     check_rules(rules, [f"{name}.{metric}" for name, result in results for metric in result.metrics])
     judged = {
         sae: replace(
-            found,
+            results,
             properties={
-                name: _judge_again(sae, name, result, options.accepted, rules, options.strict)
-                for name, result in found.properties.items()
+                name: _judge(sae, result, options.accepted, rules, options.strict)
+                for name, result in results.properties.items()
             },
         )
-        for sae, found in now.saes.items()
+        for sae, results in now.saes.items()
     }
-    _print(Report(now.run, judged), str(options.now), str(options.accepted))
-    return Report(now.run, judged).exit_code(options.strict)
+    report = Report(now.run, judged)
+    _print(report, str(options.now), str(options.accepted))
+    return report.exit_code(options.strict)
 
 
-def _judge_again(
-    sae: str, name: str, result: PropertyResult, where: Path, rules: list[Rule], strict: bool
-) -> PropertyResult:
-    """One property of a report against the accepted side, by the limits that it carries and those given now."""
-    accepted = baselines.accepted_property(where, sae, name)
-    measurement, metrics = measurement_from(result), metrics_from(result)
+def _judge(sae: str, result: PropertyResult, where: Path, rules: Sequence[Rule], strict: bool) -> PropertyResult:
+    """Judge one property of a report against the accepted one, by its own limits and those of the command."""
+    accepted = baselines.accepted_property(where, sae, result.name)
+    measurement, declared = measurement_from(result), declaration_from(result)
     verdict = judge(
-        name,
-        metrics,
-        result.primary_metric,
+        declared.name,
+        declared.metrics,
+        declared.primary_metric,
         measurement,
         accepted,
         sae=sae,
-        rules=_rules(sae, result, accepted, rules),
+        rules=_rules(sae, result, rules),
         context=result.context,
         known_failures=_known_failures(result),
         strict=strict,
     )
-    return property_result(
-        measurement, verdict, _Declared(name, metrics, result.version), context=result.context, accepted=accepted
-    )
+    return property_result(measurement, verdict, declared, context=result.context, accepted=accepted)
 
 
 def _known_failures(result: PropertyResult) -> dict[str, str]:
-    """What the run excused, with its reason, as its registration said; that is not at hand."""
-    excused = {name: each for name, each in result.metrics.items() if each.verdict is Verdict.KNOWN}
-    return {name: known_reason(each) for name, each in excused.items()}
+    """Return the metrics that the run's registration excused, with the reason."""
+    return {name: each.known_reason for name, each in result.metrics.items() if each.known_reason}
 
 
-def _rules(
-    sae: str, result: PropertyResult, accepted: AcceptedProperty | None, given: Sequence[Rule]
-) -> Sequence[Rule]:
-    """The limits that a result carries, and those given now."""
-    rules = [rule for rule in rules_of(result) if not for_same_weights(rule) or _of_one_sae(result, accepted)]
+def _rules(sae: str, result: PropertyResult, of_command: Sequence[Rule]) -> Sequence[Rule]:
+    """Return the limits that a result carries, and those of the command."""
+    rules = rules_of(result)
     if result.acceptance is not None:
         # The hard ones were judged then. Here they only count: error rates depend on how many metrics are declared.
         rules = [replace(rule, sae="") if rule.limit.hard else rule for rule in rules]
-        kept_none = any(each.anchor is not None for each in result.metrics.values()) and not rules
-        if kept_none and not any(fnmatchcase(result.name, rule.property) for rule in given):
+        without_limits = any(each.anchor is not None for each in result.metrics.values()) and not rules
+        if without_limits and not any(fnmatchcase(result.name, rule.property) for rule in of_command):
             raise UsageError(
-                f"{result.name} of {sae} was accepted when accepted files kept no limits, so that it cannot be judged; "
+                f"{result.name} of {sae} cannot be judged: it was accepted when accepted files held no limits; "
                 f"accept it again, or add --limit '{result.name}.{result.primary_metric}:5%'"
             )
-    return [*rules, *given]
-
-
-def _of_one_sae(result: PropertyResult, accepted: AcceptedProperty | None) -> bool:
-    """Whether both sides are about the same weights."""
-    return accepted is not None and bool(result.weights) and result.weights == accepted.weights
-
-
-@dataclass(frozen=True)
-class _Declared:
-    """What a report says about one of its properties."""
-
-    name: str
-    metrics: Sequence[Metric]
-    version: int
+    return [*rules, *of_command]
 
 
 def _own_report(path: Path) -> Report:
-    """A report of this package; results of other tools follow other formulas under the same names."""
+    """Load a report of this package; results of other tools follow other formulas under the same names."""
     report = load_report(path)
-    for found in report.saes.values():
-        for result in found.properties.values():
+    for results in report.saes.values():
+        for result in results.properties.values():
             if owner := result.context.get("formulas_of"):
                 raise UsageError(f"{path} holds results of {owner}, which can be shown but never compared or accepted")
     return report

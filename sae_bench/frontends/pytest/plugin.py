@@ -260,7 +260,7 @@ def pytest_configure_node(node: Any) -> None:
             check_gpus(len(config.option.tx), session.options.device)
         except SAEBenchError as error:
             raise pytest.UsageError(str(error)) from None
-        node.workerinput.update(session.tell_worker())
+        node.workerinput.update(session.worker_input())
     else:
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         node.workerinput["sae_bench_name"] = config.stash.setdefault(_name_key, f"{moment}-workers")

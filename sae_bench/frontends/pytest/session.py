@@ -1,4 +1,4 @@
-"""One pytest session's share of the work: what was chosen, what was found, and how the session ends."""
+"""State of one pytest session: selection, run folder, results, report and exit code."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from sae_bench.run.preflight import check_accepted_reports, check_words, rules_f
 from sae_bench.run.run import Run
 from sae_bench.show import github, terminal
 from sae_bench.show.speed_lines import speed_lines
-from sae_bench.show.write_files import accepted_side, write_files
+from sae_bench.show.write_files import accepted_results, write_files
 
 TESTS_FAILED = int(pytest.ExitCode.TESTS_FAILED)
 JUDGED = (int(pytest.ExitCode.OK), TESTS_FAILED, int(pytest.ExitCode.NO_TESTS_COLLECTED))
 "pytest's own outcomes that ours may replace; interruptions and internal errors stay."
 FOLDER, EARLIER, NAME = "sae_bench_folder", "sae_bench_earlier", "sae_bench_name"
-"What an xdist worker is told: where records go, which unfinished runs it may take from, what the run is called."
+"Input of an xdist worker: folder of records, unfinished runs that it may take up, name of the run."
 
 
 class Session:
-    """What one run of pytest chose, measured and wrote."""
+    """One run of pytest: its selection, its results and its report."""
 
     def __init__(self, config: pytest.Config, resolved: Resolved) -> None:
         self.config = config
@@ -50,23 +50,25 @@ class Session:
         self.specs = chosen_saes(resolved)
         self.properties = chosen_properties(resolved["sae_property"])
         self.speed = speed_chosen(resolved["sae_property"])
-        "Whether SAEs are timed."
+        "True when SAEs are timed."
         check_words(self.specs, self.options.rules, list(SAES))
         check_accepted_reports(self.specs, self.properties, self.options)
         self.narrowed = bool(resolved["sae"] or resolved["sae_property"] or resolved["sae_no_compare"])
         self.collected = False
         self.failed_items = 0
         self.records: list[Path] = []
-        self.kept: list[run_folder.Record] = []
+        "Paths of the records of finished items, of this process and of workers."
+        self.finished: list[run_folder.Record] = []
+        "Records that the report is made of."
         self.written: list[str] = []
         self.troubles: list[str] = []
-        "What was not written and why; said loudly at the end, and never green."
+        "What was not written and why; shown in red at the end, and never green."
         self.report: Report | None = None
         self.run = Run(self.options)
         named = {spec.id: spec.selection_options for spec in self.specs if spec.selection_options is not None}
-        self.run.again = self.again = RerunCommand("", named, resolved.typed(SAME))
+        self.run.rerun_command = self.rerun_command = RerunCommand("", named, tuple(resolved.typed(SAME)))
         self.name = run_folder.run_name(config.rootpath)
-        self._claim: run_folder.LockedRunFolder | None = None
+        self._locked: run_folder.LockedRunFolder | None = None
         self._earlier: list[run_folder.LockedRunFolder] = []
         self._opened = False
 
@@ -76,7 +78,7 @@ class Session:
         return self.run.folder
 
     def open(self) -> None:
-        """Take a folder for this run, and whatever a killed one finished; called before the first measurement."""
+        """Make this run's folder and lock those of unfinished runs; called before the first measurement."""
         if self._opened:
             return
         self._opened = True
@@ -86,10 +88,10 @@ class Session:
             return
         reports = self._path("sae_report_dir")
         try:
-            # Before a folder of our own is there, which is unfinished too.
+            # Before this run has a folder of its own, which is unfinished, too.
             self._earlier = run_folder.unfinished(reports)
-            self._claim = run_folder.claim(reports, self.name)
-            self.run.folder = self._claim.path
+            self._locked = run_folder.new_run_folder(reports, self.name)
+            self.run.folder = self._locked.path
         except StoreError as error:
             self.troubles.append(f"{error}; verdicts stand, results are kept in memory until this run ends")
         if self.resolved["sae_fresh"]:
@@ -97,10 +99,10 @@ class Session:
                 run_folder.forget_run(dead.path)
                 dead.release()
             self._earlier = []
-        self.run.earlier = run_folder.earlier_records(claim.path for claim in self._earlier)
+        self.run.earlier = run_folder.earlier_records(folder.path for folder in self._earlier)
 
     def _follow(self, worker: dict[str, str]) -> None:
-        """What the controlling process decided; a name only, where it did not know that SAEs would be measured."""
+        """Use the folder that the controlling process chose; its name, where that process measures nothing itself."""
         share_cores(int(worker["workercount"]))
         self.options = replace(self.options, device=device_of(worker["workerid"], self.options.device))
         self.run.options = self.options
@@ -111,25 +113,25 @@ class Session:
             self.run.folder = self._path("sae_report_dir") / worker[NAME]
 
     def locate(self, place: str) -> None:
-        """Where pytest finds this run's tests again."""
-        self.run.again = self.again = replace(self.again, place=place)
+        """Set the path of this run's tests in the commands that start it again."""
+        self.run.rerun_command = self.rerun_command = replace(self.rerun_command, place=place)
 
     def adopt(self, name: str) -> None:
-        """Write where the workers did, when only they knew that SAEs would be measured."""
+        """Use the workers' folder, where only they knew that SAEs would be measured."""
         if not self._opened:
             self._opened = True
             self.run.folder = self._path("sae_report_dir") / name
 
-    def tell_worker(self) -> dict[str, str]:
-        """For a worker's `_follow`."""
+    def worker_input(self) -> dict[str, str]:
+        """Return what a worker's `_follow` needs."""
         self.open()
-        return {FOLDER: str(self.folder or ""), EARLIER: "\n".join(str(claim.path) for claim in self._earlier)}
+        return {FOLDER: str(self.folder or ""), EARLIER: "\n".join(str(folder.path) for folder in self._earlier)}
 
     def _path(self, dest: str) -> Path:
         return Path(self.config.rootpath) / str(self.resolved[dest])
 
     def show_progress(self) -> None:
-        """Say how far a long measurement is, where somebody can see it."""
+        """Show the progress of long measurements, where somebody can see it."""
         if not hasattr(self.config, "workerinput"):
             self.run.progress = ProgressLine.for_pytest(self.config)
 
@@ -143,44 +145,44 @@ class Session:
             self.resolved["sae_ray"],
             wait=self.resolved["sae_ray_wait"],
             root=Path(self.config.rootpath),
-            progress=lambda *said: self.run.progress(*said) if self.run.progress is not None else None,
+            progress=lambda *step: self.run.progress(*step) if self.run.progress is not None else None,
         )
-        # Whether a better fidelity was bought with a higher L0 is asked of every SAE that has an accepted one.
-        bought = [(spec, "sparsity") for spec, _ in pairs if self.is_accepted(spec, "sparsity")]
-        wanted = {(spec.id, name): (spec, name) for spec, name in (*pairs, *bought)}
+        # Fidelity is judged at equal sparsity, which needs L0 of every SAE that has an accepted one.
+        sparsity = [(spec, "sparsity") for spec, _ in pairs if self.is_accepted(spec, "sparsity")]
+        wanted = {(spec.id, name): (spec, name) for spec, name in (*pairs, *sparsity)}
         front.submit(list(wanted.values()), self.options)
-        self.run.elsewhere = front
+        self.run.remote = front
 
     def vanished(self) -> list[str]:
-        """Accepted SAEs that are registered no more."""
+        """Return the accepted SAEs that are registered no more."""
         if not self.options.compare or self.options.reference is not None:
             return []
         return list(baselines.vanished(self.options.baselines, SAES))
 
     def unmeasured(self, collected: set[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Accepted properties of registered SAEs that no collected item measures; none for files picked by hand."""
+        """Return accepted properties that no collected item measures; none where test files were chosen by hand."""
         if not self.options.compare or self.options.reference is not None:
             return []
         if any("::" in argument or argument.endswith(".py") for argument in self.config.args):
             return []
         accepted = [(spec.id, baselines.load_accepted(self.options.baselines, spec.accepted_id)) for spec in self.specs]
-        held = [(sae, name) for sae, file in accepted if file is not None for name in file.result.properties]
-        return sorted(set(held) - collected)
+        pairs = {(sae, name) for sae, file in accepted if file is not None for name in file.result.properties}
+        return sorted(pairs - collected)
 
     def is_accepted(self, sae: SAESpec, name: str) -> bool:
-        """Whether this run compares a property with an accepted one."""
+        """Return True when this run compares a property with an accepted one."""
         where = self.options.reference or self.options.baselines
         return self.options.compare and baselines.accepted_property(where, sae.accepted_id, name) is not None
 
     def collect(self, record: str, failed: bool) -> None:
-        """Take in the record of a finished item; an empty path where it could not be written."""
+        """Add the record of a finished item; an empty path where it could not be written."""
         if record:
             self.records.append(Path(record))
         self.failed_items += failed
         self.collected = True
 
     def finish(self, exitstatus: int, failed_otherwise: bool) -> int:
-        """Write the report, accept if asked to, and say with which exit code the session ends."""
+        """Write the report, accept if asked to, and return the exit code of the session."""
         ended = exitstatus in JUDGED
         self.troubles += dict.fromkeys(self.run.unwritten)
         results = self._results()
@@ -194,38 +196,41 @@ class Session:
         return code
 
     def close(self, ended: bool) -> None:
-        """Leave the folders: what a finished run took is gone for others, an interrupted one may be taken up."""
-        keys = {record.key for record in self.kept}
+        """Unlock the folders: records that a finished run has used are removed; an interrupted one may be taken up."""
+        keys = {record.key for record in self.finished}
         for earlier in self._earlier:
             # While it is still locked: another run must not take what this one has used.
             if ended and not self.troubles:
                 run_folder.forget_records(earlier.path, keys)
             earlier.release()
-        if self._claim is not None:
-            self._claim.finish() if ended or not self.records else self._claim.release()
-        self._claim, self._earlier = None, []
+        if self._locked is not None:
+            self._locked.finish() if ended or not self.records else self._locked.release()
+        self._locked, self._earlier = None, []
 
     def _results(self) -> dict[str, dict[str, PropertyResult]]:
-        """All results by SAE, in the order of registration, and property; from records, else from memory."""
-        found: dict[tuple[str, str], PropertyResult] = dict(self.run.results)
+        """Return all results by SAE, in the order of registration, and property.
+
+        Those of this process are in memory; only the records of workers are read from disk.
+        """
+        results: dict[tuple[str, str], PropertyResult] = dict(self.run.results)
         for path in self.records:
             try:
-                record = run_folder.read_record(path)
+                record = self.run.records.get(path) or run_folder.read_record(path)
             except StoreError as error:
                 self.troubles.append(str(error))
                 continue
-            found[record.sae, record.result.name] = record.result
-            self.kept.append(record)
-        found = {(sae, name): self._with_overruled(sae, each) for (sae, name), each in found.items()}
-        order = [*(spec.id for spec in self.specs), *sorted({sae for sae, _ in found})]
+            results[record.sae, record.result.name] = record.result
+            self.finished.append(record)
+        results = {(sae, name): self._with_overruled(sae, each) for (sae, name), each in results.items()}
+        order = [*(spec.id for spec in self.specs), *sorted({sae for sae, _ in results})]
         return {
-            sae: {name: found[owner, name] for owner, name in sorted(found) if owner == sae}
+            sae: {name: results[owner, name] for owner, name in sorted(results) if owner == sae}
             for sae in dict.fromkeys(order)
-            if any(owner == sae for owner, _ in found)
+            if any(owner == sae for owner, _ in results)
         }
 
     def _with_overruled(self, sae: str, result: PropertyResult) -> PropertyResult:
-        """A result with the declared limits that this run was given others for, so that it can be accepted."""
+        """Return a result with the declared limits that this run overruled, so that it can be accepted."""
         spec = next((spec for spec in self.specs if spec.id == sae), None)
         if spec is None or not result.metrics:
             return result
@@ -258,7 +263,7 @@ class Session:
             self._accept(self.report)
 
     def summarise(self, reporter: Any) -> None:
-        """Print timings, the table and where everything was written."""
+        """Print timings, the table and the paths of the files."""
         for line in speed_lines(self.run.timings):
             reporter.write_line(line)
         if self.report is not None and self.report.saes:
@@ -278,7 +283,7 @@ class Session:
             reporter.write_line(f"ERROR: {trouble}", red=True, bold=True)
 
     def _publish(self, reporter: Any) -> None:
-        """The job's summary and annotations, where the run is one of GitHub Actions."""
+        """Write the job's summary and annotations, where the run is one of GitHub Actions."""
         assert self.report is not None
         try:
             github.publish(
@@ -293,18 +298,16 @@ class Session:
             self.troubles.append(f"the job's summary was not written: {error}")
 
     def _report(self, results: dict[str, dict[str, PropertyResult]], ended: bool) -> Report:
-        about = {**{record.sae: record.provenance for record in self.kept}, **self.run.provenance}
-        saes = {sae: SAEResult(found, self._tags(sae), about.get(sae, {})) for sae, found in results.items()}
-        taken = sum(record.taken_from is not None for record in self.kept)
-        said = {
-            "interrupted": not ended,
-            "narrowed_by": narrowed_by(self.config),
-            "taken_from_unfinished_runs": taken,
+        about = {**{record.sae: record.about for record in self.finished}, **self.run.descriptions}
+        saes = {
+            sae: replace(about.get(sae, SAEResult({})), properties=properties, tags=self._tags(sae))
+            for sae, properties in results.items()
         }
+        taken = sum(record.taken_from is not None for record in self.finished)
         if not ended:
-            self.written.append("interrupted: the report holds what was finished; the same command takes it up")
+            self.written.append("interrupted: the report has what was finished; the same command continues from there")
         if taken:
-            self.written.append(f"{taken} of {len(self.kept)} results were taken from a run that did not finish")
+            self.written.append(f"{taken} of {len(self.finished)} results were taken from a run that did not finish")
         run = Provenance.collect(
             Path(self.config.rootpath),
             started=self.started,
@@ -315,9 +318,11 @@ class Session:
                 "batch_size": self.options.batch_size,
                 "device": self.options.device,
                 "given": self.resolved.from_user(),
-                "again": self.again.tree(),
-                **{name: value for name, value in said.items() if value},
+                **({"taken_from_unfinished_runs": taken} if taken else {}),
             },
+            rerun_command=self.rerun_command,
+            interrupted=not ended,
+            narrowed_by=narrowed_by(self.config),
         )
         return Report(run=run, saes=saes)
 
@@ -329,7 +334,7 @@ class Session:
             write_report(report, self.folder / "report.json")
             write_report(report, self.folder.parent / "latest.json")
             accepted_id = {spec.id: spec.accepted_id for spec in self.specs}
-            accepted = accepted_side(report, self.options.reference or self.options.baselines, accepted_id)
+            accepted = accepted_results(report, self.options.reference or self.options.baselines, accepted_id)
             write_files(report, self.folder, accepted)
         if self.resolved["sae_json"]:
             write_report(report, Path(self.config.invocation_params.dir) / self.resolved["sae_json"])
@@ -353,6 +358,6 @@ class Session:
 
 
 def _shown(path: Path) -> Path:
-    """Relative to where the user is, if it lies below."""
+    """Return a path relative to the current folder, if it is below it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

@@ -55,7 +55,7 @@ def _interval(metric: MetricResult) -> tuple[float, float]:
 def _beyond(metric: MetricResult, limits: list[float], at: object) -> list[tuple[float, float]]:
     """The ranges (in pixels) that a limit forbids."""
     assert callable(at)
-    kinds = {limit.kind for limit in cells.limits_of(metric)}
+    kinds = {limit.kind for limit in metric.limits}
     above = "max" in kinds or ("change" in kinds and metric.better != "higher")
     below = (
         "min" in kinds

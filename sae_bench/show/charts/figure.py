@@ -114,7 +114,7 @@ def upright(x: float, name: str, color: str, dash: str = "solid") -> tuple[dict[
 def bounds(metric: MetricResult) -> list[float]:
     """Where the metric's limits lie on the axis of its value, as far as the report says it."""
     found = []
-    for limit in cells.limits_of(metric):
+    for limit in metric.limits:
         if limit.hard:
             found.append(limit.bound)
         elif metric.accepted is not None and not (limit.se or limit.noise):

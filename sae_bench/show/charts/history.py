@@ -57,4 +57,4 @@ def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[Met
 def _hard(values: Mapping[str, Sequence[MetricResult | None]]) -> list[Limit]:
     """The hard limits of the last report of each SAE."""
     last = [next((each for each in reversed(column) if each is not None), None) for _, column in sorted(values.items())]
-    return [limit for each in last if each is not None for limit in cells.limits_of(each) if limit.hard]
+    return [limit for each in last if each is not None for limit in each.limits if limit.hard]

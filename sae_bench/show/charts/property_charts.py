@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sae_bench.measure.measurement import Series
-from sae_bench.measure.shared import token_text
+from sae_bench.measure.shared import packed_text
 from sae_bench.report.records import MetricResult, PropertyResult
 from sae_bench.show.charts import conditions, kl_gap_charts
 from sae_bench.show.charts.figure import Figure, axis, shorten
@@ -44,7 +44,7 @@ def pictures(result: PropertyResult, before: PropertyResult | None) -> tuple[lis
     found |= {name: [figure] for name, figure in conditions.families(result).items()}
     empty = []
     for name, series in result.series.items():
-        if token_text.is_texts(series):
+        if packed_text.is_texts(series):
             continue
         drawn = _drawn(name, series, result)
         rows = series.kind == "table" and any(len(column) for column in series.columns.values())

@@ -92,7 +92,7 @@ def reported_table(rows: Sequence[Row]) -> str:
     for row in rows:
         assert row.result is not None
         metric = row.result
-        value = f"{words.value(metric)} {words.unit(metric)}" if metric.value is not None else metric.reason
+        value = f"{words.value(metric)} {words.unit(metric)}" if metric.value is not None else metric.full_reason
         texts = (words.accepted(metric), value.strip(), words.value_interval(metric))
         cells = "".join(f"<td>{escape(each)}</td>" for each in (row.metric, *texts))
         lines.append(f"<tr>{cells}</tr>")
@@ -133,6 +133,6 @@ def table_data(report: Report) -> dict[str, Any]:
                 words.interval(metric) or words.value_interval(metric),
                 words.allowed(metric),
             ]
-        judged = row.verdict is not None and (row.verdict is not Verdict.UNDEFINED or bool(metric and metric.limit))
+        judged = row.verdict is not None and (row.verdict is not Verdict.UNDEFINED or bool(metric and metric.limits))
         rows.append([row.sae, row.name, *numbers, word, row.property_name, int(judged)])
     return {"columns": columns, "rows": rows}

@@ -94,7 +94,7 @@ def history_page(entries: Sequence[AcceptedAt], *, title: str = "Accepted report
     for row, entry in enumerate(ordered):
         for sae, name, result in properties(entry.report):
             for metric, found in result.metrics.items():
-                if found.better != "reported" or found.limit or metric == result.primary_metric:
+                if found.better != "reported" or found.limits or metric == result.primary_metric:
                     column = values.setdefault(f"{name}.{metric}", {}).setdefault(sae, [None] * len(ordered))
                     column[row] = found
     figures = [history.history(metric, labels, values[metric]) for metric in sorted(values)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from sae_bench.judge.verdicts import Verdict
-from sae_bench.report.records import MetricResult, PropertyResult, SAEResult
+from sae_bench.report.records import LoadCheck, MetricResult, PropertyResult, SAEResult
 from sae_bench.report.report import Report
 from sae_bench.show import cells as words
 from sae_bench.show import context as facts
@@ -19,7 +19,6 @@ from sae_bench.show.html.series_tables import documents_as_text, scroll, series_
 from sae_bench.show.rows import all_rows, changed, properties, property_rows
 
 CHANGES = 60
-_LOOKED = "load_check."
 _SILENT = (None, Verdict.UNDEFINED)
 _CALM = (Verdict.PASS, Verdict.UNDEFINED)
 ROOMY = 12
@@ -91,7 +90,7 @@ def _share_of_limit(metric: MetricResult | None) -> float:
     """A change as a share of what is allowed; 0 where the report doesn't say how much that is."""
     if metric is None or metric.change is None or metric.accepted is None:
         return 0.0
-    widths = [limit.relative * abs(metric.accepted) + limit.absolute for limit in words.limits_of(metric)
+    widths = [limit.relative * abs(metric.accepted) + limit.absolute for limit in metric.limits
               if not (limit.hard or limit.se or limit.noise)]  # fmt: skip
     return abs(metric.change) / widths[0] if widths and widths[0] else 0.0
 
@@ -101,12 +100,10 @@ def sae_section(report: Report, sae: str, accepted: Report | None, gallery: Gall
     found = report.saes[sae]
     described = [pareto.architecture(found), *(tag for tag in found.tags if not tag.startswith("architecture:"))]
     known_as = facts.flat(found.provenance)
-    described += [f"{key} {known_as[key]}" for key in known_as if key != "architecture" and not key.startswith(_LOOKED)]
+    described += [f"{key} {known_as[key]}" for key in known_as if key != "architecture"]
     parts = [f'<section><h2 id="{escape(anchor(sae))}">{escape(sae)}</h2>']
     parts.append(f"<p class=quiet>{escape(' · '.join(described))}</p>")
-    parts.append(
-        _looked_at({key.removeprefix(_LOOKED): text for key, text in known_as.items() if key.startswith(_LOOKED)})
-    )
+    parts.append(_load_checks(found.load_checks))
     if not found.properties:
         parts.append("<p>No property of it was measured.</p>")
     before = accepted.saes.get(sae) if accepted is not None else None
@@ -116,18 +113,17 @@ def sae_section(report: Report, sae: str, accepted: Report | None, gallery: Gall
     return "".join([*parts, "</section>"])
 
 
-def _looked_at(checks: Mapping[str, str]) -> str:
-    """What was looked at when the SAE was loaded; unfolded where a person should look as well."""
+def _load_checks(checks: Sequence[LoadCheck]) -> str:
+    """Return the checks that were made when the SAE was loaded; unfolded where one of them is not ok."""
     if not checks:
         return ""
-    odd = [name for name, text in checks.items() if not text.startswith("ok")]
-    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in checks.items())
-    said = (
-        f"{len(odd)} of {len(checks)} checks on loading want a look"
-        if odd
-        else f"{len(checks)} checks on loading are ok"
+    odd = [check for check in checks if not check.ok]
+    entries = "".join(
+        f"<dt>{escape(check.name)}</dt><dd>{'' if check.ok else 'please check: '}{escape(check.text)}</dd>"
+        for check in checks
     )
-    return f"<details{' open' if odd else ''}><summary>{said}</summary><dl>{entries}</dl></details>"
+    summary = f"{len(odd)} of {len(checks)} load checks need a look" if odd else f"{len(checks)} load checks are ok"
+    return f"<details{' open' if odd else ''}><summary>{summary}</summary><dl>{entries}</dl></details>"
 
 
 def property_section(
@@ -138,7 +134,7 @@ def property_section(
     alarm = words.needs_attention(result.verdict, result.exceeds_limit)
     first = result.lines[0] if result.lines else ""
     rows = list(property_rows(sae, name, result))
-    judged = [row for row in rows if row.result is not None and (row.verdict not in _SILENT or row.result.limit)]
+    judged = [row for row in rows if row.result is not None and (row.verdict not in _SILENT or row.result.limits)]
     reported = [row for row in rows if row.result is not None and row not in judged]
     parts = [f'<pre class="lines">{escape(chr(10).join(result.lines))}</pre>'] if len(result.lines) > 1 else []
     parts += [rows_table(judged, sae=False)] if judged else []
