@@ -32,8 +32,8 @@ from sae_bench.sae import decode_codes, encode_sparse
 from sae_bench.sae.controls import CONTROLS, DEFECTS
 from sae_bench.sae.formats import read_sae
 from tests.devices.accelerator import CPU, GPU, PretendedGPU, place, pretended_gpu
-from tests.engine.test_sparse import SAES as ARCHITECTURES
-from tests.properties.everything import SPEC, settings_for
+from tests.sae.test_sparse_codes import SAES as ARCHITECTURES
+from tests.support.all_inputs import SPEC, settings_for
 
 
 @pytest.fixture(scope="module")

@@ -159,7 +159,10 @@ GOOD = torch.tensor([[1, 2, 3], [1, 2, 4]])
         ({"tokens": GOOD[0]}, r"'tokens' of corpus .* has shape \(3,\), not \(documents, positions\)"),
         ({"tokens": GOOD, "lengths": torch.tensor([3])}, "has 1 lengths for 2 documents"),
         ({"tokens": GOOD, "lengths": GOOD}, r"'lengths' of corpus .* has shape \(2, 3\), not \(documents,\)"),
-        ({"tokens": GOOD, "lengths": torch.tensor([3, 9])}, "document 1 of corpus .* has length 9, but the file holds 3 tokens"),
+        (
+            {"tokens": GOOD, "lengths": torch.tensor([3, 9])},
+            "document 1 of corpus .* has length 9, but the file holds 3 tokens",
+        ),
         ({"tokens": GOOD, "lengths": torch.tensor([3, 1])}, r"shorter than 2 tokens.*\(documents 1\); leave them out"),
         ({"tokens": GOOD, "cluster": torch.tensor([1, 2, 3])}, "has 3 cluster for 2 documents"),
         ({"tokens": GOOD[:, :1]}, r"shorter than 2 tokens.*\(documents 0, 1\)"),

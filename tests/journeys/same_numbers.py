@@ -3,8 +3,8 @@
     python -m tests.journeys.same_numbers OUT.json [STORIES260K]     # measure, write OUT.json
     python -m tests.journeys.same_numbers --record [STORIES260K]     # measure, replace the recorded values
 
-A change that moves code must leave every value and interval as it was, to the last bit. A change that moves a number on
-purpose raises the version of its metric and records the values again; the diff of ``numbers.json`` then shows what moved.
+A change that moves code leaves every value and interval as it was, to the last bit. A change that moves a number on
+purpose raises the version of its metric and records the values again: the diff of ``numbers.json`` shows what moved.
 """
 
 from __future__ import annotations
