@@ -9,20 +9,25 @@ JOBS ?= 2
 # One thread a process: small products gain little from threads, and waiting threads take time from each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: bench test bench-engine evidence lint docs clean
+.PHONY: bench test test-heavy bench-engine evidence lint docs clean
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks/ -n $(JOBS)
 
+# Tests of one module share what they measured, so one worker runs them all.
 test: $(READY) lint
-	$(BIN)/python -m pytest tests -n $(JOBS)
+	$(BIN)/python -m pytest tests -n $(JOBS) --dist loadscope -m 'not heavy and not hub'
+
+# What takes longer than the rest together: packaging, clusters, recorded numbers, the hub where it can be reached.
+test-heavy: $(READY)
+	$(BIN)/python -m pytest tests -n $(JOBS) --dist loadscope -m 'heavy or hub'
 
 # With all cores: what one process of a run would have.
 bench-engine: $(READY)
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest benchmarks/engine -o python_files='bench_*.py'
 
 evidence: $(READY)
-	$(BIN)/python -m tests.evidence
+	$(BIN)/python -m evidence
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench.engine.noise_floors import noise_floors
+from sae_bench.engine.noise_floors import EXTENSIONS, isotropic, noise_floors, register_noise_floor
 from sae_bench.engine.noise_pool import NoisePool, SeededDraws
-from sae_bench.errors import MeasurementError
+from sae_bench.errors import MeasurementError, UsageError
+from sae_bench.measure.properties import load_property
+from sae_bench.registry.registry import Registry
 
 WIDTH = 8
 NOISE = {floor.name: floor.replacement for floor in noise_floors() if floor.draws}
@@ -176,3 +181,68 @@ def test_a_pool_without_variety_is_an_error() -> None:
     ):
         with pytest.raises(MeasurementError, match=sentence):
             NOISE[name](x, error, same, SeededDraws(0, (0,), (4,), name, 0))
+
+
+@pytest.fixture
+def no_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No registrations of other tests."""
+    monkeypatch.setattr(EXTENSIONS, "registered", Registry("noise floor"))
+
+
+@pytest.mark.usefixtures("no_floors")
+def test_a_registered_floor_is_declared_and_listed_last() -> None:
+    built_in = noise_floors()
+
+    @register_noise_floor(draws=False, ratio=True, ablation=True, meaning="one", version=3)
+    def ones(x: torch.Tensor, error: torch.Tensor, pool: NoisePool, draw: SeededDraws) -> torch.Tensor:
+        return torch.ones_like(x)
+
+    assert noise_floors()[:-1] == built_in
+    declared = {metric.name: metric for metric in load_property("kl_gap").metrics}
+    assert {name for name in declared if name.endswith("_ones")} == {"kl_ones", "kappa_ones", "ratio_ones", "ce_ones"}
+    assert declared["kl_ones"].version == 3
+    assert declared["kl_ones"].noise_free
+    EXTENSIONS.registered.clear()
+    assert "kl_ones" not in {metric.name for metric in load_property("kl_gap").metrics}
+
+
+@pytest.mark.usefixtures("no_floors")
+@pytest.mark.parametrize("name", ["isotropic", "mine"])
+def test_a_taken_name_is_a_usage_error(name: str) -> None:
+    def floor(x: torch.Tensor, error: torch.Tensor, pool: NoisePool, draw: SeededDraws) -> torch.Tensor:
+        return x
+
+    floor.__name__ = name
+    with pytest.raises(UsageError, match=f"noise floor '{name}' .*give (it|one of them) another name"):
+        for _ in range(2):
+            register_noise_floor(draws=False, meaning="x")(floor)
+
+
+@pytest.mark.usefixtures("no_floors")
+@pytest.mark.parametrize("name", ["level", "sae", "error_top", "linear_removed"])
+def test_a_name_of_another_quantity_of_kl_gap_is_a_usage_error(name: str) -> None:
+    def floor(x: torch.Tensor, error: torch.Tensor, pool: NoisePool, draw: SeededDraws) -> torch.Tensor:
+        return x
+
+    floor.__name__ = name
+    register_noise_floor(draws=False, meaning="x")(floor)
+    with pytest.raises(UsageError, match=f"noise floor '{name}' has the name of another quantity of kl_gap"):
+        load_property("kl_gap")
+
+
+@pytest.mark.usefixtures("no_floors")
+def test_an_ablation_cannot_draw() -> None:
+    with pytest.raises(UsageError, match="is an ablation, which all SAEs of a site share, and cannot draw"):
+        register_noise_floor(draws=True, ablation=True, meaning="x")(isotropic)
+    with pytest.raises(UsageError, match="noise floor 'x' is a int, not a function of that name under @register_noise"):
+        EXTENSIONS.register("x", 1)  # type: ignore[arg-type]
+
+
+def test_declaring_floors_imports_no_torch() -> None:
+    code = (
+        "import sys; from sae_bench import register_noise_floor\n"
+        "register_noise_floor(draws=True, meaning='x')(lambda x, error, pool, draw: x)\n"
+        "from sae_bench.measure.properties import load_property\n"
+        "assert len(load_property('kl_gap').metrics) > 40 and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.docs_pages import blocks, commands, files
 
+pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[2]
 PAGE = "tutorial.md"
 GATE = "pytest --pyargs sae_bench.suite"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[2]
 MEGABYTE = 1_000_000
 OFFLINE = """

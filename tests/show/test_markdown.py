@@ -29,7 +29,7 @@ def test_what_had_no_value_and_has_none_is_no_change(make: Any, limit: str) -> N
     metrics = {"kl_per_doubling": make.metric(None, Verdict.UNDEFINED, limit=limit, reason="no other sizes")}
     report = make.report({"a": {"width": make.prop("width", metrics), "p": make.prop("p", {"m": make.metric()})}})
     text = markdown.summary(report)
-    assert "Everything that was judged is as it was accepted." in text
+    assert "Everything that was judged passes." in text
     assert "Not measured (undefined):\n\n- width: no other sizes\n" in text
     assert text.count("no other sizes") == 1
     page = report_html(report)
@@ -53,7 +53,7 @@ def test_the_worst_comes_first_and_the_rest_is_folded(make: Any) -> None:
     assert "reports/x/report.html" in text
 
 
-def test_headlines_of_all_saes_are_one_table(make: Any) -> None:
+def test_primary_metrics_of_all_saes_are_one_table(make: Any) -> None:
     folded = markdown.summary(make.full()).split("<details>")[1]
     rows = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in folded.splitlines() if row.startswith("| ")}
     head = [cell.strip() for cell in rows.pop("SAE")]
@@ -115,7 +115,7 @@ def test_six_saes_are_short_enough_to_be_read(make: Any) -> None:
 
 @pytest.mark.parametrize(("saes", "left_out"), [
     (30, "reported metrics"), (60, "judged metrics, reported metrics"),
-    (400, "headlines, judged metrics, reported metrics"),
+    (400, "primary metrics, judged metrics, reported metrics"),
 ])  # fmt: skip
 def test_many_saes_still_fit_into_a_comment(make: Any, saes: int, left_out: str) -> None:
     text = markdown.summary(_large(make, saes))
@@ -136,7 +136,7 @@ def test_equal_reports_in_another_order_give_equal_text(make: Any) -> None:
 def test_every_table_row_has_as_many_cells_as_its_head(make: Any) -> None:
     sae = "a|b`c"
     why = "x | y\nz <b> @someone #12 *bold* [link](http://x)"
-    known = make.metric(1.0, Verdict.KNOWN, message=f"m; known: {why}")
+    known = make.metric(1.0, Verdict.KNOWN, known_reason=why)
     text = markdown.summary(make.report({sae: {"p|q": make.prop("p|q", {"m|n": known})}}))
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
     assert widths == {9, 4, 3}
@@ -151,7 +151,7 @@ def test_reports_that_lack_things_say_so(make: Any) -> None:
     assert "it broke" in markdown.summary(failed)
     assert "**ERROR**" in markdown.summary(failed)
     passing = make.report({"a": {"kl_gap": make.prop("kl_gap", {"m": make.metric()})}})
-    assert "as it was accepted" in markdown.summary(passing)
+    assert "Everything that was judged passes." in markdown.summary(passing)
 
 
 def test_the_job_summary_is_appended_only_where_there_is_one(make: Any, tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from sae_bench.show.terminal import summary
 WHY = "no prompts of a circuit are registered: register_sae(..., circuit='prompts.jsonl')"
 
 
-def nothing(make: Any, name: str, why: str = WHY, *, metrics: int = 21, limited: int = 1) -> Any:
+def nothing(make: Any, name: str, why: str = WHY, *, detail: str = "", metrics: int = 21, limited: int = 1) -> Any:
     """A property without any value, as an SAE without labelled data has several."""
     found = {"kept": "", **{f"m{row:02}": "max:1" if row < limited else "" for row in range(metrics)}}
-    return make.prop(name, {metric: without(make, why, limit) for metric, limit in found.items()})
+    return make.prop(name, {metric: without(make, why, limit, detail) for metric, limit in found.items()})
 
 
-def without(make: Any, why: str, limit: str = "") -> Any:
-    return make.metric(None, Verdict.UNDEFINED, limit=limit, reason=why)
+def without(make: Any, why: str, limit: str = "", detail: str = "") -> Any:
+    return make.metric(None, Verdict.UNDEFINED, limit=limit, reason=why, detail=detail)
 
 
 def lines_below(text: str, heading: str) -> list[str]:
@@ -92,7 +92,7 @@ def test_saes_are_named_until_there_are_too_many(make: Any) -> None:
 
 
 def test_reasons_that_differ_in_an_saes_numbers_share_a_line(make: Any) -> None:
-    held = {sae: {"q": nothing(make, "q", f"too few: {sae} of 10")} for sae in ("3", "4")}
+    held = {sae: {"q": nothing(make, "q", "too few", detail=f"{sae} of 10")} for sae in ("3", "4")}
     assert undefined(make.report(held)) == {WITHOUT_ANY: ["q of all 2 SAEs: too few"]}
 
 

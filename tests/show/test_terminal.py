@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_bench.judge.verdicts import Verdict
 from sae_bench.registry.spec import SAESpec
+from sae_bench.report.records import Difference, Verdict
 from sae_bench.report.report import write_report
 from sae_bench.show.rows import verdict_line
 from sae_bench.show.terminal import listing, summary
@@ -68,7 +68,7 @@ def test_when_all_passes_six_saes_fit_one_screen(make: Any) -> None:
     assert text.count("pass") == 18 + 1
 
 
-def test_only_headlines_and_what_does_not_pass_get_a_line(make: Any) -> None:
+def test_only_primary_metrics_and_what_does_not_pass_get_a_line(make: Any) -> None:
     metrics = {
         "kl_sae": make.metric(),
         "ce_gap": make.metric(0.1, Verdict.FAIL),
@@ -112,7 +112,7 @@ def test_known_shows_its_reason_and_undefined_is_listed_with_its_own(make: Any) 
     assert "undefined metrics:\n  kl_gap.tail_rank of all 6 SAEs: only in the full tier\n" in text
 
 
-def test_new_metrics_share_their_headlines_line(make: Any) -> None:
+def test_new_metrics_share_the_line_of_their_primary_metric(make: Any) -> None:
     metrics = {"kl_sae": make.new(), "ce_gap": make.new(), "kl_level": make.metric(0.1, limit="max:0.25")}
     text = summary(make.report({"a": {"kl_gap": make.prop("kl_gap", metrics)}}))
     assert "new (+1)" in row(text, "kl_gap.kl_sae")
@@ -121,8 +121,8 @@ def test_new_metrics_share_their_headlines_line(make: Any) -> None:
 
 def test_incomparable_lists_what_differs_once(make: Any) -> None:
     metrics = {name: make.metric(0.1, Verdict.INCOMPARABLE) for name in ("kl_sae", "ce_gap")}
-    lines = ("kl_gap.kl_sae of a cannot be compared", "  corpus: 'x' now, 'y' accepted")
-    text = summary(make.report({"a": {"kl_gap": make.prop("kl_gap", metrics, lines=lines)}}))
+    differences = (Difference("corpus", "x", "y"),)
+    text = summary(make.report({"a": {"kl_gap": make.prop("kl_gap", metrics, differences=differences)}}))
     assert text.count("corpus: 'x' now, 'y' accepted") == 1
     assert "INCOMPARABLE (+1)" in text
 
@@ -165,7 +165,8 @@ def test_escape_sequences_in_a_report_do_not_reach_the_terminal(make: Any) -> No
 
 @settings(max_examples=25, deadline=None)
 @given(
-    value=st.floats(allow_nan=False, allow_infinity=False), limit=st.sampled_from(["5%", "2se", "0.1", "max:1", "?"])
+    value=st.floats(allow_nan=False, allow_infinity=False),
+    limit=st.sampled_from(["5%", "2se", "0.1", "max:1", "min:-1"]),
 )
 def test_any_number_has_a_row(make: Any, value: float, limit: str) -> None:
     found = make.metric(value, Verdict.PASS, limit=limit, change=value, interval=(value, value + abs(value)))

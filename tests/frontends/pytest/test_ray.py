@@ -16,6 +16,7 @@ from sae_bench.registry.spec import SAESpec
 from sae_bench.run.ray import client, pinned_files
 from sae_bench.run.ray.client import RayFront, divided
 
+pytestmark = pytest.mark.heavy
 REGISTER = """
 import os, signal
 from pathlib import Path

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from sae_bench.measure.geometry import (
     Neighbours,
-    match_directions,
-    row_cosines,
+    cosine_peaks,
     crosstalk,
     gini,
     largest_matching,
+    match_directions,
     nearest_neighbours,
-    cosine_peaks,
     neighbour_in_degrees,
+    row_cosines,
 )
 from sae_bench.measure.geometry import matching as matching_module
 from sae_bench.sae.sparse_codes import SparseCodes

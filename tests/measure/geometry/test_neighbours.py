@@ -20,8 +20,8 @@ from sae_bench.measure.geometry import (
     frame_potential_excess,
     gini,
     nearest_neighbours,
-    rms_cosine,
     neighbour_in_degrees,
+    rms_cosine,
     welch_bound,
 )
 from sae_bench.sae.formats import read_sae

@@ -12,7 +12,7 @@ from sae_bench.engine.bench import Bench
 from sae_bench.measure.arrays import Floats
 from sae_bench.measure.measurement import Undefined
 from sae_bench.measure.properties import load_property
-from sae_bench.measure.properties.tokens import FALSE_DISCOVERIES, PROPERTY, compare
+from sae_bench.measure.properties.tokens import FALSE_DISCOVERIES, PROPERTY, compare_types
 from sae_bench.measure.shared.token_type_gaps import TOKEN_GAP
 from sae_bench.measure.uncertainty import standard_error
 
@@ -31,7 +31,7 @@ def simulated(seed: int, effects: Floats, shared: float = 0.0) -> tuple[Floats, 
 def test_planted_types_are_found() -> None:
     effects = np.zeros(TYPES)
     effects[:4] = 1.0, -1.0, 1.0, -1.0
-    found = compare(*simulated(0, effects, shared=0.5), np.arange(TYPES))
+    found = compare_types(*simulated(0, effects, shared=0.5), np.arange(TYPES))
     assert set(np.flatnonzero(found.q() < FALSE_DISCOVERIES)) == {0, 1, 2, 3}
     assert found.between == pytest.approx(np.var(effects), rel=0.2)
 
@@ -40,7 +40,7 @@ def test_shrunk_gaps_are_nearer_to_the_truth() -> None:
     effects = 0.07 * np.random.default_rng(1).normal(size=TYPES)
     raw, shrunk = [], []
     for seed in range(30):
-        found = compare(*simulated(seed, effects, shared=0.5), np.arange(TYPES))
+        found = compare_types(*simulated(seed, effects, shared=0.5), np.arange(TYPES))
         raw.append(np.square(found.gap - found.mean - effects + effects.mean()).sum())
         shrunk.append(np.square(found.shrunk - found.mean - effects + effects.mean()).sum())
     assert np.mean(shrunk) < 0.75 * np.mean(raw)
@@ -50,7 +50,7 @@ def test_without_types_that_differ_nothing_is_found() -> None:
     """Of 200 simulations at most 5% plus its error may name any type; the spread is noise on average."""
     discoveries, between = [], []
     for seed in range(200):
-        found = compare(*simulated(seed, np.zeros(TYPES), shared=0.5), np.arange(TYPES))
+        found = compare_types(*simulated(seed, np.zeros(TYPES), shared=0.5), np.arange(TYPES))
         discoveries.append(bool((found.q() < FALSE_DISCOVERIES).any()))
         between.append(1 - np.mean(found.error**2) / found.spread)
     assert np.mean(discoveries) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
@@ -59,7 +59,7 @@ def test_without_types_that_differ_nothing_is_found() -> None:
 
 
 def test_errors_of_types_are_those_of_repeated_documents() -> None:
-    runs = [compare(*simulated(seed, np.zeros(TYPES), shared=0.5), np.arange(TYPES)) for seed in range(200)]
+    runs = [compare_types(*simulated(seed, np.zeros(TYPES), shared=0.5), np.arange(TYPES)) for seed in range(200)]
     spread = np.std([found.gap - found.mean for found in runs], axis=0)
     assert np.mean([found.error for found in runs], axis=0).mean() == pytest.approx(spread.mean(), rel=0.1)
 

@@ -18,7 +18,9 @@ WORDS = st.lists(st.tuples(st.text(max_size=5), st.floats(-1e-6, 50, allow_nan=F
 
 @given(documents=st.dictionaries(st.integers(0, 99), WORDS, max_size=5))
 def test_what_is_packed_comes_back(documents: dict[int, list[tuple[str, float]]]) -> None:
-    series = packed_text.pack_documents((key, [w for w, _ in rows], [kl for _, kl in rows]) for key, rows in documents.items())
+    series = packed_text.pack_documents(
+        (key, [w for w, _ in rows], [kl for _, kl in rows]) for key, rows in documents.items()
+    )
     found = packed_text.unpack_documents(series)
     assert found.keys() == documents.keys()
     for key, rows in documents.items():

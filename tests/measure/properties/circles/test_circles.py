@@ -158,7 +158,9 @@ def test_intervals_cover_at_their_nominal_rate() -> None:
             "circular_share": circular_power.jackknife_products([whole], circular_power.circular_share, ""),
             "roundness": circular_power.jackknife_products([whole], circular_power.roundness, ""),
             "kept": circular_power.jackknife_products([ours, rest, whole], circular_power.retained_circle, ""),
-            "class_kept": circular_power.jackknife_products([ours, rest, whole], circular_power.retained_class_spread, ""),
+            "class_kept": circular_power.jackknife_products(
+                [ours, rest, whole], circular_power.retained_class_spread, ""
+            ),
         }
         for name, estimate in found.items():
             span = interval(estimate, 0.05)
@@ -190,7 +192,9 @@ def test_a_circle_of_the_same_size_that_points_elsewhere_is_not_kept() -> None:
              {"site": rows, "ours": elsewhere, "rest": rows - elsewhere}.items()}  # fmt: skip
     assert circular_power.share_of_site_power(found["ours"], found["site"]) == pytest.approx(1, abs=0.05)
     assert circular_power.retained_circle(found["ours"], found["rest"], found["site"]) == pytest.approx(0, abs=0.05)
-    assert circular_power.retained_class_spread(found["ours"], found["rest"], found["site"]) == pytest.approx(0, abs=0.05)
+    assert circular_power.retained_class_spread(found["ours"], found["rest"], found["site"]) == pytest.approx(
+        0, abs=0.05
+    )
 
 
 # Planted at the demo's site: the words of its corpus, other activations

@@ -26,7 +26,7 @@ from sae_bench.measure.datasets.circuit_file import CircuitSet, read_circuit
 from sae_bench.measure.measurement import Influence, Measurement, Ratio, Undefined
 from sae_bench.measure.properties import TRANSCODER
 from sae_bench.measure.properties.circuits import METRICS, PROPERTY, logit_differences, measure
-from sae_bench.measure.properties.circuits.prompt_effects import Design, compare_features
+from sae_bench.measure.properties.circuits.prompt_effects import PromptDesign, compare_features
 from sae_bench.measure.uncertainty import interval
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import parse_site
@@ -333,13 +333,13 @@ def test_prompts_the_model_cannot_read_name_their_line(
 # Statistics, on simulated prompts
 
 
-def design(clusters: int = 60, templates: int = 5) -> Design:
+def design(clusters: int = 60, templates: int = 5) -> PromptDesign:
     """Four prompts a cluster, two of each order."""
     cluster_of = np.repeat(np.arange(clusters), 4)
-    return Design(cluster_of, {"order": np.tile([0, 1, 0, 1], clusters), "template": cluster_of % templates})
+    return PromptDesign(cluster_of, {"order": np.tile([0, 1, 0, 1], clusters), "template": cluster_of % templates})
 
 
-def simulated(rng: np.random.Generator, plan: Design, order: float, template: float) -> np.ndarray:
+def simulated(rng: np.random.Generator, plan: PromptDesign, order: float, template: float) -> np.ndarray:
     own = rng.normal(size=plan.clusters)[plan.cluster_of]
     kinds = np.linspace(-1, 1, 5)[plan.factors["template"]]
     return 3 + order * (plan.factors["order"] * 2 - 1) + template * kinds + 0.7 * own + rng.normal(size=len(own))
@@ -444,23 +444,27 @@ def test_gradients_are_slopes(demo: Callable[..., Bench]) -> None:
     direction = torch.randn(task.read[0].x.shape, generator=torch.Generator().manual_seed(0))
     step = 1e-2 * direction
     up, down = (
-        logit_differences.patched_differences(bench, task, [0], [task.read[0].x + sign * step]).item() for sign in (1, -1)
+        logit_differences.patched_differences(bench, task, [0], [task.read[0].x + sign * step]).item()
+        for sign in (1, -1)
     )
-    slope = float((logit_differences.gradients(bench, task)[0] * direction).sum())
+    slope = float((logit_differences.difference_gradients(bench, task)[0] * direction).sum())
     assert slope == pytest.approx((up - down) / 2e-2, rel=0.01)
 
 
 def test_what_all_features_write_is_the_reconstruction(demo: Callable[..., Bench]) -> None:
     bench = demo()
     _, task = given(bench, 1)
-    seen = logit_differences.coded(bench, task)
+    seen = logit_differences.encode_prompts(bench, task)
     firing = (seen.codes[0] != 0).any(0).nonzero().flatten().tolist()
-    parts = [logit_differences.written(bench, task, seen, 0, feature) for feature in firing]
+    parts = [logit_differences.feature_contribution(bench, task, seen, 0, feature) for feature in firing]
     whole = torch.stack([part for part in parts if part is not None]).sum(0)
     whole[1:] += bench.sae.b_dec
     torch.testing.assert_close(whole[1:], seen.xhat[0][1:], atol=1e-4, rtol=1e-4)
     assert not whole[0].any()
-    assert logit_differences.written(bench, task, seen, 0, next(j for j in range(768) if j not in firing)) is None
+    assert (
+        logit_differences.feature_contribution(bench, task, seen, 0, next(j for j in range(768) if j not in firing))
+        is None
+    )
 
 
 def test_the_demo_solves_the_task_and_its_saes_keep_it(demo: Callable[..., Bench]) -> None:

@@ -12,13 +12,13 @@ from sae_bench.measure.arrays import Floats
 from sae_bench.measure.properties.concepts.ccs import (
     first_component,
     imbalance_curves,
-    paired_half,
-    pairs_of,
+    match_pairs,
+    pair_differences,
     principal_axes,
-    salience,
-    search,
+    search_truth,
+    truth_salience,
 )
-from sae_bench.measure.properties.concepts.probes import Half, ProbeScore, cross
+from sae_bench.measure.properties.concepts.probes import Half, ProbeScore, cross_score
 from tests.measure.properties.concepts.test_probes import CONFIDENCE, covered
 
 CLUSTERS, WIDTH = 120, 6
@@ -50,7 +50,7 @@ def pairs(seed: int, strength: float, other: float = 0.0, noise: float = 1.0, ea
 def alone(seen: tuple[Half, Half]) -> ProbeScore:
     """The search without its curves."""
     axes = [principal_axes(half.x[: len(half.x) // 2]) for half in seen]
-    return cross([first_component(half, each) for half, each in zip(seen, axes, strict=True)], seen, CLUSTERS)
+    return cross_score([first_component(half, each) for half, each in zip(seen, axes, strict=True)], seen, CLUSTERS)
 
 
 def curves(seen: tuple[Half, Half], shares: list[float], strengths: list[float], seed: int = 0) -> Floats:
@@ -60,19 +60,19 @@ def curves(seen: tuple[Half, Half], shares: list[float], strengths: list[float],
 
 def test_a_planted_truth_is_found_and_stands_out() -> None:
     seen = pairs(0, strength=3.0, noise=0.5)
-    found = search(seen, CLUSTERS, 0)
+    found = search_truth(seen, CLUSTERS, 0)
     assert found.found.value > 0.99
     assert found.found.value == alone(seen).value
     assert found.truth[0, 0] == pytest.approx(found.found.value, abs=0.01)
-    share, rank = salience(seen, CLUSTERS)
+    share, rank = truth_salience(seen, CLUSTERS)
     assert share.value == pytest.approx(1, abs=0.01)
     assert rank.value == 1
 
 
 def test_what_varies_more_than_the_truth_is_found_instead() -> None:
     seen = pairs(0, strength=3.0, other=5.0, noise=0.5)
-    assert search(seen, CLUSTERS, 0).found.value == pytest.approx(0.5, abs=0.12)
-    share, rank = salience(seen, CLUSTERS)
+    assert search_truth(seen, CLUSTERS, 0).found.value == pytest.approx(0.5, abs=0.12)
+    share, rank = truth_salience(seen, CLUSTERS)
     assert share.value == pytest.approx(9.25 / 25.25, rel=0.15)
     assert rank.value == 2
 
@@ -113,7 +113,7 @@ def test_pairs_stand_alike_and_words_stay_together() -> None:
         positive=np.array([True, True, False, False, True, False, True]),
         pair=np.array([0, 0, 0, 0, 0, 1, 1]),
     )
-    assert pairs_of(placed, 0).tolist() == [[0, 3], [1, 2], [5, 4]]  # type: ignore[arg-type]
+    assert match_pairs(placed, 0).tolist() == [[0, 3], [1, 2], [5, 4]]  # type: ignore[arg-type]
 
 
 def test_a_pair_goes_with_both_of_its_clusters() -> None:
@@ -124,7 +124,7 @@ def test_a_pair_goes_with_both_of_its_clusters() -> None:
         np.arange(4),
         np.array([0, 0, 1, 0]),
     )
-    found = paired_half(half, np.array([[0, 1], [2, 3]]))
+    found = pair_differences(half, np.array([[0, 1], [2, 3]]))
     assert found.x == pytest.approx(np.array([[-4, -8], [-20, -24], [4, 8], [20, 24]]))
     assert found.positive.tolist() == [True, True, False, False]
     assert {(int(row), int(of)) for row, of in zip(found.row, found.of, strict=True)} == {

@@ -28,9 +28,9 @@ from sae_bench.judge.verdicts import AcceptedProperty, Verdict
 from sae_bench.measure.datasets.concept_tokens import ConceptTokens
 from sae_bench.measure.measurement import Accepted, Measurement, Undefined
 from sae_bench.measure.properties.concepts import METRICS, PROPERTY, measure
-from sae_bench.measure.properties.concepts.concepts_at_site import at_site, in_embedding
+from sae_bench.measure.properties.concepts.concepts_at_site import measure_at_site, measure_in_embedding
 from sae_bench.measure.properties.concepts.concepts_in_sae import random_cosine
-from sae_bench.measure.properties.concepts.occurrences import BOTH, halves_of_words, placed_concepts
+from sae_bench.measure.properties.concepts.occurrences import BOTH, locate_concepts, split_words
 from sae_bench.measure.properties.concepts.series import p_value
 from sae_bench.measure.uncertainty import standard_error
 from sae_bench.model.load import load_model
@@ -119,7 +119,7 @@ def test_words_without_a_meaning_are_chance(tmp_path: Path) -> None:
     path = tmp_path / "made_up.toml"
     path.write_text(f"[[concept]]\nname = 'nothing'\npositive = {dealt[::2]}\nnegative = {dealt[1::2]}\n")
     made_up = bench(concepts=str(path))
-    site = next(site for site in at_site(made_up, placed_concepts(made_up)) if site.placed.name == "nothing")
+    site = next(site for site in measure_at_site(made_up, locate_concepts(made_up)) if site.placed.name == "nothing")
     assert site.placed.positive.sum() == (~site.placed.positive).sum() == 400
     assert p_value(site.found.value, site.null) > 0.05
     assert site.null.mean() == pytest.approx(0.5, abs=0.05)
@@ -138,8 +138,8 @@ def test_p_is_uniform_where_words_are_dealt_at_random() -> None:
     for seed in range(100):
         dealt = np.random.default_rng(seed).permutation(ids).tolist()
         sets = ConceptTokens(tuple(sorted(dealt[::2])), tuple(sorted(dealt[1::2])))
-        placed = SimpleNamespace(tokens=sets, token_half=halves_of_words(sets, len(words), seed))
-        found.append(in_embedding(bench(), placed, 39))  # type: ignore[arg-type]
+        placed = SimpleNamespace(tokens=sets, token_half=split_words(sets, len(words), seed))
+        found.append(measure_in_embedding(bench(), placed, 39))  # type: ignore[arg-type]
     p = np.array([p_value(each.value, each.null) for each in found if each is not None])
     assert len(p) == 100
     assert kstest(p, "uniform").pvalue > 0.001
@@ -157,7 +157,7 @@ def test_the_identity_keeps_every_concept() -> None:
 
 def without_upper_case(sae: Any) -> Any:
     """An identity that writes how far into the document a token stands along both halves' directions of upper case."""
-    site = next(site for site in at_site(bench(), placed_concepts(bench())) if site.placed.name == "upper_case")
+    site = next(site for site in measure_at_site(bench(), locate_concepts(bench())) if site.placed.name == "upper_case")
     basis = np.linalg.qr(np.column_stack([reader.weights for reader in site.readers]))[0]
     made = controls.identity(sae.d_in)
     rows = bench().site_data.rows[bench().site_data.kept_positions]
@@ -196,9 +196,9 @@ def test_losing_a_concept_fails_against_the_accepted_report(sound: Measurement, 
 
 
 def test_every_tier_speaks_of_the_same_places(sound: Measurement) -> None:
-    found = placed_concepts(bench(tier="full"))
+    found = locate_concepts(bench(tier="full"))
     assert found.clusters == sound.clusters
-    assert [placed.place for placed in found.concepts] == [placed.place for placed in placed_concepts(bench()).concepts]
+    assert [placed.place for placed in found.concepts] == [placed.place for placed in locate_concepts(bench()).concepts]
 
 
 def test_other_batches_give_the_same_numbers(sound: Measurement) -> None:
@@ -210,7 +210,7 @@ def test_other_batches_give_the_same_numbers(sound: Measurement) -> None:
 
 
 def test_halves_share_neither_a_document_nor_a_word() -> None:
-    found = placed_concepts(bench())
+    found = locate_concepts(bench())
     assert not found.missing
     for placed in found.concepts:
         first, second = (placed.half == half for half in (0, 1))
@@ -228,11 +228,11 @@ def test_halves_share_neither_a_document_nor_a_word() -> None:
 
 def test_words_of_a_pair_share_a_half_and_a_single_word_is_in_both() -> None:
     for seed in range(5):
-        half = halves_of_words(ConceptTokens((1, 2, 5), (3, 4, 6), ((1, 3), (2, 4))), 8, seed)
+        half = split_words(ConceptTokens((1, 2, 5), (3, 4, 6), ((1, 3), (2, 4))), 8, seed)
         assert half[1] == half[3] != half[2] == half[4]
         assert half[[0, 7]].tolist() == [-1, -1]
         assert set(half[5:7]) <= {0, 1}
-    assert sorted(halves_of_words(ConceptTokens((1,), (2, 3)), 4, 0).tolist()) == [-1, 0, 1, BOTH]
+    assert sorted(split_words(ConceptTokens((1,), (2, 3)), 4, 0).tolist()) == [-1, 0, 1, BOTH]
 
 
 def test_series_are_small(sound: Measurement) -> None:

@@ -20,12 +20,12 @@ from sae_bench.measure.properties.concepts.probes import (
     ProbeScore,
     auroc,
     auroc_without,
-    best_column,
-    cross,
+    cross_score,
     d_prime,
-    mean_difference,
-    permuted,
-    probe,
+    fit_best_column,
+    fit_mean_difference,
+    fit_probe,
+    permute_labels,
 )
 from sae_bench.measure.properties.concepts.series import p_value
 from sae_bench.measure.uncertainty import interval, leave_one_out
@@ -88,15 +88,15 @@ def test_a_row_of_two_clusters_goes_with_either() -> None:
 
 def test_a_mean_difference_without_a_cluster_is_fitted_without_it() -> None:
     half = halves(2, 1.0)[0]
-    found = mean_difference(half)
+    found = fit_mean_difference(half)
     assert found.weights == pytest.approx(half.x[half.positive].mean(0) - half.x[~half.positive].mean(0))
-    expected = np.column_stack([mean_difference(without(half, cluster)).weights for cluster in range(60)])
+    expected = np.column_stack([fit_mean_difference(without(half, cluster)).weights for cluster in range(60)])
     assert found.without == pytest.approx(expected)
 
 
 def test_a_probe_is_scikit_learns_and_moves_by_a_newton_step() -> None:
     half = halves(3, 1.5)[0]
-    found = probe(half, 2)
+    found = fit_probe(half, 2)
     assert found.chosen is not None
     assert 0 in found.chosen
     z = (half.x - half.x.mean(0))[:, found.chosen] / half.x.std(0)[found.chosen]
@@ -117,10 +117,10 @@ def test_selection_does_not_see_a_columns_scale(sparse: bool) -> None:
     make: Callable[[Floats], object] = csr_array if sparse else np.asarray
     plain, scaled = replace(half, x=make(half.x)), replace(half, x=make(half.x * scale))
     assert d_prime(scaled) == pytest.approx(d_prime(plain))
-    assert best_column(scaled).chosen == best_column(plain).chosen == [0]
+    assert fit_best_column(scaled).chosen == fit_best_column(plain).chosen == [0]
     for k in (1, 3):
-        ours = cross([probe(each, k) for each in (plain, plain)], (plain, plain), CLUSTERS)
-        theirs = cross([probe(each, k) for each in (scaled, scaled)], (scaled, scaled), CLUSTERS)
+        ours = cross_score([fit_probe(each, k) for each in (plain, plain)], (plain, plain), CLUSTERS)
+        theirs = cross_score([fit_probe(each, k) for each in (scaled, scaled)], (scaled, scaled), CLUSTERS)
         assert ours.value == pytest.approx(theirs.value, abs=1e-6)
 
 
@@ -132,14 +132,14 @@ def test_a_constant_column_separates_nothing() -> None:
 
 
 FITS: dict[str, Callable[[Half], Probe]] = {
-    "mean difference": mean_difference,
-    "best column": best_column,
-    "probe": lambda half: probe(half, 2),
+    "mean difference": fit_mean_difference,
+    "best column": fit_best_column,
+    "probe": lambda half: fit_probe(half, 2),
 }
 
 
 def read(fit: Callable[[Half], Probe], seen: Sequence[Half]) -> ProbeScore:
-    return cross([fit(half) for half in seen], seen, CLUSTERS)
+    return cross_score([fit(half) for half in seen], seen, CLUSTERS)
 
 
 @pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
@@ -153,8 +153,8 @@ def test_a_planted_concept_is_found_and_an_absent_one_is_chance(fit: Callable[[H
 def test_in_sample_the_absent_concept_would_look_present() -> None:
     """Why nothing is scored where it was fitted."""
     half = halves(0, 0.0, width=60)[0]
-    assert auroc(half.x @ mean_difference(half).weights, half.positive) > 0.7
-    assert abs(read(mean_difference, halves(0, 0.0, width=60)).value - 0.5) < 0.15
+    assert auroc(half.x @ fit_mean_difference(half).weights, half.positive) > 0.7
+    assert abs(read(fit_mean_difference, halves(0, 0.0, width=60)).value - 0.5) < 0.15
 
 
 def words(seed: int, effect: float) -> tuple[list[Half], list[Ints]]:
@@ -172,9 +172,9 @@ def words(seed: int, effect: float) -> tuple[list[Half], list[Ints]]:
 
 def p_of(seed: int, effect: float) -> float:
     seen, unit = words(seed, effect)
-    null, directions = permuted(seen, seen, [(each, each) for each in unit], 99, seed)
+    null, directions = permute_labels(seen, seen, [(each, each) for each in unit], 99, seed)
     assert directions.shape == (WIDTH, 99)
-    return p_value(read(mean_difference, seen).value, null)
+    return p_value(read(fit_mean_difference, seen).value, null)
 
 
 def test_dealt_labels_are_what_chance_would_give() -> None:
@@ -195,7 +195,7 @@ def test_dealt_labels_are_those_of_the_words_in_both_parts_of_a_half() -> None:
         for half, rows in zip(same, part, strict=True)
     ]
     units = [(each, each[rows]) for each, rows in zip(unit, part, strict=True)]
-    null, directions = permuted(same, fewer, units, 50, 0)
+    null, directions = permute_labels(same, fewer, units, 50, 0)
     positive = directions > 0
     assert (positive.sum(0) == (np.arange(40) % 3 == 0).sum()).all()
     assert null.std() > 0
@@ -221,21 +221,21 @@ def worse(x: Floats, seed: int) -> Floats:
 
 def change(seed: int) -> ProbeScore:
     seen = halves(seed, 1.0)
-    readers = [mean_difference(half) for half in seen]
+    readers = [fit_mean_difference(half) for half in seen]
     kept = [replace(half, x=worse(half.x, 2 * seed + row)) for row, half in enumerate(seen)]
-    return cross(readers, kept, CLUSTERS) - cross(readers, seen, CLUSTERS)
+    return cross_score(readers, kept, CLUSTERS) - cross_score(readers, seen, CLUSTERS)
 
 
 def best_of_two(seed: int) -> ProbeScore:
     """A concept that is the second axis by far: which column is best does not change from sample to sample."""
-    return read(best_column, halves(seed, 1.5))
+    return read(fit_best_column, halves(seed, 1.5))
 
 
 RUN: dict[str, Callable[[int], ProbeScore]] = {
-    "mean difference": lambda seed: read(mean_difference, halves(seed, 1.0)),
+    "mean difference": lambda seed: read(fit_mean_difference, halves(seed, 1.0)),
     "change": change,
     "best column": best_of_two,
-    "probe": lambda seed: read(lambda half: probe(half, 2), halves(seed, 1.5)),
+    "probe": lambda seed: read(lambda half: fit_probe(half, 2), halves(seed, 1.5)),
 }
 
 

@@ -26,7 +26,12 @@ from sae_bench.measure.datasets.balanced_sampling import sample_cells, split_cel
 from sae_bench.measure.datasets.contrast_file import read_contrast, shifted_path
 from sae_bench.measure.measurement import Undefined
 from sae_bench.measure.properties.contrast import METRICS, PROPERTY, measure
-from sae_bench.measure.properties.contrast.propensity import MULTIPLIERS, _propensities, samples, slopes
+from sae_bench.measure.properties.contrast.propensity import (
+    MULTIPLIERS,
+    _propensities,
+    propensity_slopes,
+    tokenise_pairs,
+)
 from sae_bench.measure.shared.factor_variance import omega_squared, permutation_p, worst_level_share
 from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.multiple_testing import holm
@@ -311,7 +316,7 @@ def test_answers_of_several_tokens_are_steered_up_to_their_end(
     asked = Asked(solved, bench_of, True)
     bench = asked.bench(write(rows))
     dataset = read_contrast(bench.related.contrast or "")
-    found = samples(bench, dataset, dataset.pairs)
+    found = tokenise_pairs(bench, dataset, dataset.pairs)
     runner = LastPositionRunner(asked.model, parse_site("blocks.0.hook_resid_pre"), 1 << 20)
     sample, shift = found[0], 0.3 * asked.trait
     wanted = []
@@ -339,7 +344,7 @@ def test_questions_the_model_cannot_read_name_their_line(
         measure(bench)
     dataset = read_contrast(bench.related.contrast or "")
     with pytest.raises(MeasurementError, match=named):  # also in a tier that does not ask it
-        samples(bench, dataset, dataset.pairs[10:12])
+        tokenise_pairs(bench, dataset, dataset.pairs[10:12])
 
 
 def test_without_a_dataset_everything_is_undefined_and_nothing_fails(solved: Any, bench_of: Any) -> None:
@@ -414,7 +419,7 @@ def test_the_worst_level_is_found_in_any_factor() -> None:
 def test_the_slope_of_a_propensity_is_its_least_squares_line() -> None:
     assert sum(step * step for step in MULTIPLIERS) == 7.0
     curves = np.random.default_rng(2).normal(size=(3, len(MULTIPLIERS)))
-    np.testing.assert_allclose(slopes(curves), np.polyfit(MULTIPLIERS, curves.T, 1)[0], atol=1e-12)
+    np.testing.assert_allclose(propensity_slopes(curves), np.polyfit(MULTIPLIERS, curves.T, 1)[0], atol=1e-12)
 
 
 def test_the_report_holds_curves_of_single_questions_and_the_variance_by_factor(
@@ -428,7 +433,7 @@ def test_the_report_holds_curves_of_single_questions_and_the_variance_by_factor(
         assert lines.columns["x"] == list(MULTIPLIERS)
         assert set(lines.columns) == {"x", *(f"line {line}" for line in found.clusters)}
     curves = np.array([found.series["propensity_lines"].columns[f"line {line}"] for line in found.clusters])
-    assert np.mean(slopes(curves)) == pytest.approx(found.estimates["steerability"].value, abs=1e-9)
+    assert np.mean(propensity_slopes(curves)) == pytest.approx(found.estimates["steerability"].value, abs=1e-9)
     # Nothing is added at 0, so every arm's curves meet there.
     others = [found.series["propensity_lines_random_direction"].columns[f"line {line}"] for line in found.clusters]
     np.testing.assert_allclose(curves[:, 3], np.array(others)[:, 3], atol=1e-6)

@@ -23,7 +23,7 @@ from sae_bench.engine.site_data import capture_site
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Estimate, Influence, Measurement, Ratio, Undefined
 from sae_bench.measure.properties.layers import METRICS, PROPERTY
-from sae_bench.measure.properties.layers.direct_effects import Effects, Writing, _estimates
+from sae_bench.measure.properties.layers.direct_effects import Effects, FeatureWrites, _estimates
 from sae_bench.measure.properties.layers.persistence import mean_correlation
 from sae_bench.measure.properties.layers.tuned_lens import _training, tuned_lens
 from sae_bench.measure.shared.document_halves import document_halves
@@ -159,7 +159,7 @@ class TestEffects:
             cosine = 0.4 + effect + 0.1 * rng.normal(size=(features, documents))
             square = rng.lognormal(0, 0.3, size=(features, documents))
             cells = [(feature, document) for feature in range(features) for document in range(documents)]
-            writings = [Writing(*cell, *[torch.empty(0)] * 4) for cell in cells]
+            writings = [FeatureWrites(*cell, *[torch.empty(0)] * 4) for cell in cells]
             effects = [
                 Effects(np.array([cosine[cell]]), np.array([(0.3 + effect[cell]) * square[cell]]), square[cell][None])
                 for cell in cells

@@ -15,9 +15,9 @@ from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Influence, Undefined
 from sae_bench.measure.properties.steering.condition_slopes import ConditionSlopes, slopes
 from sae_bench.measure.properties.steering.directions import covariance_directions, other_features
-from sae_bench.measure.properties.steering.significance import against_floors, exceedance
+from sae_bench.measure.properties.steering.significance import compare_with_controls, exceedance
 from sae_bench.measure.properties.steering.steered_features import choose_features
-from sae_bench.measure.properties.steering.target_tokens import find_targets, target_sets
+from sae_bench.measure.properties.steering.target_tokens import build_target_sets, find_targets
 from sae_bench.measure.shared.document_halves import document_halves
 from sae_bench.measure.shared.keyed_random import keyed_order, random_directions
 from sae_bench.measure.shared.two_way_clusters import Grid, two_way_mean, two_way_ratio
@@ -97,7 +97,7 @@ def test_target_sets_hold_no_special_token() -> None:
     rise = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).double()
     rise[:, :5] += 100
     special = torch.arange(40) < 5
-    targets = target_sets(rise, special)
+    targets = build_target_sets(rise, special)
     assert all(token >= 5 for each in targets.tokens for token in each)
     assert [list(each) for each in targets.tokens] == (rise[:, 5:].topk(10).indices + 5).tolist()
     flat = torch.zeros(1, 40)
@@ -107,9 +107,9 @@ def test_target_sets_hold_no_special_token() -> None:
 def test_target_sets_that_are_empty_or_all_special_are_errors() -> None:
     rise = torch.randn(2, 20).double()
     with pytest.raises(MeasurementError, match="has 10 that are not special"):
-        target_sets(rise, torch.arange(20) < 10)
+        build_target_sets(rise, torch.arange(20) < 10)
     with pytest.raises(MeasurementError, match="empty target set"):
-        target_sets(torch.zeros(2, 20).double(), torch.zeros(20, dtype=torch.bool))
+        build_target_sets(torch.zeros(2, 20).double(), torch.zeros(20, dtype=torch.bool))
 
 
 def test_targets_are_what_the_clean_model_favours_not_where_the_direction_points(planted: Any) -> None:
@@ -253,7 +253,7 @@ def test_directions_without_meaning_are_found_at_the_rate_of_false_discoveries(k
         drawn = null_rows(generator, kind, 1)[0], null_rows(generator, kind, 128)
         # Their size is 1.4 times that of random directions, as that of decoder rows is: it must not make them steer.
         random = null_rows(generator, "normal", 64) / 1.4
-        found.append(against_floors(drawn[0], random, drawn[1], everything).found.mean())
+        found.append(compare_with_controls(drawn[0], random, drawn[1], everything).found.mean())
     assert np.mean(np.array(found) > 0) < 0.15
     assert np.mean(np.array(found) > 0.1) < 0.01
 
@@ -263,13 +263,13 @@ def test_strong_directions_are_found() -> None:
     random, others = (generator.normal(size=(rows, 32)) for rows in (64, 128))
     strong = np.where(np.arange(32) < 16, 5.0, 0.0)
     everything = np.ones_like(others, dtype=bool)
-    found = against_floors(strong, random, others, everything).found
+    found = compare_with_controls(strong, random, others, everything).found
     assert found[:16].all()
     assert found[16:].mean() < 0.1
     # Either floor alone can stop a feature.
-    assert not against_floors(strong, 10 * random, others, everything).found.any()
-    assert not against_floors(strong, random, 10 * others, everything).found.any()
-    assert not against_floors(np.zeros(32), 0 * random, 0 * others, everything).found.any()
+    assert not compare_with_controls(strong, 10 * random, others, everything).found.any()
+    assert not compare_with_controls(strong, random, 10 * others, everything).found.any()
+    assert not compare_with_controls(np.zeros(32), 0 * random, 0 * others, everything).found.any()
 
 
 def test_exceedance_counts_by_hand_and_leaves_a_feature_out_of_its_own_floor() -> None:

@@ -21,7 +21,7 @@ from sae_bench.judge.limits import parse_rule
 from sae_bench.judge.verdicts import PropertyVerdict, Verdict
 from sae_bench.measure.measurement import Influence, Measurement, Undefined
 from sae_bench.measure.properties.steering import METRICS, PROPERTY, measure
-from sae_bench.measure.properties.steering.responses import STRENGTHS, respond
+from sae_bench.measure.properties.steering.responses import STRENGTHS, measure_responses
 from sae_bench.measure.properties.steering.target_tokens import find_targets
 from sae_bench.measure.shared.last_position import LastPositionRunner
 from sae_bench.measure.shared.unit_strength import unit_strength
@@ -79,7 +79,7 @@ def test_slopes_on_a_linear_model_have_their_closed_form(planted: Any) -> None:
     directions = planted.directions[features]
     runner = LastPositionRunner(planted.model, bench.site, bench.settings.memory_bytes)
     pairs = [(0, 0), (1, 1), (2, 2), (0, 1)]
-    found = respond(bench, runner, [1, 3, 5], directions, pairs, [0, 1, 2], targets)
+    found = measure_responses(bench, runner, [1, 3, 5], directions, pairs, [0, 1, 2], targets)
     wanted = planted.unembedding.double() @ targets.weights.double() - planted.unembedding.double().mean(1)[:, None]
     closed = unit_strength(bench) * directions.double() @ wanted  # (directions, sets)
     np.testing.assert_allclose(found.slopes, np.repeat(closed.numpy()[:, None], 3, axis=1), atol=1e-5)
@@ -92,7 +92,7 @@ def test_kl_and_loss_are_those_of_the_steered_distribution(planted: Any) -> None
     bench = planted.bench()
     targets = find_targets(bench, range(0, 128, 2), [3])
     runner = LastPositionRunner(planted.model, bench.site, bench.settings.memory_bytes)
-    found = respond(bench, runner, [1], planted.directions[[3]], [(0, 0)], [], targets)
+    found = measure_responses(bench, runner, [1], planted.directions[[3]], [(0, 0)], [], targets)
     tokens = bench.corpus.tokens[1]
     at = len(tokens) - 2
     x = planted.embedding[tokens[at]].double()

@@ -23,7 +23,7 @@ from sae_bench.errors import MeasurementError
 from sae_bench.judge.judge import judge
 from sae_bench.judge.limits import parse_rule
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Ratio, Undefined
-from sae_bench.measure.properties.width import METRICS, PROPERTY, estimates, monotone
+from sae_bench.measure.properties.width import METRICS, PROPERTY, estimate_trends, monotonicity
 from sae_bench.measure.properties.width.family import FamilyMember
 from sae_bench.measure.uncertainty import interval
 from sae_bench.model.load import load_model
@@ -73,7 +73,7 @@ class TestOrder:
     def test_p_is_exact(self) -> None:
         sizes = np.array([1.0, 2, 3, 4, 5])
         for quality in ([1.0, 2, 3, 4, 5], [1.0, 2, 4, 3, 5], [2.0, 1, 4, 3, 5], [5.0, 4, 3, 2, 1], [1.0, 1, 2, 2, 3]):
-            found, p = monotone(sizes, np.array(quality))
+            found, p = monotonicity(sizes, np.array(quality))
             every = [spearmanr(sizes, order).statistic for order in permutations(quality)]
             assert found == pytest.approx(spearmanr(sizes, quality).statistic)
             assert p == pytest.approx(np.mean(np.array(every) >= found - 1e-9))
@@ -81,38 +81,38 @@ class TestOrder:
     def test_how_much_order_is_beyond_chance(self) -> None:
         """At 5%: four sizes only in perfect order; five with one pair of neighbours swapped, not with two."""
         four, five = np.arange(4.0), np.arange(5.0)
-        assert monotone(four, four)[1] == pytest.approx(1 / 24)
-        assert monotone(four, np.array([0.0, 1, 3, 2]))[1] > 0.05
-        assert monotone(five, five)[1] == pytest.approx(1 / 120)
-        assert monotone(five, np.array([0.0, 1, 3, 2, 4]))[1] == pytest.approx(5 / 120)
-        assert monotone(five, np.array([1.0, 0, 3, 2, 4]))[1] > 0.05
+        assert monotonicity(four, four)[1] == pytest.approx(1 / 24)
+        assert monotonicity(four, np.array([0.0, 1, 3, 2]))[1] > 0.05
+        assert monotonicity(five, five)[1] == pytest.approx(1 / 120)
+        assert monotonicity(five, np.array([0.0, 1, 3, 2, 4]))[1] == pytest.approx(5 / 120)
+        assert monotonicity(five, np.array([1.0, 0, 3, 2, 4]))[1] > 0.05
 
     def test_equal_values_are_no_order(self) -> None:
-        assert monotone(np.arange(5.0), np.ones(5)) == (0.0, 1.0)
+        assert monotonicity(np.arange(5.0), np.ones(5)) == (0.0, 1.0)
 
     def test_many_sizes_are_drawn_from(self) -> None:
         sizes = np.arange(12.0)
-        assert monotone(sizes, sizes)[1] <= 2e-5
-        assert monotone(sizes, sizes[::-1])[1] > 0.99
+        assert monotonicity(sizes, sizes)[1] <= 2e-5
+        assert monotonicity(sizes, sizes[::-1])[1] > 0.99
 
 
 class TestSimulatedFamilies:
     def test_a_family_that_gets_better(self) -> None:
-        found = estimates(simulated(np.random.default_rng(0), [0.5, 0.4, 0.32, 0.256, 0.2048]))
+        found = estimate_trends(simulated(np.random.default_rng(0), [0.5, 0.4, 0.32, 0.256, 0.2048]))
         assert found["monotone_kl"].value == found["monotone_explained_variance"].value == 1
         assert p_of(found) == pytest.approx(1 / 120)
         assert found["kl_per_doubling"].value == pytest.approx(math.log(0.8), abs=0.02)
         assert found["ce_recovered_per_doubling"].value > 0
 
     def test_a_family_that_gets_worse(self) -> None:
-        found = estimates(simulated(np.random.default_rng(0), [0.2, 0.25, 0.3, 0.35, 0.4]))
+        found = estimate_trends(simulated(np.random.default_rng(0), [0.2, 0.25, 0.3, 0.35, 0.4]))
         assert decided(found) == "FAIL"
         assert found["monotone_kl"].value == -1
         assert p_of(found) == 1
 
     def test_a_flat_family_is_called_monotone_in_one_of_twenty_at_most(self) -> None:
         rng = np.random.default_rng(1)
-        hits = [p_of(estimates(simulated(rng, [0.3] * 5))) <= 0.05 for _ in range(400)]
+        hits = [p_of(estimate_trends(simulated(rng, [0.3] * 5))) <= 0.05 for _ in range(400)]
         # Exactly 5 of 120 orders; the standard deviation of 400 is 1%.
         assert 0.01 <= np.mean(hits) <= 0.075
 
@@ -120,13 +120,13 @@ class TestSimulatedFamilies:
         """KL falls by 2% a doubling: more than is asked for, and more than few documents can show."""
         kl = list(0.3 * 0.98 ** np.arange(5))
         few, many = (simulated(np.random.default_rng(5), kl, documents=count) for count in (8, 4000))
-        assert decided(estimates(few)) == "INCONCLUSIVE"
-        assert decided(estimates(many)) == "PASS"
+        assert decided(estimate_trends(few)) == "INCONCLUSIVE"
+        assert decided(estimate_trends(many)) == "PASS"
 
     def test_flat_families_rarely_pass_and_sound_ones_rarely_fail(self) -> None:
         rng = np.random.default_rng(6)
-        flat = [decided(estimates(simulated(rng, [0.3] * 5))) for _ in range(300)]
-        sound = [decided(estimates(simulated(rng, list(0.3 * 0.8 ** np.arange(5))))) for _ in range(300)]
+        flat = [decided(estimate_trends(simulated(rng, [0.3] * 5))) for _ in range(300)]
+        sound = [decided(estimate_trends(simulated(rng, list(0.3 * 0.8 ** np.arange(5))))) for _ in range(300)]
         assert flat.count("PASS") <= 6
         assert sound.count("PASS") >= 299
 
@@ -137,7 +137,7 @@ class TestSimulatedFamilies:
         expected = {"kl": np.log(0.8), "explained_variance": -np.polyfit(np.arange(5), true, 1)[0]}
         hits = dict.fromkeys(expected, 0)
         for _ in range(500):
-            found = estimates(simulated(rng, list(true)))
+            found = estimate_trends(simulated(rng, list(true)))
             for name in expected:
                 estimate = found[f"{name}_per_doubling"]
                 assert isinstance(estimate, Influence)
@@ -148,7 +148,7 @@ class TestSimulatedFamilies:
 
     def test_three_sizes_have_no_order_to_test(self) -> None:
         family = simulated(np.random.default_rng(3), [0.4, 0.3, 0.2], sizes=(96, 192, 384))
-        found = estimates([*family, replace(family[0], name="another seed")])
+        found = estimate_trends([*family, replace(family[0], name="another seed")])
         assert found["sizes"] == Exact(3.0)
         assert found["monotone_kl_p"] == Undefined(
             "the family has 3 sizes at matched L0; fewer than 4 have no order to test"
@@ -156,7 +156,7 @@ class TestSimulatedFamilies:
         assert {name for name, each in found.items() if not isinstance(each, Undefined)} == {"sizes"}
 
     def test_an_sae_without_error_has_no_slope(self) -> None:
-        found = estimates(simulated(np.random.default_rng(4), [0.4, 0.3, 0.2, 0.0], sizes=(1, 2, 4, 8)))
+        found = estimate_trends(simulated(np.random.default_rng(4), [0.4, 0.3, 0.2, 0.0], sizes=(1, 2, 4, 8)))
         assert isinstance(found["kl_per_doubling"], Undefined)
         assert p_of(found) == pytest.approx(1 / 24)
 
