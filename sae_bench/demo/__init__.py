@@ -1,4 +1,4 @@
-"""The bundled demo: a small model of a synthetic English, SAEs of six architectures and others, a pinned corpus."""
+"""What example is bundled? A small model of synthetic English, SAEs of six architectures, a pinned corpus."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,3 @@ def build_tokenizer() -> Any:
 def save_tokenizer(folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
     build_tokenizer().save_pretrained(folder)
-
-
-def tokenizer_sha256(folder: Path) -> str:
-    """Hash tokenizer.json, to name the tokenizer of a corpus."""
-    return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()

@@ -16,7 +16,7 @@ from sae_bench.demo.batches import pack
 from sae_bench.demo.language.documents import SHORTEST, Document, document
 from sae_bench.demo.language.prompts import PersonaQuestion, indirect_object_clusters, persona_questions
 from sae_bench.demo.paths import DemoPaths
-from sae_bench.demo.tokenizer import tokenizer_sha256
+from sae_bench.model.files import tokenizer_sha256
 
 CORPUS_SEED = 30_000_001
 CONTRAST_SEED = 40_000_003

@@ -50,7 +50,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Floats = NDArray[np.float64]
 
 
 @dataclass(eq=False)
@@ -187,16 +186,16 @@ class Bench:
         result: T = self._shared[key]
         return result
 
-    def related_bench(self, other: RelatedSAE) -> Bench:
+    def related_bench(self, related: RelatedSAE) -> Bench:
         """Return the bench of an SAE of `related`: the same model, documents and settings, at its own site."""
 
         def make() -> Bench:
-            if other.site == self.site:
-                return replace(self, sae=other.sae, related=RelatedInputs(), id="")
-            data = capture_site(self.model, other.site, self.corpus, self.settings, self.include_bos, self.progress)
-            return replace(self, sae=other.sae, related=RelatedInputs(), id="", site_data=data, source=data)
+            if related.site == self.site:
+                return replace(self, sae=related.sae, related=RelatedInputs(), id="")
+            data = capture_site(self.model, related.site, self.corpus, self.settings, self.include_bos, self.progress)
+            return replace(self, sae=related.sae, related=RelatedInputs(), id="", site_data=data, source=data)
 
-        return self.shared(("related", other), make)
+        return self.shared(("related", related), make)
 
     def show_progress(self, label: str, done: int, total: int) -> None:
         """Report the progress of a long part of a measurement."""
@@ -249,7 +248,7 @@ class Bench:
         """Return the random numbers of draw ``index`` of a condition, each document its own."""
         return SeededDraws(self.settings.seed, batch.documents, batch.lengths, condition, index)
 
-    def per_cluster(self, table: Tensor) -> Floats:
+    def per_cluster(self, table: Tensor) -> NDArray[np.float64]:
         """Sum a (documents, pos) or (documents,) table over each cluster: (clusters,)."""
         rows = table.reshape(self.n_documents, -1).to(device="cpu", dtype=torch.float64).sum(-1)
         sums = np.bincount(self.cluster_of, weights=rows.numpy(), minlength=len(self.clusters))

@@ -50,7 +50,7 @@ class CachedRows:
         parts = [self._documents[key] for key in keys if key in self._documents]
         if len(parts) < len(keys):
             return None
-        if all(one.batch_rows is other.batch_rows and one.stop == other.start for one, other in pairwise(parts)):
+        if all(left.batch_rows is right.batch_rows and left.stop == right.start for left, right in pairwise(parts)):
             return parts[0].batch_rows[parts[0].start : parts[-1].stop]
         return torch.cat([part.rows for part in parts])
 

@@ -6,7 +6,7 @@ Shapes: b documents, p positions, d site width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,7 +85,7 @@ class SeededDraws:
     ) -> None:
         self.documents = documents
         self.lengths = lengths
-        self._generators = [_generator(seed, document, condition, draw_index) for document in documents]
+        self._generators = [keyed_generator(seed, document, condition, draw_index) for document in documents]
 
     @property
     def inside(self) -> Tensor:
@@ -117,6 +117,11 @@ class SeededDraws:
         return out
 
 
-def _generator(seed: int, document: int, condition: str, draw_index: int) -> torch.Generator:
-    key = hashlib.sha256(f"{seed}/{document}/{condition}/{draw_index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+def keyed_generator(*key: object) -> torch.Generator:
+    """Return a torch generator seeded by the SHA-256 of ``key``."""
+    return torch.Generator().manual_seed(int.from_bytes(key_digest(key), "little", signed=True))
+
+
+def key_digest(key: Sequence[object]) -> bytes:
+    """Return the first 8 bytes of the SHA-256 of the key's parts, joined by '/'."""
+    return hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8]

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from sae_bench.errors import LoadError
+from sae_bench.sae.protocol import tensor_bytes
 
 _WANTED = ("*.json", "model*.safetensors", "tokenizer*", "*.txt", "*.model", "*.py")
 _MISSING = re.compile(r"^(\S+)\s*\|\s*MISSING|newly initialized: \[(.{1,120})", re.MULTILINE)
@@ -71,7 +72,7 @@ def files_sha256(files: Iterable[Path]) -> str:
         for key in sorted(file_of):
             tensor = file_of[key].get_tensor(key)
             digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(_bytes(tensor))
+            digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -82,7 +83,7 @@ def content_sha256(module: nn.Module) -> str:
         tensor = parameter.detach().cpu()
         if bool((tensor != 0).any()):
             shape = f"{list(tensor.shape)} {tensor.dtype}".encode()
-            digests.add(hashlib.sha256(shape + _bytes(tensor)).hexdigest())
+            digests.add(hashlib.sha256(shape + tensor_bytes(tensor)).hexdigest())
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
@@ -135,8 +136,3 @@ def quiet() -> Iterator[io.StringIO]:
         reporter.setLevel(level)
         if bars:
             library.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    # As bytes, because numpy knows no bfloat16.
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

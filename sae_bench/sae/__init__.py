@@ -1,4 +1,4 @@
-"""SAEs: the protocol everything measures, the generic SAE made of tensors, any object wrapped, and load-time checks."""
+"""What is an SAE, and how is one read from disk? The protocol, SAEs of tensors, wrapped objects, formats, controls."""
 
 from sae_bench.sae.decoder import decode_codes, encode_sparse
 from sae_bench.sae.encoder_activations import AbsTopK, Activation, Gated, GroupMax, JumpReLU, ReLU, TopK

@@ -154,5 +154,10 @@ def weights_sha256(sae: SAE) -> str:
     digest = hashlib.sha256(json.dumps(sae.settings(), sort_keys=True, default=str).encode())
     for name, tensor in sorted(sae.tensors().items()):
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor's values, of any type; numpy has no bfloat16."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -33,8 +33,8 @@ from sae_bench.demo.paths import (
     site_of,
 )
 from sae_bench.demo.sae_quality import Quality, corpus_activations, quality
-from sae_bench.demo.tokenizer import tokenizer_sha256
 from sae_bench.measure.datasets.circuit_file import read_circuit
+from sae_bench.model.files import tokenizer_sha256
 from sae_bench.model.load import load_model
 from sae_bench.registry.site import parse_site
 

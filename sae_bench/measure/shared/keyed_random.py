@@ -5,7 +5,6 @@ Shapes: d site width.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,10 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-def keyed_generator(*key: object) -> torch.Generator:
-    """Return a torch generator seeded by the SHA-256 of ``key``."""
-    return torch.Generator().manual_seed(int.from_bytes(key_digest(key), "little", signed=True))
+from sae_bench.engine.noise_pool import key_digest, keyed_generator
 
 
 def keyed_order(features: Sequence[int], *key: object) -> list[int]:
@@ -35,8 +31,3 @@ def random_directions(count: int, width: int, seed: int) -> Tensor:
     """Draw (count, width) unit vectors uniformly on the sphere; every SAE of a site gets the same ones."""
     rows = [torch.randn(width, generator=keyed_generator(seed, "random_direction", rank)) for rank in range(count)]
     return functional.normalize(torch.stack(rows), dim=-1)
-
-
-def key_digest(key: Sequence[object]) -> bytes:
-    """Return the first 8 bytes of the SHA-256 of the key's parts, joined by '/'."""
-    return hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8]

@@ -22,7 +22,7 @@ def existing_path(target: str, base: Path | None) -> Path | None:
     return path if path.exists() else None
 
 
-def not_found(target: str, base: Path | None) -> LoadError:
+def missing_path_error(target: str, base: Path | None) -> LoadError:
     """Return the error for a path that does not exist, with similar names from its folder."""
     path = (base or Path()) / Path(target).expanduser()
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

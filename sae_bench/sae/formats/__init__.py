@@ -50,7 +50,7 @@ def read_sae(target: str, *, device: str = "cpu", dtype: str = "float32", base: 
     elif resolve_target.is_attribute(target):
         sae = as_sae(resolve_target.attribute(target, base))
     else:
-        raise resolve_target.not_found(target, base)
+        raise resolve_target.missing_path_error(target, base)
     sae = sae.to(device, precision)
     check_outputs(sae)
     return sae

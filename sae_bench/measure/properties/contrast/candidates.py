@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sae_bench.engine.bench import Bench
-from sae_bench.measure.properties.contrast.propensity import TokenisedPair, propensities, slopes
-from sae_bench.measure.shared.keyed_random import keyed_generator
+from sae_bench.engine.noise_pool import keyed_generator
+from sae_bench.measure.properties.contrast.propensity import TokenisedPair, measure_propensities, propensity_slopes
 from sae_bench.measure.shared.last_position import LastPositionRunner
-from sae_bench.measure.shared.prompts import last_read
+from sae_bench.measure.shared.prompts import last_sae_inputs
 from sae_bench.sae import unit_directions
 
 SCREENED = 32
@@ -23,7 +23,9 @@ ACTIVE = 0.1
 "Share of the questions on which a feature must be active to be told by its activation."
 
 
-def gradient(bench: Bench, runner: LastPositionRunner, questions: Sequence[TokenisedPair], dataset: str) -> Tensor:
+def propensity_gradient(
+    bench: Bench, runner: LastPositionRunner, questions: Sequence[TokenisedPair], dataset: str
+) -> Tensor:
     """float64 (d,) mean slope of propensity along each coordinate of the site, by central differences.
 
     To first order the mean slope of any direction is its inner product with this, so one pass ranks every feature of
@@ -36,22 +38,22 @@ def gradient(bench: Bench, runner: LastPositionRunner, questions: Sequence[Token
         drawn = torch.randperm(len(questions), generator=keyed_generator(bench.settings.seed, "screening"))[:SCREENED]
         some = [questions[index] for index in sorted(drawn.tolist())]
         ends = (-0.5, 0.5)
-        found = slopes(propensities(bench, runner, some, axes, "contrast: screening", ends), ends)
+        found = propensity_slopes(measure_propensities(bench, runner, some, axes, "contrast: screening", ends), ends)
         return torch.from_numpy(found.mean(1))
 
     return bench.site_data.shared(("contrast gradient", dataset, bench.settings.seed), compute)
 
 
-def candidate_features(
-    bench: Bench, questions: Sequence[TokenisedPair], gradient: Tensor, count: int
+def choose_candidates(
+    bench: Bench, questions: Sequence[TokenisedPair], propensity_gradient: Tensor, count: int
 ) -> tuple[list[int], Tensor]:
     """Features worth steering with, and the sign with which: (at most 2 * count,) indices and signs.
 
     Half by what they mean: their activation differs most steadily between the answers (mean over its own spread, so
     that rescaling a feature changes nothing; active on a tenth of the questions). Half by what they do: largest
-    first-order slope by ``gradient`` (d,) of those that fire on the corpus.
+    first-order slope by ``propensity_gradient`` (d,) of those that fire on the corpus.
     """
-    read = last_read(bench, [each for sample in questions for each in sample.answered])  # (2 N, d_in)
+    read = last_sae_inputs(bench, [each for sample in questions for each in sample.answered])  # (2 N, d_in)
     with torch.no_grad():
         codes = bench.sae.encode(read).double().cpu().view(len(questions), 2, -1)
     difference = codes[:, 0] - codes[:, 1]  # (N, n)
@@ -59,7 +61,7 @@ def candidate_features(
     written = bench.decoder_norms.cpu() > 0
     telling = ((codes != 0).any(1).double().mean(0) >= ACTIVE) & (mean != 0) & written
     steadiness = torch.where(telling, mean.abs() / (spread + 1e-6 * codes.abs().amax((0, 1))), 0.0)
-    doing = unit_directions(bench.sae).double().cpu() @ gradient * (bench.firing.alive & written)
+    doing = unit_directions(bench.sae).double().cpu() @ propensity_gradient * (bench.firing.alive & written)
     signs: dict[int, float] = {}
     for score, sign in ((steadiness, mean.sign()), (doing.abs(), doing.sign())):
         for index in score.topk(min(count, len(score))).indices.tolist():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Series
-from sae_bench.measure.shared.two_way_clusters import Grid, two_way
+from sae_bench.measure.shared.two_way_clusters import Grid, two_way_ratio
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -30,11 +30,11 @@ DOCUMENTS = 3
 "Documents a feature is taken out of, at most: the first in which it fires."
 TOKENS = 4
 "Tokens a document is read at, at most, spread over those where the feature fires."
-ARMS = {"": "features", "_random": "random directions of the same norm"}
+CONDITIONS = {"": "features", "_random": "random directions of the same norm"}
 
 
 @dataclass(frozen=True, eq=False)
-class Writing:
+class FeatureWrites:
     """What one feature writes in one document."""
 
     feature: int
@@ -65,24 +65,24 @@ def effect_estimates(bench: Bench) -> tuple[dict[str, Estimate], dict[str, Serie
     """``direct_cosine`` and ``direct_share`` of features and of random directions, a histogram, and notes."""
     import torch
 
-    from sae_bench.measure.shared.alive_features import alive_rows
-    from sae_bench.measure.shared.keyed_random import keyed_generator
+    from sae_bench.engine.noise_pool import keyed_generator
+    from sae_bench.measure.shared.alive_features import alive_indices
 
-    alive = alive_rows(bench)
+    alive = alive_indices(bench)
     order = torch.randperm(len(alive), generator=keyed_generator(bench.settings.seed, "layers"))
     chosen = alive[order][: bench.settings.tier.features].tolist()
-    writings = find_writings(bench, chosen)
+    writings = find_feature_writes(bench, chosen)
     note = f"effects of {len({each.feature for each in writings})} of {len(chosen)} drawn features that fire"
     estimates: dict[str, Estimate] = {}
     cosines: dict[str, list[float]] = {}
-    for suffix, condition in ARMS.items():
-        effects = read_effects(bench, writings, random=bool(suffix))
+    for suffix, condition in CONDITIONS.items():
+        effects = measure_effects(bench, writings, random=bool(suffix))
         estimates |= {name + suffix: estimate for name, estimate in _estimates(bench, writings, effects).items()}
         cosines[condition] = _by_feature(writings, effects)
     return estimates, {"direct_cosine": _series(cosines)}, (note,)
 
 
-def find_writings(bench: Bench, features: Sequence[int]) -> list[Writing]:
+def find_feature_writes(bench: Bench, features: Sequence[int]) -> list[FeatureWrites]:
     """The first `DOCUMENTS` documents of each feature, looked at one by one: what is found depends on no batch size."""
     import torch
 
@@ -103,16 +103,16 @@ def find_writings(bench: Bench, features: Sequence[int]) -> list[Writing]:
             with torch.no_grad():
                 like = batch.source[0, kept[rows]]
                 vectors = bench.sae.decode(alone, like=like) - bench.sae.decode(torch.zeros_like(alone), like=like)
-            found.append(Writing(feature, document, kept[rows], vectors.float(), spread, resid[rows[spread]]))
+            found.append(FeatureWrites(feature, document, kept[rows], vectors.float(), spread, resid[rows[spread]]))
             wanted[feature] -= 1
         if not any(wanted.values()):
             break
     return found
 
 
-def read_effects(bench: Bench, writings: Sequence[Writing], random: bool = False) -> list[Effects]:
+def measure_effects(bench: Bench, writings: Sequence[FeatureWrites], random: bool = False) -> list[Effects]:
     """For every writing, D against T; with ``random``, of one random direction a feature, as long at every token."""
-    from sae_bench.measure.shared.keyed_random import keyed_generator
+    from sae_bench.engine.noise_pool import keyed_generator
 
     found = []
     for start in range(0, len(writings), bench.settings.batch_size):
@@ -154,7 +154,7 @@ def _random_like(vectors: Tensor, generator: Generator) -> Tensor:
     return found
 
 
-def _estimates(bench: Bench, writings: Sequence[Writing], effects: Sequence[Effects]) -> dict[str, Estimate]:
+def _estimates(bench: Bench, writings: Sequence[FeatureWrites], effects: Sequence[Effects]) -> dict[str, Estimate]:
     """Clustered both ways, by document and by feature; a cosine counts once per feature and document."""
     features = {feature: row for row, feature in enumerate(dict.fromkeys(each.feature for each in writings))}
     tables = np.zeros((4, len(features), len(bench.clusters)))  # cosine, cells, D.T, squared T
@@ -164,10 +164,10 @@ def _estimates(bench: Bench, writings: Sequence[Writing], effects: Sequence[Effe
             tables[table][cell] += value
     cosine, cells, product, square = tables
     grid = Grid(np.arange(len(bench.clusters)), np.arange(len(features)))
-    return {"direct_cosine": two_way(cosine, cells, grid), "direct_share": two_way(product, square, grid)}
+    return {"direct_cosine": two_way_ratio(cosine, cells, grid), "direct_share": two_way_ratio(product, square, grid)}
 
 
-def _by_feature(writings: Sequence[Writing], effects: Sequence[Effects]) -> list[float]:
+def _by_feature(writings: Sequence[FeatureWrites], effects: Sequence[Effects]) -> list[float]:
     found: dict[int, list[float]] = {}
     for each, effect in zip(writings, effects, strict=True):
         found.setdefault(each.feature, []).append(float(effect.cosine.mean()))

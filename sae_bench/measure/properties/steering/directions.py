@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sae_bench.measure.shared.keyed_random import keyed_generator, keyed_order
+from sae_bench.engine.noise_pool import keyed_generator
+from sae_bench.measure.shared.keyed_random import keyed_order
 
 
 def covariance_directions(count: int, root: Tensor, seed: int) -> Tensor:
