@@ -52,7 +52,7 @@ def write_corpus(folder: DemoPaths) -> None:
     metadata = {
         "schema": "1",
         "bos": "true",
-        "tokenizer_sha256": tokenizer_sha256(folder.model),
+        "tokenizer_sha256": tokenizer_sha256(folder.model) or "",
         "source": f"Synthetic English from the demo's own generator, seed {CORPUS_SEED}, never used in training.",
     }
     save_file(tensors, folder.corpus, metadata=metadata)
