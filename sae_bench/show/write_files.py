@@ -31,7 +31,7 @@ def accepted_results(report: Report, where: Path, accepted_id: Mapping[str, str]
     Args:
         report: the run.
         where: the folder of accepted reports, or one report to compare with.
-        judged_as: ids under which SAEs were accepted, where they differ from their own.
+        accepted_id: ids under which SAEs were accepted, where they differ from their own.
 
     A file that cannot be read is left out: the verdicts name what is wrong with it.
     """
