@@ -1,14 +1,14 @@
-"""What a property returns: values, what their uncertainty is made of, and distributions. No opinion, no threshold.
+"""Result of measuring a property: values, the evidence behind their uncertainty, and distributions for reports.
 
-A value never travels alone. It comes with one of four kinds of evidence, or with what a file kept of it:
+Every value comes with one of four kinds of evidence, or is a summary read from a file:
 
 * `Ratio`: numerator and denominator per cluster; its value on any subset of clusters is exact.
 * `Influence`: a value and one influence per cluster (fitted scales, correlations, quantiles), by leaving a cluster out.
 * `Exact`: a property of weights alone; no interval.
-* `Undefined`: no value by definition, and why.
-* `Summary`: value and error of a file that did not keep the clusters; measured by no property.
+* `Undefined`: no value by definition, with the reason.
+* `Summary`: value and error read from a file without values per cluster; no property returns it.
 
-numpy only: this module and everything that judges runs where there is no torch.
+A measurement states no opinion and knows no threshold. numpy only: judging runs without torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Better: TypeAlias = Literal["lower", "higher", "target", "reported"]
 
 @dataclass(frozen=True)
 class Metric:
-    """The declaration of one number: what it is called, counted in, and which way is good."""
+    """Declaration of one number: its name, its unit and which way is good."""
 
     name: str
     unit: str
@@ -49,7 +49,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of sums over clusters, ``sum(numerator) / sum(denominator)``; a mean has counts below the line."""
+    """Ratio of sums over clusters, ``sum(numerator) / sum(denominator)``; for a mean the denominator holds counts."""
 
     numerator: Floats
     "(clusters,)"
@@ -67,13 +67,13 @@ class Ratio:
 
     @property
     def value(self) -> float:
-        """The ratio over all clusters; NaN where the denominator is 0."""
+        """Return the ratio over all clusters; NaN where the denominator is 0."""
         total = math.fsum(self.denominator)
         return math.fsum(self.numerator) / total if total != 0 else math.nan
 
     @property
     def influence(self) -> Floats:
-        """(clusters,) first-order change of the value per unit of each cluster's weight; sums to 0."""
+        """Return (clusters,) the first-order change of the value per unit of a cluster's weight; they sum to 0."""
         total = math.fsum(self.denominator)
         if total == 0:
             return np.full_like(self.numerator, np.nan)
@@ -82,11 +82,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Influence:
-    """A value that is no ratio of sums, with each cluster's influence on it."""
+    """Value that is no ratio of sums, with each cluster's influence on it."""
 
     value: float
     influence: Floats
-    "(clusters,), centred: what the value moves when a cluster's weight grows by one, to first order."
+    "(clusters,), centred: first-order change of the value when a cluster's weight grows by one."
     second: Floats | None = None
     "Influences by a second clustering (features, where `influence` is by prompt); None when there is one only."
     overlap: float = 0.0
@@ -100,14 +100,14 @@ class Influence:
 
 @dataclass(frozen=True)
 class Exact:
-    """A property of the weights alone."""
+    """Value that follows from weights or counts alone and has no sampling error."""
 
     value: float
 
 
 @dataclass(frozen=True)
 class Undefined:
-    """No value by definition; listed and explained, neither passed over in silence nor failed."""
+    """Absence of a value by definition, with its reason; reports list it, no verdict comes of it."""
 
     reason: str
     detail: str = ""
@@ -116,13 +116,13 @@ class Undefined:
 
     @property
     def full_reason(self) -> str:
-        """The reason with its detail."""
+        """Return the reason with its detail."""
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A value read from a file that keeps nothing per cluster for it, such as an accepted one: it cannot be paired."""
+    """Value and standard error read from a file without values per cluster; it cannot be paired."""
 
     value: float
     se: float | None
@@ -134,7 +134,7 @@ Estimate: TypeAlias = Ratio | Influence | Exact | Undefined | Summary
 
 @dataclass(frozen=True)
 class Series:
-    """A distribution or table for reports: binned or summarised, never raw per-token data."""
+    """Distribution or table for reports: binned or summarised, never raw data per token."""
 
     kind: Literal["histogram", "quantiles", "curve", "table"]
     columns: Mapping[str, Sequence[Any]]
@@ -150,7 +150,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Everything one property found on one SAE."""
+    """Result of one property on one SAE."""
 
     estimates: Mapping[str, Estimate]
     "By metric name; the names are declared by the property."
@@ -160,7 +160,7 @@ class Measurement:
     settings: Mapping[str, Any] = field(default_factory=dict)
     "Settings that change the quantity; part of the context, so they must be JSON values."
     notes: tuple[str, ...] = ()
-    "Sentences worth reading beside the numbers (what was left out, and how many)."
+    "Sentences that a reader of the numbers needs, such as how many features were left out."
     weights: str = ""
     "Hash of the SAE's weights, where metrics follow from them alone."
 
@@ -174,7 +174,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Accepted:
-    """What an accepted report says about one metric."""
+    """Value of one metric in an accepted report."""
 
     value: float
     estimate: Estimate | None
@@ -182,6 +182,6 @@ class Accepted:
     clusters: tuple[int, ...]
     version: int
     anchor: float | None = None
-    "The value that drift by small steps is compared with."
+    "The value with which drift by small steps is compared."
     noise: float | None = None
-    "What the measurement itself moves by when nothing changes (``1noise``)."
+    "Change of the value between two measurements of one SAE (``1noise``)."

@@ -1,17 +1,17 @@
-"""Standard errors, intervals and detectable changes from influences. `judge.paired_change` pairs two measurements.
+"""Standard errors, intervals and detectable changes, computed from influences of clusters.
 
 The unit is the cluster: a document, or the chunks of one text. With S clusters and influences d_s that sum to 0,
 
     SE^2 = S / (S - 1) * sum_s d_s^2,    interval = value -+ t(S - 1) * SE,
 
-which is the linearised (sandwich) error for a ratio of sums and the jackknife error for everything else. What is
-clustered two ways has V_a + V_b - V_ab (Cameron, Gelbach and Miller 2011).
+which is the linearised (sandwich) error for a ratio of sums and the jackknife error for everything else. A value that
+is clustered two ways has the variance V_a + V_b - V_ab (Cameron, Gelbach and Miller 2011).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -30,7 +30,7 @@ Sides: TypeAlias = Literal["both", "lower", "upper"]
 
 @cache
 def t_quantile(alpha_one_sided: float, dof: int) -> float:
-    """The value that Student's t with ``dof`` degrees of freedom exceeds with probability ``alpha_one_sided``."""
+    """Return the value that Student's t with ``dof`` degrees of freedom exceeds at ``alpha_one_sided``."""
     # A tenth of a second, which listing and showing reports need not spend.
     from scipy.special import stdtrit
 
@@ -38,7 +38,7 @@ def t_quantile(alpha_one_sided: float, dof: int) -> float:
 
 
 def degrees_of_freedom(estimate: Estimate) -> int:
-    """Clusters minus one; the smaller of the two clusterings where there are two; 0 where there are no clusters."""
+    """Return clusters minus one: the smaller number of two clusterings, 0 without clusters."""
     if isinstance(estimate, Ratio):
         return max(len(estimate.numerator) - 1, 0)
     if isinstance(estimate, Influence):
@@ -53,7 +53,7 @@ def _variance(influence: Floats) -> float:
 
 
 def standard_error(estimate: Estimate) -> float | None:
-    """Standard error of the value, clustered; None without at least two clusters (never 0 for lack of data)."""
+    """Return the clustered standard error of the value; None with fewer than two clusters (never 0)."""
     if isinstance(estimate, Exact | Undefined) or degrees_of_freedom(estimate) < 1:
         return None
     if isinstance(estimate, Summary):
@@ -67,7 +67,7 @@ def standard_error(estimate: Estimate) -> float | None:
 
 
 def interval(estimate: Estimate, alpha: float, sides: Sides = "both") -> tuple[float, float] | None:
-    """The interval that misses the truth with probability ``alpha``, all of it on one side or split between two.
+    """Return the interval that misses the truth with probability ``alpha``, on one side or split between both.
 
     An `Exact` value is its own interval; None where there is no standard error. The open side of a one-sided
     interval is infinite: ``"upper"`` bounds the value from above.
@@ -84,7 +84,7 @@ def interval(estimate: Estimate, alpha: float, sides: Sides = "both") -> tuple[f
 
 
 def leave_one_out(values: Callable[[int], float] | ArrayLike, full: float, clusters: int | None = None) -> Floats:
-    """(clusters,) influences from the values with one cluster left out, in the units of `Ratio.influence`.
+    """Return (clusters,) influences from the values with one cluster left out, in the units of `Ratio.influence`.
 
     Args:
         values: the value without cluster s, for every s; or a function of s, with ``clusters`` the number of them.
@@ -105,8 +105,21 @@ def leave_one_out(values: Callable[[int], float] | ArrayLike, full: float, clust
     return np.asarray((size - 1) / size * (without.mean() - without)) if size else without
 
 
+def jackknife(full: float, without: Sequence[float], reason: str) -> Estimate:
+    """Return a value with the influences of leaving one cluster out; Undefined for ``reason`` where any is not finite.
+
+    Args:
+        full: the value over all clusters.
+        without: the value without cluster s, for every s.
+        reason: why the value, or one of the others, can be NaN or infinite.
+    """
+    if not np.isfinite([full, *without]).all():
+        return Undefined(reason)
+    return Influence(full, leave_one_out(without, full))
+
+
 def detectable_change(se: float, alpha: float, dof: int, power: float = 0.95) -> float:
-    """The smallest true change that a one-sided test at ``alpha`` finds with probability ``power``.
+    """Return the smallest true change that a one-sided test at ``alpha`` detects with probability ``power``.
 
     ``(t(alpha) + t(1 - power)) * SE``; measured from the border of the limit, when there is one.
     """
@@ -114,7 +127,7 @@ def detectable_change(se: float, alpha: float, dof: int, power: float = 0.95) ->
 
 
 def documents_needed(gap: float, se: float, alpha: float, clusters: int, most: int = 10_000_000) -> int | None:
-    """About how many clusters would decide, if the estimate stayed where it is: errors shrink as 1 / sqrt(clusters).
+    """Return about how many clusters would decide if the estimate kept its value: errors shrink as 1/sqrt(n).
 
     Args:
         gap: distance of the estimate from the border of the limit.

@@ -1,1 +1,1 @@
-"""Labelled data that properties read: concepts, contrast questions and circuit prompts."""
+"""Readers of the labelled data that properties measure: concepts, contrast questions and circuit prompts."""

@@ -1,4 +1,4 @@
-"""Labelled items by cell, a combination of factor levels: whatever is taken has every cell equally often."""
+"""Balanced samples of labelled items: every cell, a combination of factor levels, is taken equally often."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from typing import Protocol, TypeVar
 
 
 class HasFactors(Protocol):
-    """A question, or a group of prompts, of which the levels of some factors are known."""
+    """Item with known levels of some factors: a question, or a cluster of prompts."""
 
     @property
     def factors(self) -> Mapping[str, str]:
-        """Level of every declared factor."""
+        """Return the level of every declared factor."""
         ...
 
 
 T = TypeVar("T", bound=HasFactors)
 
 
-def cells(items: Sequence[HasFactors]) -> list[list[int]]:
-    """Indices of the items of every cell, cells in the order in which they first occur."""
-    found: dict[tuple[str, ...], list[int]] = {}
+def factor_cells(items: Sequence[HasFactors]) -> list[list[int]]:
+    """Return the indices of the items of every cell, cells in the order in which they first occur."""
+    cells: dict[tuple[str, ...], list[int]] = {}
     for index, item in enumerate(items):
-        found.setdefault(tuple(item.factors.values()), []).append(index)
-    return list(found.values())
+        cells.setdefault(tuple(item.factors.values()), []).append(index)
+    return list(cells.values())
 
 
-def halves_by_cell(items: Sequence[T]) -> tuple[tuple[T, ...], tuple[T, ...]]:
-    """The choosing and the scored half, within every cell by turns.
+def split_cells(items: Sequence[T]) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    """Split items into a choosing and a scored half, within every cell by turns.
 
-    Taking every second item instead would hand all "yes" questions to one half of a file that alternates.
+    Taking every second item instead would give all "yes" questions to one half of a file that alternates.
     """
     halves: tuple[list[int], list[int]] = ([], [])
-    for start, cell in enumerate(cells(items)):
+    for start, cell in enumerate(factor_cells(items)):
         # A cell of odd size gives its extra item to one half or the other by turns.
         halves[start % 2].extend(cell[::2])
         halves[1 - start % 2].extend(cell[1::2])
@@ -40,10 +40,10 @@ def halves_by_cell(items: Sequence[T]) -> tuple[tuple[T, ...], tuple[T, ...]]:
     return choosing, scored
 
 
-def first_of_cells(items: Sequence[T], most: int | None) -> tuple[T, ...]:
-    """About ``most`` items, the first ones of every cell and as many of each; None: all."""
+def sample_cells(items: Sequence[T], most: int | None) -> tuple[T, ...]:
+    """Return about ``most`` items: the first ones of every cell, as many of each; all items for None."""
     if most is None:
         return tuple(items)
-    found = cells(items)
-    each = -(-most // len(found))
-    return tuple(items[index] for index in sorted(index for cell in found for index in cell[:each]))
+    cells = factor_cells(items)
+    per_cell = -(-most // len(cells))
+    return tuple(items[index] for index in sorted(index for cell in cells for index in cell[:per_cell]))

@@ -1,14 +1,14 @@
-"""Prompts of a circuit with two possible answers, as of indirect objects: which name is right, which is not.
+"""Dataset of a circuit's prompts, each with a right and a wrong answer, as in the task of indirect objects.
 
-One JSON object a line:
+One JSON object per line:
 
     {"prompt": "when Mary and John went to the store , John gave the drink to", "answer": "Mary", "distractor": "John",
      "factors": {"order": "ABBA", "template": "0"}}
 
-Answers follow the prompt as they are written, leading space included, and are one token each. A dataset is checked
-before it is used: what is asked is whether an effect holds for every order and template, so all of them must be there
-equally often, and a name must be right as often as it is wrong. Prompts of one template about one pair of names are a
-cluster, which holds every order equally often: effects of the order are then compared within clusters.
+Answers follow the prompt as they are written, leading space included, and are one token each. `circuits` measures
+whether an effect is there for every order and template, so the reader checks that all of them occur equally often, and
+that a name is right as often as it is wrong. Prompts of one template about one pair of names form a cluster, which
+contains every order equally often, so that effects of the order are compared within clusters.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from typing import Any
 
 from sae_bench.errors import LoadError
 from sae_bench.measure.datasets.labelled_data import (
-    Source,
+    DatasetFile,
+    LabelledDataset,
     check_balance,
-    declared_factors,
-    factor_levels,
-    levels_of,
-    lopsided,
-    read_source,
-    text_field,
+    check_distinct,
+    common_factors,
+    read_dataset_file,
+    read_factor_levels,
+    read_items,
+    read_text,
+    unbalanced_answer,
 )
 
 FACTORS = ("order", "template")
-"The factors of a circuit's prompts, both needed. Declared before anything is measured."
+"Factors of a circuit's prompts, both required. They are declared before anything is measured."
 FEWEST = 16
-"Prompts a dataset needs: half of them choose latents, half are scored."
+"Fewest prompts of a dataset: half of them choose features, half are scored."
 
 
 @dataclass(frozen=True)
 class CircuitPrompt:
-    """One prompt with its right and its wrong answer."""
+    """Prompt with its right and its wrong answer."""
 
     line: int
     "In the file, from 1."
@@ -58,52 +60,47 @@ class PromptCluster:
     "The line of its first prompt."
     prompts: tuple[CircuitPrompt, ...]
     factors: Mapping[str, str]
-    "What all of its prompts share: the template."
+    "Factors that all of its prompts share: the template."
 
 
 @dataclass(frozen=True)
-class CircuitSet:
-    """A checked dataset."""
+class CircuitSet(LabelledDataset[CircuitPrompt]):
+    """Checked dataset of a circuit's prompts."""
 
-    path: str
-    prompts: tuple[CircuitPrompt, ...]
     clusters: tuple[PromptCluster, ...]
     "In the order of their first lines."
-    sha256: str
-    "Of the file."
 
-    def levels(self, factor: str) -> tuple[str, ...]:
-        """Levels of a factor that occur, sorted."""
-        return levels_of(self.prompts, factor)
+    @property
+    def prompts(self) -> tuple[CircuitPrompt, ...]:
+        """Return the prompts in the order of the file."""
+        return self.items
 
 
 def read_circuit(path: str | os.PathLike[str]) -> CircuitSet:
-    """Read and check a dataset; whatever is wrong with it is a one-sentence `LoadError` with the line."""
-    source = read_source("circuit dataset", path)
-    prompts = tuple(_prompt(where, number, record) for where, number, record in source.records())
-    if len(prompts) < FEWEST:
-        raise LoadError(f"{source.name} holds {len(prompts)} prompts; at least {FEWEST} are needed")
-    if declared_factors(source, prompts) != FACTORS:
+    """Read and check a dataset; a `LoadError` names the first mistake and its line in one sentence."""
+    file = read_dataset_file("circuit dataset", path)
+    prompts = read_items(file, _read_prompt, FEWEST, "prompts")
+    if common_factors(file, prompts) != FACTORS:
         raise LoadError(
-            f"{source.file}, line {prompts[0].line}: factors are {', '.join(prompts[0].factors) or 'none'}; "
+            f"{file.path}, line {prompts[0].line}: factors are {', '.join(prompts[0].factors) or 'none'}; "
             f"a circuit's prompts need both of {', '.join(FACTORS)}"
         )
-    found = CircuitSet(str(source.file), prompts, _clusters(prompts), source.sha256)
-    _check_distinct(source, found)
-    check_balance(source, prompts, FACTORS)
-    _check_answers(source, found)
-    _check_clusters(source, found)
-    return found
+    circuit = CircuitSet(str(file.path), prompts, file.sha256, _prompt_clusters(prompts))
+    check_distinct(file, prompts, lambda prompt: prompt.prompt.strip(), "prompts")
+    check_balance(file, prompts, FACTORS)
+    _check_answers(file, prompts)
+    _check_clusters(file, circuit)
+    return circuit
 
 
-def _prompt(where: str, number: int, record: Mapping[str, Any]) -> CircuitPrompt:
-    prompt, answer, distractor = (text_field(where, record, name) for name in ("prompt", "answer", "distractor"))
+def _read_prompt(where: str, line: int, record: Mapping[str, Any]) -> CircuitPrompt:
+    prompt, answer, distractor = (read_text(where, record, name) for name in ("prompt", "answer", "distractor"))
     if answer == distractor:
         raise LoadError(f"{where}: answer and distractor are both {answer!r}; they must differ")
-    return CircuitPrompt(number, prompt, answer, distractor, factor_levels(where, record, FACTORS))
+    return CircuitPrompt(line, prompt, answer, distractor, read_factor_levels(where, record, FACTORS))
 
 
-def _clusters(prompts: tuple[CircuitPrompt, ...]) -> tuple[PromptCluster, ...]:
+def _prompt_clusters(prompts: tuple[CircuitPrompt, ...]) -> tuple[PromptCluster, ...]:
     groups: dict[tuple[str, frozenset[str]], list[CircuitPrompt]] = {}
     for prompt in prompts:
         key = prompt.factors["template"], frozenset((prompt.answer.strip(), prompt.distractor.strip()))
@@ -113,41 +110,29 @@ def _clusters(prompts: tuple[CircuitPrompt, ...]) -> tuple[PromptCluster, ...]:
     )
 
 
-def _check_distinct(source: Source, found: CircuitSet) -> None:
-    first: dict[str, int] = {}
-    for prompt in found.prompts:
-        text = prompt.prompt.strip()
-        if text in first:
-            raise LoadError(
-                f"{source.name}: line {prompt.line} repeats the prompt of line {first[text]}; remove it, because "
-                f"repeated prompts count as independent ones"
-            )
-        first[text] = prompt.line
-
-
-def _check_answers(source: Source, found: CircuitSet) -> None:
-    uneven = lopsided((prompt.answer for prompt in found.prompts), (prompt.distractor for prompt in found.prompts))
-    if uneven is not None:
-        name, right, wrong = uneven
+def _check_answers(file: DatasetFile, prompts: tuple[CircuitPrompt, ...]) -> None:
+    unbalanced = unbalanced_answer((prompt.answer for prompt in prompts), (prompt.distractor for prompt in prompts))
+    if unbalanced is not None:
+        name, right, wrong = unbalanced
         raise LoadError(
-            f"{source.name} is not balanced: {name!r} is the answer of {right} prompts and the distractor of "
+            f"{file.name} is not balanced: {name!r} is the answer of {right} prompts and the distractor of "
             f"{wrong}; it must be both equally often, or a model that likes the name looks like a circuit"
         )
 
 
-def _check_clusters(source: Source, found: CircuitSet) -> None:
-    orders = found.levels("order")
+def _check_clusters(file: DatasetFile, circuit: CircuitSet) -> None:
+    orders = circuit.levels("order")
     if len(orders) < 2:
         raise LoadError(
-            f"{source.name} has one order only, {orders[0]!r}; write every prompt in two orders, ABBA and BABA"
+            f"{file.name} has one order only, {orders[0]!r}; write every prompt in two orders, ABBA and BABA"
         )
-    for cluster in found.clusters:
+    for cluster in circuit.clusters:
         counts = Counter(prompt.factors["order"] for prompt in cluster.prompts)
         if len({counts[order] for order in orders}) > 1:
             prompt = cluster.prompts[0]
             listed = ", ".join(f"{order!r} {counts[order]} times" for order in orders)
             raise LoadError(
-                f"{source.name}: template {cluster.factors['template']!r} with the names {prompt.answer.strip()!r} and "
+                f"{file.name}: template {cluster.factors['template']!r} with the names {prompt.answer.strip()!r} and "
                 f"{prompt.distractor.strip()!r} (line {prompt.line}) has order {listed}; write each of these prompts "
                 f"in every order, or the order cannot be told from the names"
             )

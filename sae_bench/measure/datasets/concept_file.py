@@ -21,7 +21,7 @@
     classes = ["monday", "tuesday", "wednesday"]          # in order; a class of several words is a list of them
     latents = { "mylab/v3" = [2592, 4445] }               # optional: the features that hold it, by SAE id
 
-What is wrong with a file is one sentence; `concept_tokens` finds the tokens that words are.
+Every mistake in a file is reported in one sentence. `concept_tokens` looks up the tokens of words.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from typing import Any, TypeAlias
 from sae_bench.errors import LoadError, near
 
 UPPER_CASE = "upper_case"
-"The concept that is there for every tokenizer; no file may take its name."
+"Concept that is measured for every tokenizer; no file may use its name."
 FEWEST_CLASSES = 5
-"Classes of a cycle; below five, too few orders differ for a test."
+"Fewest classes of a cycle; with fewer, too few orders differ for a test."
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _DIGITS = re.compile(r"[0-9a-f]{12,64}")
@@ -49,7 +49,7 @@ _DIGITS = re.compile(r"[0-9a-f]{12,64}")
 
 @dataclass(frozen=True)
 class TokenList:
-    """Tokens by their text."""
+    """Tokens given by their text."""
 
     words: tuple[str, ...]
 
@@ -63,27 +63,27 @@ class TokenPattern:
 
 @dataclass(frozen=True)
 class LabelledPositions:
-    """Places in the corpus."""
+    """Positions in the corpus."""
 
     places: tuple[tuple[int, int], ...]
     "(document, position), from 0."
 
 
-Labelled: TypeAlias = TokenList | TokenPattern | LabelledPositions
+LabelSource: TypeAlias = TokenList | TokenPattern | LabelledPositions
 
 
 @dataclass(frozen=True)
 class Concept:
-    """What has the concept, and what it is held against."""
+    """Concept with its positive and its negative examples."""
 
     name: str
-    positive: Labelled
-    negative: Labelled | None
+    positive: LabelSource
+    negative: LabelSource | None
     "Of the same kind as `positive`, or None: every other word of the vocabulary."
     paired: bool = False
-    "Whether the n-th positive word goes with the n-th negative one."
+    "True when the n-th positive word is the partner of the n-th negative one."
     corpus: str | None = None
-    "First digits of the sha256 of the corpus that positions are of; None for words."
+    "First digits of the sha256 of the corpus whose positions are labelled; None for words."
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ class Cycle:
     classes: tuple[tuple[str, ...], ...]
     "The words of each class, in the order of the cycle."
     latents: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    "Features that hold the cycle, by SAE id; empty where they have to be found."
+    "Features that represent the cycle, by SAE id; empty where the property has to choose them."
 
 
 @dataclass(frozen=True)
 class ConceptFile:
-    """Everything a file declares."""
+    """Concepts and cycles that a file declares."""
 
     path: str
     concepts: tuple[Concept, ...]
@@ -109,24 +109,24 @@ class ConceptFile:
 
 
 def read_concepts(path: str | os.PathLike[str]) -> ConceptFile:
-    """Read and check a file; whatever is wrong with it is a one-sentence `LoadError` that names the entry."""
+    """Read and check a file; a `LoadError` names the first mistake and its entry in one sentence."""
     file = Path(path).expanduser()
     try:
         raw = file.read_bytes()
-        found = tomllib.loads(raw.decode())
+        document = tomllib.loads(raw.decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise LoadError(f"concept file {file} cannot be read: {error}") from None
-    _only(f"concept file {file}", found, ("concept", "cycle"))
-    concepts = tuple(_concept(where, entry) for where, entry in _entries(file, found, "concept"))
-    cycles = tuple(_cycle(where, entry) for where, entry in _entries(file, found, "cycle"))
+    _only(f"concept file {file}", document, ("concept", "cycle"))
+    concepts = tuple(_concept(where, entry) for where, entry in _entries(file, document, "concept"))
+    cycles = tuple(_cycle(where, entry) for where, entry in _entries(file, document, "cycle"))
     if not concepts and not cycles:
         raise LoadError(f"concept file {file} declares nothing; write a [[concept]] or a [[cycle]]")
     return ConceptFile(str(file), concepts, cycles, hashlib.sha256(raw).hexdigest())
 
 
-def _entries(file: Path, found: Mapping[str, Any], kind: str) -> list[tuple[str, dict[str, Any]]]:
-    """Every entry of a kind with the words that errors name it by; names are checked here."""
-    entries = found.get(kind, [])
+def _entries(file: Path, document: Mapping[str, Any], kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return every entry of a kind with its name in messages; names are checked here."""
+    entries = document.get(kind, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise LoadError(f"concept file {file}: write each {kind} under a heading of its own, [[{kind}]]")
     for number, entry in enumerate(entries, 1):
@@ -173,9 +173,9 @@ def _check_sides(where: str, concept: Concept) -> None:
             )
     elif corpus is not None or isinstance(negative, LabelledPositions):
         raise LoadError(f"{where} is about words, so it takes neither a corpus nor positions")
-    both = sorted(set(_items(positive)) & set(_items(negative)), key=str)
-    if both:
-        raise LoadError(f"{where}: {both[0]!r} is positive and negative; remove it from one of them")
+    shared = sorted(set(_items(positive)) & set(_items(negative)), key=str)
+    if shared:
+        raise LoadError(f"{where}: {shared[0]!r} is positive and negative; remove it from one of them")
 
 
 def _check_paired(where: str, concept: Concept) -> None:
@@ -189,13 +189,13 @@ def _check_paired(where: str, concept: Concept) -> None:
         )
 
 
-def _items(side: Labelled | None) -> Sequence[Any]:
+def _items(side: LabelSource | None) -> Sequence[Any]:
     if isinstance(side, TokenList):
         return side.words
     return side.places if isinstance(side, LabelledPositions) else ()
 
 
-def _labelled(where: str, value: Any) -> Labelled:
+def _labelled(where: str, value: Any) -> LabelSource:
     if isinstance(value, str):
         try:
             re.compile(value)
@@ -231,16 +231,20 @@ def _cycle(where: str, entry: Mapping[str, Any]) -> Cycle:
         raise LoadError(
             f"{where}: 'classes' is {classes!r}; list the words of {FEWEST_CLASSES} classes or more, in order"
         )
-    listed = [[each] if isinstance(each, str) else each for each in classes]
-    words = tuple(_words(f"{where}: class {number}", each) for number, each in enumerate(listed, 1))
+    class_lists = [[each] if isinstance(each, str) else each for each in classes]
+    words = tuple(_words(f"{where}: class {number}", each) for number, each in enumerate(class_lists, 1))
     _distinct(f"{where}: 'classes'", [word for each in words for word in each])
     if not isinstance(latents, dict):
         raise LoadError(f"{where}: 'latents' is {latents!r}; write {{ \"SAE id\" = [1, 2, 3] }}")
-    for sae, given in latents.items():
-        if not isinstance(given, list) or not given or any(type(index) is not int or index < 0 for index in given):
-            raise LoadError(f"{where}: the latents of {sae!r} are {given!r}; list feature indices, counted from 0")
-        _distinct(f"{where}: the latents of {sae!r}", given)
-    return Cycle(str(entry["name"]), words, {sae: tuple(given) for sae, given in latents.items()})
+    for sae, indices in latents.items():
+        if (
+            not isinstance(indices, list)
+            or not indices
+            or any(type(index) is not int or index < 0 for index in indices)
+        ):
+            raise LoadError(f"{where}: the latents of {sae!r} are {indices!r}; list feature indices, counted from 0")
+        _distinct(f"{where}: the latents of {sae!r}", indices)
+    return Cycle(str(entry["name"]), words, {sae: tuple(indices) for sae, indices in latents.items()})
 
 
 def _only(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:

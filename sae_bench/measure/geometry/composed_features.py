@@ -1,11 +1,11 @@
-"""Features that others compose: f1, f2 and a third that is the sum of both.
+"""Features that others compose: sets of f1, f2 and a third one that is the sum of both.
 
 A feature f counts when a combination of two or three other directions with positive weights reaches a cosine above
-`CLOSE` with it, and none of the atoms does so by itself: a near-copy explains nothing. With atoms S, cosines c with f
-and their own products G, the best weights are w = G^-1 c (non-negative least squares with its support fixed), and the
-cosine reached is sqrt(c' w). Every pair and triple of the `ATOMS` nearest allowed directions is tried. A set of three
-or four features is counted once, whichever of its members the others explain, and near-copies of its members make no
-further sets.
+`CLOSE_COSINE` with it, and none of the atoms does so by itself: a near-copy explains nothing. With atoms S, cosines c
+with f and their own products G, the best weights are w = G^-1 c (non-negative least squares with its support fixed),
+and the cosine reached is sqrt(c' w). Every pair and triple of the `ATOMS` nearest allowed directions is tried. A set of
+three or four features is counted once, whichever of its members the others explain, and near-copies of its members make
+no further sets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sae_bench.measure.geometry.neighbours import finite_norms
 
-CLOSE = 0.9
+CLOSE_COSINE = 0.9
 "Cosine above which two directions count as the same, and a combination as an explanation."
 ATOMS = 24
 "Nearest directions, none of them a near-copy, from which atoms are taken: this bounds the cost of a large dictionary."
@@ -32,22 +32,22 @@ _FLAT = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
-class Composed:
-    """The sets found among some features."""
+class ComposedSets:
+    """Sets of composed features and their atoms."""
 
     sets: Tensor
-    "int64 (found, 4): the composed feature, then its atoms by index; -1 where there is no third."
-    asked: int
-    "Features that were asked about."
+    "int64 (sets, 4): the composed feature, then its atoms by index; -1 where there is no third."
+    candidates: int
+    "Features that could have been composed."
 
     @property
     def share(self) -> float:
-        """Sets found as a share of the features asked about."""
-        return len(self.sets) / self.asked if self.asked else 0.0
+        """Return the number of sets as a share of the candidates."""
+        return len(self.sets) / self.candidates if self.candidates else 0.0
 
 
-def composed(W_dec: Tensor, features: Tensor, cosine: Tensor, index: Tensor) -> Composed:
-    """The sets that explain ``features``, each set once.
+def find_composed_sets(W_dec: Tensor, features: Tensor, cosine: Tensor, index: Tensor) -> ComposedSets:
+    """Return the sets of two or three atoms that explain ``features``, each set once.
 
     Args:
         W_dec: (n, d) decoder rows of any norm.
@@ -57,34 +57,34 @@ def composed(W_dec: Tensor, features: Tensor, cosine: Tensor, index: Tensor) -> 
     """
     norms = finite_norms(W_dec)
     chunks = zip(*(torch.split(each, _CHUNK) for each in (features, cosine, index)), strict=True)
-    found = [_explained(W_dec, norms, *chunk) for chunk in chunks]
-    rows = torch.cat(found) if found else torch.empty(0, 4, dtype=torch.int64)
+    sets = [_explaining_sets(W_dec, norms, *chunk) for chunk in chunks]
+    rows = torch.cat(sets) if sets else torch.empty(0, 4, dtype=torch.int64)
     if not len(rows):
-        return Composed(rows, len(features))
+        return ComposedSets(rows, len(features))
     # A third atom that is missing (-1) looks up the last label, which no feature has.
-    label = torch.cat([_without_copies(len(W_dec), features, cosine, index), torch.tensor([-1])])
+    label = torch.cat([_copy_labels(len(W_dec), features, cosine, index), torch.tensor([-1])])
     _, which = torch.unique(label[rows].sort(dim=1).values, dim=0, return_inverse=True)
     first = torch.full((int(which.max()) + 1,), len(rows), dtype=torch.int64)
     first = first.scatter_reduce(0, which, torch.arange(len(rows)), reduce="amin")
-    return Composed(rows[first.sort().values], len(features))
+    return ComposedSets(rows[first.sort().values], len(features))
 
 
-def _without_copies(n: int, features: Tensor, cosine: Tensor, index: Tensor) -> Tensor:
-    """int64 (n,) labels that near-copies share, by links of a cosine above `CLOSE`."""
-    row, column = (cosine > CLOSE).cpu().nonzero(as_tuple=True)
+def _copy_labels(n: int, features: Tensor, cosine: Tensor, index: Tensor) -> Tensor:
+    """Return int64 (n,) labels that near-copies share, linked by cosines above `CLOSE_COSINE`."""
+    row, column = (cosine > CLOSE_COSINE).cpu().nonzero(as_tuple=True)
     ends = features.cpu()[row].numpy(), index.cpu()[row, column].numpy()
     links = coo_array((torch.ones(len(row)).numpy(), ends), shape=(n, n))
     return torch.from_numpy(connected_components(links, directed=False)[1]).long()
 
 
-def _explained(W_dec: Tensor, norms: Tensor, features: Tensor, cosine: Tensor, index: Tensor) -> Tensor:
-    """int64 (found, 4) on the CPU: one set for each feature that has any, pairs before triples."""
-    atoms, chosen = _allowed(cosine, index)
+def _explaining_sets(W_dec: Tensor, norms: Tensor, features: Tensor, cosine: Tensor, index: Tensor) -> Tensor:
+    """Return int64 (sets, 4) on the CPU: one set for each feature that has any, pairs before triples."""
+    atoms, chosen = _candidate_atoms(cosine, index)
     count = atoms.shape[1]
     if count < 2:
         return torch.empty(0, 4, dtype=torch.int64)
     # Most features are ruled out by a bound, for which half the precision does.
-    hopeful = _reach(_gram(W_dec, norms, features, atoms, chosen, torch.float32)) > CLOSE**2 - _MARGIN
+    hopeful = _squared_reach(_gram(W_dec, norms, features, atoms, chosen, torch.float32)) > CLOSE_COSINE**2 - _MARGIN
     if not bool(hopeful.any()):
         return torch.empty(0, 4, dtype=torch.int64)
     features, atoms = features[hopeful], atoms[hopeful]
@@ -93,28 +93,28 @@ def _explained(W_dec: Tensor, norms: Tensor, features: Tensor, cosine: Tensor, i
     open_rows = torch.arange(len(features))
     for size in (2, 3) if count > 2 else (2,):
         subsets = torch.tensor(list(combinations(range(1, count + 1), size)), device=gram.device)  # (subsets, size)
-        reached, at = _cone(gram[open_rows], subsets).max(dim=1)
-        done = (reached > CLOSE**2).cpu()
-        rows = open_rows[done]
+        reached, at = _squared_cone_cosine(gram[open_rows], subsets).max(dim=1)
+        explained = (reached > CLOSE_COSINE**2).cpu()
+        rows = open_rows[explained]
         best[rows, 0] = features[rows].cpu()
-        best[rows, 1 : size + 1] = atoms[rows].gather(1, subsets[at[done]] - 1).cpu()
-        open_rows = open_rows[~done]
+        best[rows, 1 : size + 1] = atoms[rows].gather(1, subsets[at[explained]] - 1).cpu()
+        open_rows = open_rows[~explained]
         if not len(open_rows):
             break
     return best[best[:, 0] >= 0]
 
 
-def _allowed(cosine: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """int64 (m, atoms) the nearest directions that are no near-copies, and bool whether there is one at all."""
+def _candidate_atoms(cosine: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return int64 (m, atoms) nearest directions that are no near-copies, and bool, True where one exists."""
     # Near-copies stand first: behind them the order is already by cosine.
-    copies = (cosine > CLOSE).sum(1, keepdim=True)
+    copies = (cosine > CLOSE_COSINE).sum(1, keepdim=True)
     place = copies + torch.arange(min(ATOMS, cosine.shape[1]), device=cosine.device)
     chosen = place < cosine.shape[1]
     return index.gather(1, place.clamp(max=max(cosine.shape[1] - 1, 0))).long(), chosen
 
 
 def _gram(W_dec: Tensor, norms: Tensor, features: Tensor, atoms: Tensor, chosen: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 (m, 1 + atoms, 1 + atoms) cosines of each feature, first, and its atoms.
+    """Return float64 (m, 1 + atoms, 1 + atoms) cosines of each feature, first, and its atoms.
 
     A missing atom is at right angles to everything.
     """
@@ -126,8 +126,8 @@ def _gram(W_dec: Tensor, norms: Tensor, features: Tensor, atoms: Tensor, chosen:
     return gram
 
 
-def _reach(gram: Tensor) -> Tensor:
-    """(m,) squared cosine that all atoms together reach, signs free: no cone of some of them reaches more.
+def _squared_reach(gram: Tensor) -> Tensor:
+    """Return (m,) squared cosine that all atoms together reach with weights of any sign, an upper bound for cones.
 
     A ridge keeps copies of one direction solvable; it takes away less than the margin that callers leave.
     """
@@ -138,8 +138,8 @@ def _reach(gram: Tensor) -> Tensor:
     return reach
 
 
-def _cone(gram: Tensor, subsets: Tensor) -> Tensor:
-    """(m, subsets) squared cosine that each subset reaches with positive weights; 0 where its weights are not."""
+def _squared_cone_cosine(gram: Tensor, subsets: Tensor) -> Tensor:
+    """Return (m, subsets) squared cosine that each subset reaches with positive weights, else 0."""
     c = gram[:, 0]
     i, j = subsets[:, 0], subsets[:, 1]
     a, b, g = c[:, i], c[:, j], gram[:, i, j]

@@ -1,4 +1,4 @@
-"""Interference between features that are active together: what one reads of the others' writing.
+"""Interference between features that are active together: what each one reads of the others' contributions.
 
 On a token with active set A and codes f (decoder norms folded in), feature i in A reads ``sum_j f_j (d_i . d_j)`` of
 the others, j != i. Were directions random, each squared cosine would be 1/d on average, and the variance of that sum
@@ -17,12 +17,12 @@ _ENTRIES = 1 << 23
 
 
 def crosstalk(codes: SparseCodes, directions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance that active features read of each other, and what random directions would give.
+    """Return the variance that active features read of each other, and the one that random directions would give.
 
     Args:
         codes: with decoder norms folded in.
         directions: float32 (n, d) unit directions; a zero row reads and writes nothing.
-        tokens: int64 (m,), those that are asked about.
+        tokens: int64 (m,), the tokens to measure.
 
     Returns float64 (m,) ``sum_i sum_{j != i} f_j^2 (d_i . d_j)^2`` and ``sum_i sum_{j != i} f_j^2 / d``.
     """
@@ -45,10 +45,10 @@ def crosstalk(codes: SparseCodes, directions: Tensor, tokens: Tensor) -> tuple[T
         strength = codes.value[at].double().square() * present
         read[rows] = torch.einsum("ti,tij,tj->t", present.double(), squares, strength)
         start += len(rows)
-    return read, (active - 1).clamp_min(0) * power(codes)[tokens] / d
+    return read, (active - 1).clamp_min(0) * code_power(codes)[tokens] / d
 
 
-def power(codes: SparseCodes) -> Tensor:
-    """float64 (tokens,) sum of squared codes."""
+def code_power(codes: SparseCodes) -> Tensor:
+    """Return float64 (tokens,) sum of squared codes."""
     square = codes.value.double().square()
     return square.new_zeros(codes.tokens).index_add_(0, codes.token, square)

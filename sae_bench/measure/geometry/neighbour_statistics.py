@@ -1,4 +1,4 @@
-"""Who the nearest neighbours are: numbers and shapes read off `Neighbours`.
+"""Statistics of nearest neighbours: in-degrees, modes of the cosines, and bounds on coherence.
 
 A histogram of largest cosines cannot tell pairs of near-copies from a crowd around one hub; the in-degrees of the
 graph that points from every feature to its nearest neighbour can.
@@ -23,31 +23,31 @@ EDGES: Floats = np.round(np.linspace(-1, 1, 101), 2)
 "Bins of cosines, the same for every dictionary, so that histograms can be laid over each other."
 _TIE = 1e-6
 "Difference of float32 cosines that is rounding."
-_SMOOTH = 1.0
+_SMOOTHING = 1.0
 "Standard deviation, in bins, of the smoothing before modes are looked for."
 _PEAK_SHARE = 0.01
 "Share of the features by which a mode must rise above the dips around it, at least."
 
 
 def welch_bound(n: int, d: int) -> float:
-    """The least coherence n directions in d dimensions can have (Welch 1974); 0 up to n = d."""
+    """Return the least coherence that n directions in d dimensions can have (Welch 1974); 0 up to n = d."""
     return math.sqrt((n - d) / (d * (n - 1))) if n > d else 0.0
 
 
 def frame_potential_excess(neighbours: Neighbours) -> float:
-    """``sum of squared cosines * d / n^2 - 1``, own included: 0 for directions that fill the space evenly."""
+    """Return ``sum of squared cosines * d / n^2 - 1``, own included: 0 for a tight frame."""
     return neighbours.gram_square * neighbours.d / neighbours.n**2 - 1.0
 
 
 def rms_cosine(neighbours: Neighbours) -> float:
-    """Root mean square cosine of two different directions; 0 for a single one."""
+    """Return the root mean square cosine of two different directions; 0 for a single one."""
     n = neighbours.n
     # Rounding can leave an orthonormal basis a hair below 0.
     return math.sqrt(max(neighbours.gram_square - n, 0.0) / (n * (n - 1))) if n > 1 else 0.0
 
 
-def votes(neighbours: Neighbours, among: NDArray[np.bool_] | None = None) -> Floats:
-    """(features,) how often each is the nearest neighbour of another: the in-degree.
+def neighbour_in_degrees(neighbours: Neighbours, among: NDArray[np.bool_] | None = None) -> Floats:
+    """Return (features,) how often each one is the nearest neighbour of another.
 
     Args:
         among: bool (n,) which directions vote; None: all.
@@ -72,7 +72,7 @@ def votes(neighbours: Neighbours, among: NDArray[np.bool_] | None = None) -> Flo
 
 
 def gini(values: Floats) -> float:
-    """Gini coefficient: 0 when all are equal, towards 1 when one has everything; 0 when there is nothing to share."""
+    """Return the Gini coefficient: 0 when all values are equal, towards 1 when one has everything, 0 when all are 0."""
     total, n = values.sum(), len(values)
     if total == 0:
         return 0.0
@@ -86,19 +86,19 @@ class Peak:
     centre: float
     "Middle of the fullest bin, after smoothing."
     low: float
-    "Where the dip below it is; -1 for the first mode."
+    "Cosine of the dip below it; -1 for the first mode."
     high: float
-    "Where the dip above it is; 1 for the last mode."
+    "Cosine of the dip above it; 1 for the last mode."
     features: int
     "Directions between the dips."
     concentration: float
     "Share of them whose nearest neighbour is one and the same feature."
     neighbour: int
-    "Which feature that is; -1 where none has a vote."
+    "Index of that feature; -1 where no direction has a nearest neighbour."
 
 
-def peaks(neighbours: Neighbours) -> list[Peak]:
-    """Modes of the histogram of largest cosines, from low to high.
+def cosine_peaks(neighbours: Neighbours) -> list[Peak]:
+    """Return the modes of the histogram of largest cosines, from low to high.
 
     A mode rises above the dips around it by 1% of the features and by three times the noise of a count of its height.
     """
@@ -108,13 +108,13 @@ def peaks(neighbours: Neighbours) -> list[Peak]:
     cosine = nearest.cpu().numpy().astype(np.float64)
     # Empty bins at both ends: a mode at a cosine of 1 needs a slope beyond it.
     edges = np.round(np.arange(-54, 55) * 0.02, 2)
-    height = gaussian_filter1d(np.histogram(cosine, edges)[0].astype(np.float64), _SMOOTH)
-    noise = np.sqrt(height / (2 * _SMOOTH * math.sqrt(math.pi)))
-    found, _ = find_peaks(height, prominence=np.maximum(_PEAK_SHARE * neighbours.n, 3 * noise))
-    if not len(found):
+    height = gaussian_filter1d(np.histogram(cosine, edges)[0].astype(np.float64), _SMOOTHING)
+    noise = np.sqrt(height / (2 * _SMOOTHING * math.sqrt(math.pi)))
+    maxima, _ = find_peaks(height, prominence=np.maximum(_PEAK_SHARE * neighbours.n, 3 * noise))
+    if not len(maxima):
         return []
-    dips = [float(edges[left + int(height[left:right].argmin())] + 0.01) for left, right in pairwise(found)]
-    centres = (edges[found] + edges[found + 1]) / 2
+    dips = [float(edges[left + int(height[left:right].argmin())] + 0.01) for left, right in pairwise(maxima)]
+    centres = (edges[maxima] + edges[maxima + 1]) / 2
     return [
         _peak(neighbours, cosine, float(centre), low, high)
         for centre, (low, high) in zip(centres, pairwise([-math.inf, *dips, math.inf]), strict=True)
@@ -123,13 +123,13 @@ def peaks(neighbours: Neighbours) -> list[Peak]:
 
 def _peak(neighbours: Neighbours, cosine: Floats, centre: float, low: float, high: float) -> Peak:
     members = (cosine >= low) & (cosine < high)
-    received = votes(neighbours, members)
-    most = int(received.argmax())
+    in_degree = neighbour_in_degrees(neighbours, members)
+    hub = int(in_degree.argmax())
     return Peak(
         centre=round(centre, 4),
         low=max(low, -1.0),
         high=min(high, 1.0),
         features=int(members.sum()),
-        concentration=float(received[most] / max(members.sum(), 1)),
-        neighbour=int(neighbours.features[most]) if received[most] > 0 else -1,
+        concentration=float(in_degree[hub] / max(members.sum(), 1)),
+        neighbour=int(neighbours.features[hub]) if in_degree[hub] > 0 else -1,
     )

@@ -1,11 +1,11 @@
-"""Nearest neighbours of every direction of a dictionary: exact, in one pass over its products, never n x n of them.
+"""Nearest neighbours of every direction of a dictionary: exact, in one pass, without storing all n x n products.
 
 Products are taken block by block, ``U_I @ U_J.T`` for each pair of blocks once: a block serves the rows of I and the
-rows of J. Each row keeps its largest cosines so far and the k-th of them as a bar; of a block only what lies above the
-bar of its row or column is looked at, which after the first blocks is a share of about k over the columns seen. A
-random order of the features keeps that share small whatever order a dictionary is stored in.
+rows of J. Each row stores its largest cosines so far and uses the k-th of them as a bar. Of a block only the entries
+above the bar of their row or column are candidates, which after the first blocks is a share of about k over the columns
+scanned. A random order of the features makes that share small for every order in which a dictionary is stored.
 
-Letters: ``n`` directions, ``d`` their width, ``k`` neighbours kept.
+Letters: ``n`` directions, ``d`` their width, ``k`` neighbours per direction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from sae_bench.errors import MeasurementError
 
 NEIGHBOURS = 100
-"Neighbours kept of each direction."
+"Neighbours stored for each direction."
 BLOCK = 1024
 "Rows of a block: its products, 4 MB, stay in a core's reach while they are looked through."
 _ROOM = 156
@@ -32,14 +32,14 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The nearest others of some directions, and what the same products say about all pairs of them."""
+    """Nearest other directions of some features, and statistics of the same products over all pairs."""
 
     features: Tensor
-    "int64 (n,), which features of the dictionary these are, ascending."
+    "int64 (n,), indices of the features in the dictionary, ascending."
     cosine: Tensor
     "float32 (n, k), largest cosines with another direction, descending; k = min(100, n - 1)."
     index: Tensor
-    "int32 (n, k), the feature each of them is with."
+    "int32 (n, k), the features with those cosines."
     coherence: float
     "Largest absolute cosine of two directions; 0 for a single one."
     absolute_mean: float
@@ -51,16 +51,16 @@ class Neighbours:
 
     @property
     def n(self) -> int:
-        """Number of directions."""
+        """Return the number of directions."""
         return len(self.features)
 
     def nth(self, k: int) -> Tensor | None:
-        """float32 (n,), each direction's k-th largest cosine; None when there are not k others."""
+        """Return float32 (n,) each direction's k-th largest cosine; None when there are not k others."""
         return self.cosine[:, k - 1] if 1 <= k <= self.cosine.shape[1] else None
 
 
-class Running:
-    """The k largest entries of each of ``rows`` rows, while blocks of entries come by."""
+class RunningTopK:
+    """The k largest entries of each of ``rows`` rows over blocks of entries that arrive one by one."""
 
     def __init__(self, rows: int, k: int, device: torch.device) -> None:
         self.k = k
@@ -70,7 +70,7 @@ class Running:
         self._bar = torch.full((rows,), -torch.inf, device=device)
 
     def offer(self, rows: Span, block: Tensor, first: int) -> None:
-        """Entries of ``rows`` with columns ``first``, ``first + 1`` ...: ``block`` is (rows, columns)."""
+        """Take in the entries of ``rows`` in columns ``first``, ``first + 1`` ...: ``block`` is (rows, columns)."""
         bar = self._bar[slice(*rows)]
         # One comparison reads the block as it lies in memory; a transposed view is compared and searched as such.
         turned = not block.is_contiguous()
@@ -88,7 +88,7 @@ class Running:
         self._append(rows, row, column + first, value, block, first)
 
     def _append(self, rows: Span, row: Tensor, index: Tensor, value: Tensor, block: Tensor, first: int) -> None:
-        """Candidates sorted by ``row`` (within the span) go behind what their rows hold already."""
+        """Append candidates, sorted by ``row`` within the span, to those of their rows."""
         new = torch.bincount(row, minlength=rows[1] - rows[0])
         if bool((self._count[slice(*rows)] + new > self.k + _ROOM).any()):
             self._settle(rows)
@@ -98,28 +98,28 @@ class Running:
             if int(new.max()) > _ROOM:
                 self._merge(rows, block, first)
                 return
-        held = self._count[slice(*rows)]
+        count = self._count[slice(*rows)]
         rank = torch.arange(len(row), device=row.device) - (new.cumsum(0) - new)[row]
-        place = (row + rows[0]) * (self.k + _ROOM) + held[row] + rank
+        place = (row + rows[0]) * (self.k + _ROOM) + count[row] + rank
         self._value.view(-1)[place] = value
         self._index.view(-1)[place] = index.int()
-        held += new
+        count += new
 
     def _settle(self, rows: Span) -> None:
-        """Keeps the k largest of each row and raises its bar to the smallest of them."""
+        """Reduce each row to its k largest entries and raise its bar to the smallest of them."""
         span = slice(*rows)
         top = self._value[span].topk(self.k, dim=1, sorted=False)
-        self._keep(rows, top.values, self._index[span].gather(1, top.indices))
+        self._store(rows, top.values, self._index[span].gather(1, top.indices))
 
     def _merge(self, rows: Span, block: Tensor, first: int) -> None:
-        """The same for a block with so many candidates that sorting it out whole is cheaper."""
+        """Reduce rows and a whole block to the k largest, which is cheaper when a block has many candidates."""
         span = slice(*rows)
         columns = torch.arange(first, first + block.shape[1], dtype=torch.int32, device=block.device)
         index = torch.cat([self._index[span], columns.expand(len(block), -1)], dim=1)
         top = torch.cat([self._value[span], block], dim=1).topk(self.k, dim=1, sorted=False)
-        self._keep(rows, top.values, index.gather(1, top.indices))
+        self._store(rows, top.values, index.gather(1, top.indices))
 
-    def _keep(self, rows: Span, value: Tensor, index: Tensor) -> None:
+    def _store(self, rows: Span, value: Tensor, index: Tensor) -> None:
         span = slice(*rows)
         self._value[span, : self.k] = value
         self._index[span, : self.k] = index
@@ -128,22 +128,26 @@ class Running:
         self._bar[span] = value.amin(1)
 
     def sorted(self, rows: Span) -> tuple[Tensor, Tensor]:
-        """float32 (rows, k) entries, descending, and int32 (rows, k) their columns; -inf and -1 where there is none."""
+        """Return float32 (rows, k) entries, descending, and int32 (rows, k) columns; -inf and -1 where none is."""
         self._settle(rows)
         value, order = self._value[slice(*rows), : self.k].sort(dim=1, descending=True)
         return value, self._index[slice(*rows), : self.k].gather(1, order)
 
 
-def neighbours(W_dec: Tensor, alive: Tensor, tick: Callable[[], None] = lambda: None) -> tuple[Neighbours, Neighbours]:
-    """Neighbours among the alive features, and among all, from one pass over the products.
+def nearest_neighbours(
+    W_dec: Tensor, alive: Tensor, tick: Callable[[], None] = lambda: None
+) -> tuple[Neighbours, Neighbours]:
+    """Return the neighbours among the alive features, and among all features, in one pass.
 
     Args:
         W_dec: (n, d) decoder rows of any norm; rows that are zero have no direction and are left out of both.
         alive: bool (n,).
         tick: called after every block.
 
-    Pairs of alive features come first; the result is kept, then the pairs with dead ones are added. A weight that is
-    not finite, or no alive feature with a direction, is a `MeasurementError`.
+    Pairs of alive features come first; their result is stored before the pairs with dead ones are added.
+
+    Raises:
+        MeasurementError: a weight is not finite, or no alive feature has a direction.
     """
     norms = finite_norms(W_dec)
     generator = torch.Generator().manual_seed(0)
@@ -155,7 +159,7 @@ def neighbours(W_dec: Tensor, alive: Tensor, tick: Callable[[], None] = lambda: 
             f"compared; check that the SAE belongs to this model and site"
         )
     order = torch.cat([living, dead])
-    scan = _Pass(_unit_rows(W_dec, norms, order), order, tick)
+    scan = _ProductScan(_unit_rows(W_dec, norms, order), order, tick)
     living_blocks, dead_blocks = _blocks(0, len(living)), _blocks(len(living), len(order))
     scan.pairs(_each_pair_once(living_blocks))
     among_living = scan.result(len(living))
@@ -166,10 +170,10 @@ def neighbours(W_dec: Tensor, alive: Tensor, tick: Callable[[], None] = lambda: 
     return among_living, scan.result(len(order))
 
 
-def nearest_of(queries: int, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Neighbours of the first ``queries`` of the unit ``directions`` (n, d): (queries, k) cosines and indices."""
+def neighbours_of_queries(queries: int, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (queries, k) cosines and indices of neighbours of the first ``queries`` rows of ``directions``."""
     n = len(directions)
-    found = Running(queries, min(NEIGHBOURS, n - 1), directions.device)
+    running = RunningTopK(queries, min(NEIGHBOURS, n - 1), directions.device)
     for rows in _blocks(0, queries):
         for columns in _blocks(0, n):
             block = directions[slice(*rows)] @ directions[slice(*columns)].T
@@ -178,12 +182,12 @@ def nearest_of(queries: int, directions: Tensor) -> tuple[Tensor, Tensor]:
             if own:
                 at = torch.arange(own.start, own.stop, device=block.device)
                 block[at - rows[0], at - columns[0]] = -torch.inf
-            found.offer(rows, block, columns[0])
-    return found.sorted((0, queries))
+            running.offer(rows, block, columns[0])
+    return running.sorted((0, queries))
 
 
 def finite_norms(W_dec: Tensor) -> Tensor:
-    """float64 (n,) norms of the decoder rows; a `MeasurementError` names the first feature with NaN or infinity."""
+    """Return float64 (n,) norms of decoder rows; a `MeasurementError` names the first row with NaN or infinity."""
     norms = torch.cat(
         [torch.linalg.vector_norm(rows.double(), dim=1) for rows in torch.split(W_dec.detach(), 8 * BLOCK)]
     )
@@ -197,22 +201,22 @@ def finite_norms(W_dec: Tensor) -> Tensor:
     return torch.where(norms < 1e-30, 0.0, norms)
 
 
-class _Pass:
-    """Products of blocks of directions, and what is kept of them."""
+class _ProductScan:
+    """Scan over products of blocks of directions, with the running statistics."""
 
     def __init__(self, directions: Tensor, order: Tensor, tick: Callable[[], None]) -> None:
         n, self.d = directions.shape
         self._directions = directions
         self._order = order
         self._tick = tick
-        self._running = Running(n, min(NEIGHBOURS, max(n - 1, 1)), directions.device)
+        self._running = RunningTopK(n, min(NEIGHBOURS, max(n - 1, 1)), directions.device)
         self._scratch = torch.empty(BLOCK * BLOCK, device=directions.device)
         self._gram = torch.zeros(self.d, self.d, dtype=torch.float64, device=directions.device)
         self._coherence = 0.0
         self._absolute = 0.0
 
     def pairs(self, pairs: Iterator[tuple[Span, Span]]) -> None:
-        """Every pair of blocks once: row, column."""
+        """Multiply each pair of blocks (row, column) once."""
         for row, column in pairs:
             rows, columns = self._directions[slice(*row)], self._directions[slice(*column)]
             block = self._scratch[: len(rows) * len(columns)].view(len(rows), len(columns))
@@ -232,7 +236,7 @@ class _Pass:
             self._tick()
 
     def result(self, n: int) -> Neighbours:
-        """What is known of the first ``n`` directions, whose pairs have all been seen; in the dictionary's order."""
+        """Return the neighbours of the first ``n`` directions, in the dictionary's order; their pairs must be done."""
         features = self._order[:n].sort()
         k = min(NEIGHBOURS, n - 1)
         cosine = torch.empty(n, k, device=features.values.device)
@@ -257,7 +261,7 @@ class _Pass:
 
 
 def _unit_rows(W_dec: Tensor, norms: Tensor, order: Tensor) -> Tensor:
-    """float32 (len(order), d) directions in the given order, without a second copy of the weights on the way."""
+    """Return float32 (len(order), d) unit directions in the given order, without a second copy of the weights."""
     out = torch.empty(len(order), W_dec.shape[1], device=W_dec.device)
     for start in range(0, len(order), BLOCK):
         rows = order[start : start + BLOCK]
@@ -270,14 +274,14 @@ def _shuffled(index: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blocks(start: int, stop: int) -> list[Span]:
-    """Spans of at most `BLOCK`, all of nearly the same length: a short last one would fill the bars badly."""
+    """Return spans of at most `BLOCK`, all of nearly the same length: a short last one would raise bars slowly."""
     count = -(-(stop - start) // BLOCK)
     edges = [start + (stop - start) * part // max(count, 1) for part in range(count + 1)]
     return list(pairwise(edges))
 
 
 def _each_pair_once(blocks: list[Span]) -> Iterator[tuple[Span, Span]]:
-    """Pairs by distance around a circle, so that all rows have seen equally many columns at any time."""
+    """Yield pairs by distance around a circle, so that all rows meet equally many columns at any time."""
     count = len(blocks)
     for step in range(count // 2 + 1):
         last = count // 2 if 2 * step == count else count
@@ -286,13 +290,13 @@ def _each_pair_once(blocks: list[Span]) -> Iterator[tuple[Span, Span]]:
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """int64 positions of True in the flattened mask; numpy's search is many times as fast as torch's on the CPU."""
+    """Return int64 positions of True in the flattened mask; numpy searches faster than torch on the CPU."""
     flat = mask.reshape(-1)
     return torch.from_numpy(np.flatnonzero(flat.numpy())) if flat.device.type == "cpu" else flat.nonzero().flatten()
 
 
 def _stable_order(keys: Tensor) -> Tensor:
-    """What sorts ``keys`` (below `BLOCK`) and keeps the order of equal ones; 16 bits give numpy a radix sort."""
+    """Return the stable sorting order of ``keys`` (below `BLOCK`); 16 bits let numpy use a radix sort."""
     if keys.device.type != "cpu":
         return keys.argsort(stable=True)
     return torch.from_numpy(np.argsort(keys.numpy().astype(np.int16), kind="stable"))

@@ -50,9 +50,9 @@ def measure(bench: Bench) -> Measurement:
         )
     ours = _usable(bench, bench.sae, bench.firing.alive, "this SAE")
     theirs = _usable(bench, partner, _alive(bench, partner), "the second SAE")
-    from sae_bench.measure.geometry import compare
+    from sae_bench.measure.geometry import match_directions
 
-    found = compare(bench.sae.W_dec[ours], partner.W_dec[theirs].to(bench.sae.W_dec.device))
+    found = match_directions(bench.sae.W_dec[ours], partner.W_dec[theirs].to(bench.sae.W_dec.device))
     return Measurement(
         {**_mmcs(found, int(bench.sae.W_dec.shape[1])), **_matched(bench, partner, ours, theirs, found)},
         bench.clusters,
@@ -82,7 +82,7 @@ def _usable(bench: Bench, sae: Any, alive: Tensor, what: str) -> Tensor:
 
 
 def _mmcs(found: Matching, d: int) -> dict[str, Estimate]:
-    from sae_bench.measure.geometry import SAME, isotropic_floor
+    from sae_bench.measure.geometry import SAME_COSINE, isotropic_floor
 
     estimates: dict[str, Estimate] = {
         "mmcs": Exact(float(found.best_of_a.double().mean())),
@@ -93,12 +93,12 @@ def _mmcs(found: Matching, d: int) -> dict[str, Estimate]:
         floor = isotropic_floor(others + 1, d)
         estimates[name] = Exact(float(floor.nth[1].mean(dtype=np.float64)))
         if name == "floor_mmcs":
-            estimates["floor_matched_share"] = Exact(float((floor.nth[1] >= SAME).mean()))
+            estimates["floor_matched_share"] = Exact(float((floor.nth[1] >= SAME_COSINE).mean()))
     return estimates
 
 
 def _matched(bench: Bench, partner: Any, ours: Tensor, theirs: Tensor, found: Matching) -> dict[str, Estimate]:
-    from sae_bench.measure.geometry import MOST_PAIRS, SAME, cosines, largest_matching
+    from sae_bench.measure.geometry import MOST_PAIRS, SAME_COSINE, largest_matching, row_cosines
 
     if found.pairs is None:
         many = Undefined(f"more than {MOST_PAIRS} pairs of features are close: there is nothing to tell apart")
@@ -110,7 +110,7 @@ def _matched(bench: Bench, partner: Any, ours: Tensor, theirs: Tensor, found: Ma
     if ours_in is None or theirs_in is None:
         estimates["matched_encoder_share"] = Undefined("one of the two SAEs shows no single encoder matrix W_enc")
         return estimates
-    agree = cosines(ours_in, theirs_in.to(ours_in.device), ours[rows], theirs[columns]).cpu() >= SAME
+    agree = row_cosines(ours_in, theirs_in.to(ours_in.device), ours[rows], theirs[columns]).cpu() >= SAME_COSINE
     estimates["matched_encoder_share"] = Exact(largest_matching(rows[agree], columns[agree], n, m) / min(n, m))
     return estimates
 

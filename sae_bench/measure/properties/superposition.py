@@ -19,7 +19,7 @@ import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Ratio, Series, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.shared.alive_features import dictionary
+from sae_bench.measure.shared.alive_features import dictionary_neighbours
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Cosines of alive features, crosstalk on the measured tokens, codes of scaled activations."""
-    found = dictionary(bench)
+    found = dictionary_neighbours(bench)
     stride = _stride(bench, found.alive.d)
     directions = _unit_rows(bench)
     tables = bench.collect(lambda batch: _tokens(bench, batch, directions, stride), "superposition")
@@ -98,11 +98,11 @@ def _crosstalk(sums: dict[str, Floats], d: int) -> dict[str, Estimate]:
 
 
 def _equivariance(sums: dict[str, Floats], scales: tuple[float, ...]) -> Estimate:
-    power = sums["power"]
-    if power.sum() == 0:
+    code_power = sums["power"]
+    if code_power.sum() == 0:
         return Undefined("no feature fires on the documents measured")
     lost = sum(sums[f"lost_{scale}"] for scale in scales) / len(scales)
-    return Ratio(power - lost, power)
+    return Ratio(code_power - lost, code_power)
 
 
 def _curve(sums: dict[str, Floats]) -> Series:
@@ -129,7 +129,7 @@ def _tokens(bench: Bench, batch: Batch, directions: Tensor, stride: int) -> dict
     """(docs, pos) tables of one batch."""
     import torch
 
-    from sae_bench.measure.geometry import crosstalk, power
+    from sae_bench.measure.geometry import code_power, crosstalk
     from sae_bench.sae.sparse_codes import SparseCodes
 
     parts = [codes.times(bench.decoder_norms) for codes in bench.sparse_codes(batch)]
@@ -140,7 +140,7 @@ def _tokens(bench: Bench, batch: Batch, directions: Tensor, stride: int) -> dict
     asked = batch.keep & ((document + position) % stride == 0)
     tables = {name: torch.zeros(batch.keep.shape, dtype=torch.float64, device=batch.x.device) for name in TABLES}
     tables["read"][asked], tables["random"][asked] = crosstalk(codes, directions, asked[batch.keep].nonzero().flatten())
-    tables["power"][batch.keep] = power(codes)
+    tables["power"][batch.keep] = code_power(codes)
     for scale in SCALES:
         # A document at a time: a feature near its threshold must not fire in one batch only.
         for row, keep, x, code in zip(tables[f"lost_{scale}"], batch.keep, batch.source, parts, strict=True):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Series, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.shared.token_type_gaps import MINIMUM, frequency_correlation, token_gap, type_sums
+from sae_bench.measure.shared.token_type_gaps import MINIMUM_OCCURRENCES, frequency_correlation, token_gap, type_sums
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -38,7 +38,7 @@ FEWEST_DOCUMENTS = 5
 
 METRICS = (
     Metric("gap", "nats", "reported", "mean KL of a token beyond isotropic noise of the error's norm"),
-    Metric("types", "types", "reported", f"token types seen {MINIMUM} times or more"),
+    Metric("types", "types", "reported", f"token types seen {MINIMUM_OCCURRENCES} times or more"),
     Metric("between_types_share", "share", "reported", "share of the spread of the types' gaps that is not noise"),
     Metric("between_types_sd", "nats", "reported", "spread of the types' gaps beyond their errors"),
     Metric("largest_gap", "nats", "reported", "largest gap of a type, shrunk towards the mean by its error"),
@@ -102,11 +102,11 @@ def measure(bench: Bench) -> Measurement:
         "frequency_correlation": frequency_correlation(bench, gap),
     }
     if enough.sum() < 2:
-        few = Undefined(f"fewer than two token types occur {MINIMUM} times in {FEWEST_DOCUMENTS} documents")
+        few = Undefined(f"fewer than two token types occur {MINIMUM_OCCURRENCES} times in {FEWEST_DOCUMENTS} documents")
         spread = dict.fromkeys(("between_types_share", "between_types_sd", "largest_gap"), few)
         return Measurement({**estimates, **spread}, bench.clusters)
     sums, counts, ids = sums[:, enough], counts[:, enough], ids[enough]
-    found = compare(total, count, sums, counts, ids)
+    found = compare_types(total, count, sums, counts, ids)
     estimates |= _with_errors(total, count, sums, counts)
     q = found.q()
     differ = int((q < FALSE_DISCOVERIES).sum())
@@ -114,7 +114,7 @@ def measure(bench: Bench) -> Measurement:
     return Measurement(estimates, bench.clusters, {"token_types": _table(bench, found, q)}, notes=(note,))
 
 
-def compare(total: Floats, count: Floats, sums: Floats, counts: Floats, token: NDArray[np.int64]) -> TokenTypes:
+def compare_types(total: Floats, count: Floats, sums: Floats, counts: Floats, token: NDArray[np.int64]) -> TokenTypes:
     """Types against the mean of all tokens.
 
     Args:
@@ -139,7 +139,9 @@ def _with_errors(total: Floats, count: Floats, sums: Floats, counts: Floats) -> 
 
     def fitted(kept: NDArray[np.bool_]) -> tuple[float, float, float]:
         seen = counts[kept].sum(0) > 0
-        found = compare(total[kept], count[kept], sums[kept][:, seen], counts[kept][:, seen], np.flatnonzero(seen))
+        found = compare_types(
+            total[kept], count[kept], sums[kept][:, seen], counts[kept][:, seen], np.flatnonzero(seen)
+        )
         share = 1 - float(np.mean(found.error**2)) / found.spread if found.spread > 0 else 0.0
         return share, float(np.sqrt(found.between)), float(found.shrunk.max())
 

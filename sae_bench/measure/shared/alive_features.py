@@ -1,4 +1,4 @@
-"""What `orthogonality`, `superposition` and `stability` look at: the directions of the features that live."""
+"""Features that fire on the corpus and write a direction, and the geometry of their directions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMED = 10
 
 
 @dataclass(frozen=True, eq=False)
-class LiveFeatures:
+class DictionaryNeighbours:
     """Neighbours among the alive features and among all; features that write nothing are in neither."""
 
     alive: Neighbours
@@ -28,19 +28,19 @@ class LiveFeatures:
     notes: tuple[str, ...]
 
 
-def dictionary(bench: Bench) -> LiveFeatures:
-    """The geometry of the bench's SAE, computed once for all properties that ask."""
+def dictionary_neighbours(bench: Bench) -> DictionaryNeighbours:
+    """Return the geometry of the bench's SAE, computed once for all properties."""
     return bench.shared("dictionary", lambda: _dictionary(bench))
 
 
-def _dictionary(bench: Bench) -> LiveFeatures:
-    from sae_bench.measure.geometry import finite_norms, neighbours
+def _dictionary(bench: Bench) -> DictionaryNeighbours:
+    from sae_bench.measure.geometry import finite_norms, nearest_neighbours
 
     W_dec, firing = bench.sae.W_dec, bench.firing
     alive = firing.alive
     zero = finite_norms(W_dec).cpu() == 0
     check_alive(bench.sae, alive & ~zero, firing.tokens, "this SAE")
-    among_alive, among_all = neighbours(W_dec, alive.to(W_dec.device))
+    among_alive, among_all = nearest_neighbours(W_dec, alive.to(W_dec.device))
     notes = [f"{int(alive.sum())} of {len(alive)} features fire on the {firing.tokens} kept tokens of the corpus"]
     if bool(zero.any()):
         named = zero.nonzero().flatten().tolist()
@@ -49,36 +49,36 @@ def _dictionary(bench: Bench) -> LiveFeatures:
             f"{len(named)} decoder rows are zero and have no direction, so they are left out: "
             f"features {', '.join(map(str, named[:_NAMED]))}{more}"
         )
-    return LiveFeatures(among_alive, among_all, tuple(notes))
+    return DictionaryNeighbours(among_alive, among_all, tuple(notes))
 
 
-def check_alive(sae: Any, alive: Tensor, tokens: int, what: str) -> None:
-    """A `MeasurementError` when none of the features fires and writes."""
+def check_alive(sae: Any, alive: Tensor, tokens: int, name: str) -> None:
+    """Raise a `MeasurementError` when none of the features fires and writes."""
     if not bool(alive.any()):
         raise MeasurementError(
-            f"all {len(alive)} features of {what} are dead: none fires on the {tokens} kept tokens of the corpus and "
-            f"writes a direction, so there is no geometry to measure; check that {what} belongs to this model and site"
+            f"all {len(alive)} features of {name} are dead: none fires on the {tokens} kept tokens of the corpus and "
+            f"writes a direction, so there is no geometry to measure; check that {name} belongs to this model and site"
         )
 
 
-def alive_rows(bench: Bench, companion: RelatedSAE | None = None) -> Tensor:
-    """int64 (n,) features that fire on the corpus and write a direction; a `MeasurementError` where there is none.
+def alive_indices(bench: Bench, related: RelatedSAE | None = None) -> Tensor:
+    """Return int64 (n,) features that fire on the corpus and write a direction.
 
     ``companion`` says that the bench is its: several SAEs of a run read the same one, so it is looked at once.
     """
-    what = "this SAE" if companion is None else f"SAE {companion.name!r}"
+    name = "this SAE" if related is None else f"SAE {related.name!r}"
     alive = (
         bench.firing.alive
-        if companion is None
-        else bench.site_data.shared(("alive", companion.name, companion.sha256), lambda: bench.firing.alive)
+        if related is None
+        else bench.site_data.shared(("alive", related.name, related.sha256), lambda: bench.firing.alive)
     )
     usable = alive & (bench.decoder_norms.cpu() > 0)
-    check_alive(bench.sae, usable, len(bench.site_data.kept_positions), what)
+    check_alive(bench.sae, usable, len(bench.site_data.kept_positions), name)
     return usable.nonzero().flatten()
 
 
-def shows_decoder(sae: SAE) -> bool:
-    """False for an object whose features have no known directions."""
+def has_decoder(sae: SAE) -> bool:
+    """Return False for an object whose features have no known directions."""
     try:
         _ = sae.W_dec
     except MeasurementError:
@@ -87,7 +87,7 @@ def shows_decoder(sae: SAE) -> bool:
 
 
 def encoder_rows(sae: Any) -> Tensor | None:
-    """(n, d_in) encoder directions of an SAE that has a single encoder matrix; None for any other."""
+    """Return (n, d_in) encoder directions of an SAE with a single encoder matrix; None for any other."""
     from torch import Tensor
 
     W_enc = getattr(sae, "W_enc", None)

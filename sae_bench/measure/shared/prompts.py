@@ -1,4 +1,4 @@
-"""Texts that are no documents of the corpus, as a model reads them: tokenised, and captured up to the site.
+"""Texts outside the corpus, tokenised and captured up to the site.
 
 Shapes: p positions of a prompt, d site width.
 """
@@ -16,12 +16,12 @@ from sae_bench.engine.bench import Bench
 from sae_bench.errors import MeasurementError
 
 ROWS = 64
-"Prompts of one length that are run together, at most. Fixed, so that numbers do not depend on anybody's batch size."
+"Most prompts of one length in one run. Fixed, so that numbers do not depend on the batch size."
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A prompt up to the position whose next token is asked for."""
+    """Prompt up to the position whose next token is predicted."""
 
     name: str
     "For messages, such as ``document 17``."
@@ -34,28 +34,28 @@ class Prompt:
 
     @property
     def last(self) -> Tensor:
-        """(d,) activation at the last position."""
+        """Return (d,) the activation at the last position."""
         return self.x[-1]
 
 
-def first_token(bench: Bench) -> list[int]:
-    """What prompts begin with, as the corpus' documents do: BOS or nothing."""
-    found: list[int] = bench.corpus.tokens[0, :1].tolist() if bench.corpus.has_bos else []
-    return found
+def document_prefix(bench: Bench) -> list[int]:
+    """Return the token ids that prompts begin with, as the corpus's documents do: BOS or nothing."""
+    prefix: list[int] = bench.corpus.tokens[0, :1].tolist() if bench.corpus.has_bos else []
+    return prefix
 
 
-def tokenizer_for(bench: Bench, what: str) -> Any:
-    """The model's tokenizer; a model without one is a `MeasurementError`, because ``what`` reads text."""
+def require_tokenizer(bench: Bench, reader: str) -> Any:
+    """Return the model's tokenizer; a model without one is a `MeasurementError` that names ``reader``."""
     if bench.model.tokenizer is None:
         raise MeasurementError(
-            f"{what} reads text, and model {bench.model.name!r} came without a tokenizer; load it from a "
+            f"{reader} reads text, and model {bench.model.name!r} came without a tokenizer; load it from a "
             f"Hugging Face folder"
         )
     return bench.model.tokenizer
 
 
 def token_ids(tokenizer: Any, text: str, where: str) -> list[int]:
-    """Ids of a text without special tokens; none at all, or an unknown word, is a `MeasurementError`."""
+    """Return the ids of a text without special tokens; no token or an unknown word is a `MeasurementError`."""
     ids = [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
     if not ids:
         raise MeasurementError(f"{where}: the tokenizer makes no token of {text!r}")
@@ -64,8 +64,8 @@ def token_ids(tokenizer: Any, text: str, where: str) -> list[int]:
     return ids
 
 
-def of_one_length(lengths: Sequence[int], most: int = ROWS) -> Iterator[list[int]]:
-    """Indices of prompts of one length, at most ``most`` at a time."""
+def equal_length_groups(lengths: Sequence[int], most: int = ROWS) -> Iterator[list[int]]:
+    """Yield indices of prompts of one length, at most ``most`` at a time."""
     by_length: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         by_length.setdefault(length, []).append(index)
@@ -74,25 +74,25 @@ def of_one_length(lengths: Sequence[int], most: int = ROWS) -> Iterator[list[int
             yield group[start : start + most]
 
 
-def last_read(bench: Bench, prompts: Sequence[Prompt]) -> Tensor:
-    """(prompts, d_in) what the SAE reads at the last positions: the site's activation, unless it is a transcoder."""
+def last_sae_inputs(bench: Bench, prompts: Sequence[Prompt]) -> Tensor:
+    """Return (prompts, d_in) the SAE's input at the last positions: the site's activation unless it is a transcoder."""
     if bench.source is bench.site_data:
         return torch.stack([prompt.last for prompt in prompts])
-    found: dict[int, Tensor] = {}
-    for rows in of_one_length([len(prompt.tokens) for prompt in prompts]):
-        seen = bench.model.capture(torch.stack([prompts[index].tokens for index in rows]), bench.source.site)
-        found |= zip(rows, seen.value[:, -1].to(bench.settings.device), strict=True)
-    return torch.stack([found[index] for index in range(len(prompts))])
+    inputs: dict[int, Tensor] = {}
+    for rows in equal_length_groups([len(prompt.tokens) for prompt in prompts]):
+        captured = bench.model.capture(torch.stack([prompts[index].tokens for index in rows]), bench.source.site)
+        inputs |= zip(rows, captured.value[:, -1].to(bench.settings.device), strict=True)
+    return torch.stack([inputs[index] for index in range(len(prompts))])
 
 
-def captured_prompts(bench: Bench, texts: Sequence[tuple[str, list[int]]], label: str) -> list[Prompt]:
-    """Named token ids as the model reads them; those of one length are run together."""
-    found: dict[int, Prompt] = {}
-    for rows in of_one_length([len(ids) for _, ids in texts]):
+def capture_prompts(bench: Bench, texts: Sequence[tuple[str, list[int]]], label: str) -> list[Prompt]:
+    """Run named token ids up to the site; those of one length run together."""
+    prompts: dict[int, Prompt] = {}
+    for rows in equal_length_groups([len(ids) for _, ids in texts]):
         tokens = torch.tensor([texts[index][1] for index in rows], device=bench.settings.device)
-        seen = bench.model.capture(tokens, bench.site)
-        values = (each.to(tokens.device) for each in (seen.block_input, seen.value))
+        captured = bench.model.capture(tokens, bench.site)
+        values = (each.to(tokens.device) for each in (captured.block_input, captured.value))
         for index, *parts in zip(rows, tokens, *values, strict=True):
-            found[index] = Prompt(texts[index][0], *parts)
-        bench.show_progress(label, len(found), len(texts))
-    return [found[index] for index in range(len(texts))]
+            prompts[index] = Prompt(texts[index][0], *parts)
+        bench.show_progress(label, len(prompts), len(texts))
+    return [prompts[index] for index in range(len(texts))]

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
 
 
-def check_explains(bench: Bench, companion: RelatedSAE) -> None:
-    """A `MeasurementError` where a companion explains nothing of its site: it was trained on other activations."""
+def check_explained_variance(bench: Bench, related: RelatedSAE) -> None:
+    """Raise a `MeasurementError` where a related SAE explains no variance of its site."""
     batch = next(iter(bench.batches()))
     x, xhat = batch.x[batch.keep].double(), bench.reconstruct(batch)[batch.keep].double()
     variance = float((x - bench.site_data.mean.to(x)).square().sum())
     explained = 1 - float((xhat - x).square().sum()) / variance if variance > 0 else 0.0
     if explained < 0:
         raise MeasurementError(
-            f"SAE {companion.name!r} explains {explained:.2f} of the variance at {bench.site}: it was trained on other "
-            f"activations, so it says nothing here; name an SAE of this model and of that site"
+            f"SAE {related.name!r} explains {explained:.2f} of the variance at {bench.site}: it was trained on other "
+            f"activations, so it cannot be compared; name an SAE of this model and of that site"
         )

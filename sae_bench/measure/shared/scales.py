@@ -1,4 +1,4 @@
-"""The factors that mend an SAE's suppressed features: one for all (s*), and one for each (t*).
+"""Scales that correct an SAE's suppressed features: one for all (s*), and one for each (t*).
 
 With y = x - decode(0), codes f and decoder rows d_i, over the tokens of a corpus:
 
@@ -45,14 +45,14 @@ Stream: TypeAlias = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """What a fit found. Tensors are (n,), on the CPU."""
+    """Result of a fit; tensors are (n,), on the CPU."""
 
     uniform: float
     "s*"
     per_feature: Tensor
     "float64, t*; s* for features that are not free."
     free: Tensor
-    "bool, features that fired often enough to be fitted."
+    "bool, features that fire often enough to be fitted."
     firings: Tensor
     "int64, tokens on which each feature fires."
     strength: Tensor
@@ -62,7 +62,7 @@ class Scales:
     and noisier than t*, but rare features have one too."""
     tokens: int
     products: int
-    "With G, that conjugate gradients took."
+    "Products with G that conjugate gradients took."
 
 
 def fit_scales(
@@ -73,7 +73,7 @@ def fit_scales(
     ridge: float = RIDGE,
     memory_bytes: int = 1 << 30,
 ) -> Scales:
-    """s* and t* of a decoder (n, d) on the tokens of ``stream``.
+    """Fit s* and t* of a decoder (n, d) on the tokens of ``stream``.
 
     ``memory_bytes`` bounds the codes kept between products; beyond it every product runs through ``stream`` again. A
     `MeasurementError` when nothing fires, when a number is not finite, or when the iterations do not converge.
@@ -89,10 +89,10 @@ def fit_scales(
     per_feature = torch.full_like(sums.diagonal, uniform)
     products = 0
     if bool(free.any()):
-        held = _held(stream, sums, free, memory_bytes)
+        passes = _code_passes(stream, sums, free, memory_bytes)
         right = (sums.target - uniform * sums.written)[free]
         pull = ridge * float(sums.diagonal.mean())
-        steps, products = _solve(held, decoder[free], sums.diagonal[free], right, pull)
+        steps, products = _solve(passes, decoder[free], sums.diagonal[free], right, pull)
         per_feature[free] += steps
     writes = sums.diagonal > 0
     refit = 1 + (sums.target - sums.written) / sums.diagonal.where(writes, 1.0)
@@ -108,32 +108,32 @@ def fit_scales(
     )
 
 
-def fitted(bench: Bench) -> Scales:
-    """The scales of a bench's SAE, fitted once, on the even documents of the whole corpus.
+def fit_sae_scales(bench: Bench) -> Scales:
+    """Return the scales of a bench's SAE, fitted once on the even documents of the whole corpus.
 
     Like every pool, the fit does not depend on the tier: what is scored on the odd documents measured nests exactly.
     """
     return bench.shared("scales", lambda: _fit(bench))
 
 
-def bias(bench: Bench) -> Tensor | None:
-    """(d,) what zero codes decode to; None where that depends on the token, because the SAE normalises each."""
+def decoder_bias(bench: Bench) -> Tensor | None:
+    """Return (d,) the reconstruction of zero codes; None where it depends on the token (the SAE normalises each)."""
 
-    def decoded() -> Tensor | None:
+    def compute() -> Tensor | None:
         zeros = torch.zeros(1, int(bench.sae.d_sae), device=bench.settings.device)
         try:
             with torch.no_grad():
-                found: Tensor = bench.sae.decode(zeros)[0].float()
+                constant: Tensor = bench.sae.decode(zeros)[0].float()
         except MeasurementError:
             return None
-        return found
+        return constant
 
-    return bench.shared("bias", decoded)
+    return bench.shared("bias", compute)
 
 
-def offset(bench: Bench, batch: Batch) -> Tensor:
-    """(b, p, d) what zero codes decode to at every position."""
-    constant = bias(bench)
+def decoder_offset(bench: Bench, batch: Batch) -> Tensor:
+    """Return (b, p, d) the reconstruction of zero codes at every position."""
+    constant = decoder_bias(bench)
     if constant is not None:
         return constant.expand_as(batch.x)
     zeros = batch.x.new_zeros(batch.x.shape[1], int(bench.sae.d_sae))
@@ -153,8 +153,8 @@ def _fit(bench: Bench) -> Scales:
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
         for document in range(0, documents, 2):
             batch = bench.batch((document,))
-            codes, base = bench.codes(batch)[batch.keep], offset(bench, batch)
-            if bias(bench) is None:
+            codes, base = bench.codes(batch)[batch.keep], decoder_offset(bench, batch)
+            if decoder_bias(bench) is None:
                 codes = codes * _token_scale((bench.reconstruct(batch) - base)[batch.keep], codes @ decoder)
             yield codes, (batch.x - base)[batch.keep]
             bench.show_progress("scales", document // 2 + 1, (documents + 1) // 2)
@@ -163,7 +163,7 @@ def _fit(bench: Bench) -> Scales:
 
 
 def _token_scale(written: Tensor, raw: Tensor) -> Tensor:
-    """(tokens, 1) the factor from ``raw``, codes times decoder, to ``written``: a token's normalisation, undone."""
+    """Return (tokens, 1) the factor from ``raw``, codes times decoder, to ``written``: it undoes a normalisation."""
     energy = raw.double().square().sum(-1, keepdim=True)
     scale = (raw.double() * written).sum(-1, keepdim=True) / energy.where(energy > 0, 1.0)
     return torch.where(energy > 0, scale, 1.0).to(raw)
@@ -171,7 +171,7 @@ def _token_scale(written: Tensor, raw: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """What one pass over the tokens gives: sums in float64, and the codes when they fit."""
+    """Sums over one pass over the tokens, in float64, and the codes when they fit into memory."""
 
     tokens: int
     firings: Tensor
@@ -193,7 +193,7 @@ def _first_pass(stream: Stream, decoder: Tensor, memory_bytes: int) -> _Sums:
     firings = torch.zeros(len(norms), dtype=torch.int64, device=decoder.device)
     target, written, square = (torch.zeros_like(norms) for _ in range(3))
     tokens, overlap, energy = 0, 0.0, 0.0
-    kept: list[SparseCodes] | None = []
+    stored: list[SparseCodes] | None = []
     for codes, targets in _pieces(stream):
         bags, y = codes.bags(), targets.to(decoder)
         r = bags.write(decoder)
@@ -205,19 +205,19 @@ def _first_pass(stream: Stream, decoder: Tensor, memory_bytes: int) -> _Sums:
         energy += float(r.double().square().sum())
         tokens += codes.tokens
         if int(firings.sum()) * BYTES_PER_CODE > memory_bytes:
-            kept = None
-        if kept is not None:
-            kept.append(codes)
+            stored = None
+        if stored is not None:
+            stored.append(codes)
     if not bool(torch.isfinite(torch.stack([target.sum(), written.sum(), square.sum()])).all()):
         raise MeasurementError(
             f"codes, decoder or activations hold NaN or infinite values on the {tokens} tokens that scales are fitted "
             f"on; the SAE is damaged or its training diverged"
         )
-    return _Sums(tokens, firings, target, written, square * norms, overlap, energy, kept)
+    return _Sums(tokens, firings, target, written, square * norms, overlap, energy, stored)
 
 
 def _pieces(stream: Stream) -> Iterator[tuple[SparseCodes, Tensor]]:
-    """The stream, sparse, in pieces of about `TOKENS` tokens: products of many small ones are slow."""
+    """Yield the stream as sparse codes in pieces of about `TOKENS` tokens: products of many small ones are slow."""
     parts: list[SparseCodes] = []
     targets: list[Tensor] = []
     for codes, y in stream():
@@ -230,23 +230,23 @@ def _pieces(stream: Stream) -> Iterator[tuple[SparseCodes, Tensor]]:
         yield SparseCodes.join(parts), torch.cat(targets)
 
 
-def _held(stream: Stream, sums: _Sums, free: Tensor, memory_bytes: int) -> Callable[[], Iterable[Bags]]:
-    """Passes over the free features' codes: from memory when they fit, else computed anew each time."""
+def _code_passes(stream: Stream, sums: _Sums, free: Tensor, memory_bytes: int) -> Callable[[], Iterable[Bags]]:
+    """Return a function that passes over the free features' codes, stored or computed each time."""
 
-    def again() -> Iterator[Bags]:
+    def recompute() -> Iterator[Bags]:
         pieces = sums.codes if sums.codes is not None else (codes for codes, _ in _pieces(stream))
         return (codes.only(free).bags() for codes in pieces)
 
     if int(sums.firings[free].sum()) * BYTES_PER_CODE > memory_bytes:
-        return again
-    kept = list(again())
-    return lambda: kept
+        return recompute
+    stored = list(recompute())
+    return lambda: stored
 
 
 def _solve(
-    held: Callable[[], Iterable[Bags]], decoder: Tensor, diagonal: Tensor, right: Tensor, pull: float
+    passes: Callable[[], Iterable[Bags]], decoder: Tensor, diagonal: Tensor, right: Tensor, pull: float
 ) -> tuple[Tensor, int]:
-    """u (free,) of ``(G + pull) u = right`` for the decoder rows of free features, and the number of products taken."""
+    """Return u (free,) of ``(G + pull) u = right`` for decoder rows of free features, and the number of products."""
     size, products = len(decoder), 0
     preconditioner = 1 / (diagonal + pull).cpu().numpy()
 
@@ -255,10 +255,10 @@ def _solve(
         products += 1
         v = torch.from_numpy(vector).to(decoder.device)
         # The pieces' sums are float64, so that cutting the tokens elsewhere changes the last bits of float32 only.
-        out = sum((bags.project(decoder, bags.write(decoder, v.to(decoder))) for bags in held()), pull * v)
+        out = sum((bags.project(decoder, bags.write(decoder, v.to(decoder))) for bags in passes()), pull * v)
         return out.cpu().numpy()
 
-    found, info = cg(
+    solution, info = cg(
         LinearOperator((size, size), matvec=product, dtype="float64"),
         right.cpu().numpy(),
         rtol=_TOLERANCE,
@@ -270,4 +270,4 @@ def _solve(
             f"the scales of {size} features did not converge in {_ITERATIONS} steps: their energies differ by a factor "
             f"of {preconditioner.max() / preconditioner.min():.1e}; check the decoder's norms"
         )
-    return torch.from_numpy(found).to(decoder.device), products
+    return torch.from_numpy(solution).to(decoder.device), products

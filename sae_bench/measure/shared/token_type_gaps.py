@@ -1,6 +1,7 @@
-"""Is the KL gap a matter of rare tokens? Spearman of frequency and mean gap over token types.
+"""KL gap by token type: sums per cluster, and the rank correlation of the gap with frequency.
 
-Means of rare types are noise (their variance falls with 1/n), so only types seen at least `MINIMUM` times count.
+Only types that occur at least `MINIMUM_OCCURRENCES` times count: the variance of a mean falls with 1/n, so means of rare
+types are noise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sae_bench.engine.batch import Batch
     from sae_bench.engine.bench import Bench
 
-MINIMUM = 50
+MINIMUM_OCCURRENCES = 50
 "Occurrences a token type needs before its mean is read."
 FEWEST_TYPES = 10
 TOKEN_GAP = "KL of every token beyond isotropic noise"
@@ -27,7 +28,7 @@ TOKEN_GAP = "KL of every token beyond isotropic noise"
 
 
 def token_gap(bench: Bench) -> Tensor:
-    """(documents, pos) KL of the SAE beyond that of isotropic noise of its error's norm, averaged over draws."""
+    """Return (documents, pos) KL of the SAE minus that of isotropic noise of its error's norm, averaged over draws."""
     return bench.shared(TOKEN_GAP, lambda: bench.collect(lambda batch: {"gap": _gap(bench, batch)}, "tokens")["gap"])
 
 
@@ -45,39 +46,41 @@ def _gap(bench: Bench, batch: Batch) -> Tensor:
 
 
 def type_sums(bench: Bench, table: Tensor) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Sums and counts of ``table`` (documents, pos) by cluster and token type, and the types' token ids.
+    """Return sums and counts of ``table`` (documents, pos) by cluster and token type, and the types' token ids.
 
-    Returns two (clusters, types) arrays over the types with at least `MINIMUM` kept occurrences, and their ids.
+    Returns two (clusters, types) arrays over the types with at least `MINIMUM_OCCURRENCES` kept occurrences, and their ids.
     """
     keep = bench.keep.cpu().numpy()
     tokens = bench.corpus.tokens[: bench.n_documents].cpu().numpy()[keep]
     cluster = np.broadcast_to(np.asarray(bench.cluster_of)[:, None], keep.shape)[keep]
     ids, column, counts = np.unique(tokens, return_inverse=True, return_counts=True)
-    listed = counts >= MINIMUM
-    place = np.where(listed, np.cumsum(listed) - 1, -1)[column]
-    kept = place >= 0
-    shape = (len(bench.clusters), int(listed.sum()))
-    flat = cluster[kept] * shape[1] + place[kept]
-    values = table.cpu().numpy()[keep][kept]
+    frequent = counts >= MINIMUM_OCCURRENCES
+    type_index = np.where(frequent, np.cumsum(frequent) - 1, -1)[column]
+    counted = type_index >= 0
+    shape = (len(bench.clusters), int(frequent.sum()))
+    flat = cluster[counted] * shape[1] + type_index[counted]
+    values = table.cpu().numpy()[keep][counted]
     size = shape[0] * shape[1]
     sums: Floats = np.bincount(flat, weights=values, minlength=size).astype(np.float64).reshape(shape)
-    seen: Floats = np.bincount(flat, minlength=size).astype(np.float64).reshape(shape)
-    return sums, seen, ids[listed].astype(np.int64)
+    occurrences: Floats = np.bincount(flat, minlength=size).astype(np.float64).reshape(shape)
+    return sums, occurrences, ids[frequent].astype(np.int64)
 
 
 def frequency_correlation(bench: Bench, gap: Tensor) -> Estimate:
-    """Spearman over token types of frequency and mean ``gap``, with influences by leaving one cluster out."""
+    """Return Spearman's correlation, over token types, of frequency and mean ``gap``."""
     from scipy.stats import spearmanr
 
     from sae_bench.measure.uncertainty import leave_one_out
 
     sums, counts, ids = type_sums(bench, gap)
     if len(ids) < FEWEST_TYPES:
-        return Undefined(f"only {len(ids)} token types occur {MINIMUM} times or more, {FEWEST_TYPES} are needed")
+        return Undefined(
+            f"only {len(ids)} token types occur {MINIMUM_OCCURRENCES} times or more, {FEWEST_TYPES} are needed"
+        )
 
     def correlation(total: Floats, count: Floats) -> float:
-        seen = count > 0
-        return float(spearmanr(count[seen], total[seen] / count[seen]).statistic)
+        occurs = count > 0
+        return float(spearmanr(count[occurs], total[occurs] / count[occurs]).statistic)
 
     total, count = sums.sum(0), counts.sum(0)
     value = correlation(total, count)

@@ -1,4 +1,4 @@
-"""From effects over strengths, directions and prompts to numbers clustered both ways. numpy only.
+"""Ratios of tables of rows and prompts, clustered by feature and by prompt. numpy only.
 
 Shapes: R rows (directions), P prompts, K strengths, S clusters of prompts, F features. A feature may own several rows.
 """
@@ -17,7 +17,7 @@ from sae_bench.measure.measurement import Influence
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Which cluster a prompt belongs to, and which feature a row."""
+    """Cluster of every prompt and feature of every row."""
 
     cluster_of: Ints
     "(P,) index into the clusters."
@@ -26,33 +26,33 @@ class Grid:
 
     @cached_property
     def clusters(self) -> int:
-        """S"""
+        """Return the number S of clusters."""
         return int(self.cluster_of.max()) + 1
 
     @cached_property
     def features(self) -> int:
-        """F"""
+        """Return the number F of features."""
         return int(self.feature_of.max()) + 1
 
     def cells(self, values: Floats) -> Floats:
-        """(F, S) sums of (R, P)."""
+        """Return (F, S) sums of a table (R, P)."""
         out = np.zeros((self.features, self.clusters))
         np.add.at(out, (self.feature_of[:, None], self.cluster_of[None, :]), values)
         return out
 
     def without_cluster(self, cluster: int) -> Bools:
-        """bool (P,)"""
+        """Return bool (P,) False for the prompts of a cluster."""
         return np.asarray(self.cluster_of != cluster)
 
     def without_feature(self, feature: int) -> Bools:
-        """bool (R,)"""
+        """Return bool (R,) False for the rows of a feature."""
         return np.asarray(self.feature_of != feature)
 
 
-def two_way(
+def two_way_ratio(
     numerator: Floats, denominator: Floats, grid: Grid, change: float = 1.0, value: float | None = None
 ) -> Influence:
-    """``sum(numerator) / sum(denominator)`` of two (R, P) tables, clustered by prompt and by feature.
+    """Return ``sum(numerator) / sum(denominator)`` of two (R, P) tables, clustered by prompt and by feature.
 
     ``change`` is the derivative of the value by that ratio where the value is a function of it, ``value`` then the
     function's value.
@@ -60,10 +60,10 @@ def two_way(
     total = math.fsum(denominator.ravel())
     ratio = math.fsum(numerator.ravel()) / total
     cells = grid.cells(numerator - ratio * denominator) * (change / total)
-    found = ratio if value is None else value
-    return Influence(found, cells.sum(0), cells.sum(1), float(np.square(cells).sum()))
+    full = ratio if value is None else value
+    return Influence(full, cells.sum(0), cells.sum(1), float(np.square(cells).sum()))
 
 
-def mean(cells: Floats, grid: Grid) -> Influence:
-    """Mean of a (R, P) table."""
-    return two_way(cells, np.ones_like(cells), grid)
+def two_way_mean(cells: Floats, grid: Grid) -> Influence:
+    """Return the mean of a (R, P) table, clustered by prompt and by feature."""
+    return two_way_ratio(cells, np.ones_like(cells), grid)

@@ -33,9 +33,16 @@ from sae_bench.measure.datasets.concept_file import ConceptFile, read_concepts
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
 from sae_bench.measure.properties.circles import circular_power
-from sae_bench.measure.properties.circles.cycle_activations import ENOUGH, LARGEST, MOST, PER_CLASS, SIMILAR, places
-from sae_bench.measure.properties.circles.measured_cycle import MeasuredCycle, measured
-from sae_bench.measure.properties.circles.series import circle_series, sentences, site_p
+from sae_bench.measure.properties.circles.cycle_activations import (
+    LARGEST_CLUSTER,
+    MOST_TOKENS,
+    PER_CLASS,
+    SIMILAR_COSINE,
+    SUFFICIENT_POWER,
+    locate_cycle,
+)
+from sae_bench.measure.properties.circles.measured_cycle import MeasuredCycle, measure_cycle
+from sae_bench.measure.properties.circles.series import circle_series, corrected_site_p, cycle_notes
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -69,13 +76,13 @@ def measure(bench: Bench) -> Measurement:
         return Measurement({metric.name: Undefined(NO_CYCLES) for metric in METRICS})
     found, missing = _each(bench, file)
     estimates = {cycle: _of_a_cycle(each) for cycle, each in found.items()}
-    corrected = site_p(found, len(file.cycles), bench.settings.seed)
+    corrected = corrected_site_p(found, len(file.cycles), bench.settings.seed)
     return Measurement(
         {metric.name: _over_cycles(metric.name, estimates, missing) for metric in METRICS},
         bench.clusters,
         series=circle_series(found, estimates, corrected, bench.settings.seed) if found else {},
         settings=_settings(bench, file),
-        notes=(*sentences(found, estimates, corrected), *missing.values()),
+        notes=(*cycle_notes(found, estimates, corrected), *missing.values()),
     )
 
 
@@ -83,8 +90,8 @@ def _each(bench: Bench, file: ConceptFile) -> tuple[dict[str, MeasuredCycle], di
     """What was found by cycle, and why of the others nothing."""
     found, missing = {}, {}
     for rank, cycle in enumerate(file.cycles):
-        at = places(bench, file, cycle)
-        held = measured(bench, cycle, at)
+        at = locate_cycle(bench, file, cycle)
+        held = measure_cycle(bench, cycle, at)
         if isinstance(held, MeasuredCycle):
             found[cycle.name] = held
         else:
@@ -97,16 +104,18 @@ def _of_a_cycle(found: MeasuredCycle) -> dict[str, Estimate]:
     site, ours, residual = found.products["site"], found.products["reconstruction"], found.products["residual"]
     flat, still = "the class means have no power at the first frequencies", "the site has no circular power"
     estimates: dict[str, Estimate] = {
-        "circular_share": circular_power.left_out([site], circular_power.circular_share, flat),
-        "circular_share_reconstruction": circular_power.left_out([ours], circular_power.circular_share, flat),
-        "circular_share_residual": circular_power.left_out([residual], circular_power.circular_share, flat),
-        "roundness": circular_power.left_out([site], circular_power.roundness, still),
-        "roundness_reconstruction": circular_power.left_out([ours], circular_power.roundness, still),
-        "kept": circular_power.left_out([ours, residual, site], circular_power.kept, still),
-        "class_kept": circular_power.left_out(
-            [ours, residual, site], circular_power.class_kept, "the classes do not differ at the site"
+        "circular_share": circular_power.jackknife_products([site], circular_power.circular_share, flat),
+        "circular_share_reconstruction": circular_power.jackknife_products([ours], circular_power.circular_share, flat),
+        "circular_share_residual": circular_power.jackknife_products([residual], circular_power.circular_share, flat),
+        "roundness": circular_power.jackknife_products([site], circular_power.roundness, still),
+        "roundness_reconstruction": circular_power.jackknife_products([ours], circular_power.roundness, still),
+        "kept": circular_power.jackknife_products([ours, residual, site], circular_power.retained_circle, still),
+        "class_kept": circular_power.jackknife_products(
+            [ours, residual, site], circular_power.retained_class_spread, "the classes do not differ at the site"
         ),
-        "residual_power": circular_power.left_out([residual, site], circular_power.of_site, still),
+        "residual_power": circular_power.jackknife_products(
+            [residual, site], circular_power.share_of_site_power, still
+        ),
     }
     if not found.features:
         why = Undefined("the SAE has no feature in which the classes differ, or shows no decoder")
@@ -114,9 +123,13 @@ def _of_a_cycle(found: MeasuredCycle) -> dict[str, Estimate]:
     cluster = found.products["cluster"]
     inside, whole, left = found.energy
     return estimates | {
-        "circular_share_cluster": circular_power.left_out([cluster], circular_power.circular_share, flat),
-        "cluster_kept": circular_power.left_out([cluster, found.products["rest"], site], circular_power.kept, still),
-        "cluster_kept_random": circular_power.left_out([*found.random, site], circular_power.kept_by_several, still)
+        "circular_share_cluster": circular_power.jackknife_products([cluster], circular_power.circular_share, flat),
+        "cluster_kept": circular_power.jackknife_products(
+            [cluster, found.products["rest"], site], circular_power.retained_circle, still
+        ),
+        "cluster_kept_random": circular_power.jackknife_products(
+            [*found.random, site], circular_power.mean_retained_circle, still
+        )
         if found.random
         else Undefined("no other feature fires on the words of the cycle"),
         "span_energy": Ratio(inside, whole),
@@ -128,19 +141,19 @@ def _of_a_cycle(found: MeasuredCycle) -> dict[str, Estimate]:
 def _over_cycles(name: str, estimates: Mapping[str, Mapping[str, Estimate]], missing: Mapping[str, str]) -> Estimate:
     """The mean over cycles of one metric."""
     values: Sequence[Estimate] = [each[name] for each in estimates.values()]
-    return circular_power.average(values) if values else Undefined("; ".join(missing.values()))
+    return circular_power.mean_over_cycles(values) if values else Undefined("; ".join(missing.values()))
 
 
 def _settings(bench: Bench, file: ConceptFile) -> dict[str, object]:
     return {
         "cycles": [cycle.name for cycle in file.cycles],
-        "enough": ENOUGH,
+        "enough": SUFFICIENT_POWER,
         "file": file.sha256,
-        "largest": LARGEST,
+        "largest": LARGEST_CLUSTER,
         "per_class": PER_CLASS,
         "seed": bench.settings.seed,
-        "similar": SIMILAR,
-        "tokens": MOST,
+        "similar": SIMILAR_COSINE,
+        "tokens": MOST_TOKENS,
     }
 
 

@@ -165,7 +165,7 @@ def permutation_p(products: Floats, seed: int = 0) -> float:
     return float((share >= share[0] - 1e-9 * abs(share[0])).mean())
 
 
-def left_out(parts: Sequence[Products], value: Callable[..., float], reason: str) -> Estimate:
+def jackknife_products(parts: Sequence[Products], value: Callable[..., float], reason: str) -> Estimate:
     """A value of several K, with influences from leaving a cluster out; undefined for the reason where it is no number.
 
     A cluster without a token of the classes changes nothing.
@@ -180,33 +180,35 @@ def left_out(parts: Sequence[Products], value: Callable[..., float], reason: str
     return Influence(full, leave_one_out(others, full))
 
 
-def of_site(ours: Floats, site: Floats) -> float:
+def share_of_site_power(ours: Floats, site: Floats) -> float:
     """Circular power of one K over that of the site, wherever it points; NaN where the site has none."""
     power = powers(site)[0]
     return float(powers(ours)[0] / power) if power > 0 else np.nan
 
 
-def kept(ours: Floats, rest: Floats, site: Floats) -> float:
+def retained_circle(ours: Floats, rest: Floats, site: Floats) -> float:
     """What of the site's circle lies in a part of x: 1 for all, 0 for a circle of any size that points elsewhere.
 
     ``ours`` and ``rest`` are K of the part and of x without it: their products with each other are half of what the
     site's K has beyond both.
     """
-    return of_site((site + ours - rest) / 2, site)
+    return share_of_site_power((site + ours - rest) / 2, site)
 
 
-def class_kept(ours: Floats, rest: Floats, site: Floats) -> float:
+def retained_class_spread(ours: Floats, rest: Floats, site: Floats) -> float:
     """The same of the class means' whole spread."""
     power = class_power(site)
     return class_power((site + ours - rest) / 2) / power if power > 0 else np.nan
 
 
-def kept_by_several(*each: Floats) -> float:
-    """Mean of `kept` over parts of x: K of each part and of x without it by turns, the site's last."""
-    return float(np.mean([kept(ours, rest, each[-1]) for ours, rest in zip(each[:-1:2], each[1::2], strict=True)]))
+def mean_retained_circle(*each: Floats) -> float:
+    """Mean of `retained_circle` over parts of x: K of each part and of x without it by turns, the site's last."""
+    return float(
+        np.mean([retained_circle(ours, rest, each[-1]) for ours, rest in zip(each[:-1:2], each[1::2], strict=True)])
+    )
 
 
-def average(estimates: Sequence[Estimate]) -> Estimate:
+def mean_over_cycles(estimates: Sequence[Estimate]) -> Estimate:
     """Mean over cycles of what has a value; the first one's reason where none has."""
     held = [each for each in estimates if not isinstance(each, Undefined)]
     if not held:
@@ -222,13 +224,13 @@ class EliminationStep:
 
     gone: int
     "Index of the feature."
-    kept: float
+    retained_circle: float
     "What of the site's circle the others hold."
     products: Floats
     "(C, C) K of what they write."
 
 
-def eliminate(means: Floats, directions: Floats, site: Floats) -> list[EliminationStep]:
+def eliminate_features(means: Floats, directions: Floats, site: Floats) -> list[EliminationStep]:
     """Features out of a cluster one by one, first the one that holds the least of the site's circle.
 
     What features hold of the circle adds up, so each one's part decides when it goes.
@@ -242,7 +244,7 @@ def eliminate(means: Floats, directions: Floats, site: Floats) -> list[Eliminati
     # (m, C, C): the products of what each feature writes with the site, the halves crossed both ways.
     crossed = (np.einsum("km,ml->mkl", means[1], along[0]) + np.einsum("km,ml->mkl", means[0], along[1])) / 2
     whole = site[1] @ site[0].T
-    parts = [of_site(each, whole) for each in crossed]
+    parts = [share_of_site_power(each, whole) for each in crossed]
     inside, steps = sorted(range(len(parts)), key=lambda index: parts[index]), []
     while inside:
         gone, *inside = inside

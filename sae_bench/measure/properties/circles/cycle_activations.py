@@ -17,7 +17,7 @@ from sae_bench.errors import MeasurementError
 from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.datasets.concept_file import ConceptFile, Cycle
 from sae_bench.measure.properties.circles.circular_power import LabelledTokens
-from sae_bench.measure.shared.alive_features import dictionary
+from sae_bench.measure.shared.alive_features import dictionary_neighbours
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
     from sae_bench.sae.sparse_codes import SparseCodes
 
-MOST = 20_000
+MOST_TOKENS = 20_000
 "Tokens of a cycle that are looked at, at most."
-SIMILAR = 0.5
+SIMILAR_COSINE = 0.5
 "Features are joined to each of their two nearest where the cosine of their directions is above this."
-LARGEST = 32
+LARGEST_CLUSTER = 32
 "Features of a cluster, at most; beyond that directions are joined that have nothing to do with each other."
-ENOUGH = 0.5
+SUFFICIENT_POWER = 0.5
 "Share of the reconstruction's class power that a cluster of similar directions must hold to be the cycle's."
 PER_CLASS = 2
 "Features for each class where no such cluster is found."
@@ -63,9 +63,9 @@ class CycleActivations:
 def cycle_words(bench: Bench) -> tuple[str, ...]:
     """The word of every token of the model's vocabulary."""
     from sae_bench.measure.datasets.concept_tokens import vocabulary_words
-    from sae_bench.measure.shared.prompts import tokenizer_for
+    from sae_bench.measure.shared.prompts import require_tokenizer
 
-    tokenizer = tokenizer_for(bench, "a file of cycles")
+    tokenizer = require_tokenizer(bench, "a file of cycles")
     return bench.site_data.shared("vocabulary words", lambda: vocabulary_words(tokenizer, bench.model.d_vocab))
 
 
@@ -79,8 +79,8 @@ class CyclePositions:
     of_class: Ints
 
 
-def places(bench: Bench, file: ConceptFile, cycle: Cycle) -> CyclePositions:
-    """Kept positions of the corpus that hold a word of the cycle, at most `MOST`; the same for all SAEs of a site."""
+def locate_cycle(bench: Bench, file: ConceptFile, cycle: Cycle) -> CyclePositions:
+    """Kept positions of the corpus that hold a word of the cycle, at most `MOST_TOKENS`; the same for all SAEs of a site."""
 
     def compute() -> CyclePositions:
         from sae_bench.measure.datasets.concept_tokens import cycle_tokens
@@ -90,24 +90,24 @@ def places(bench: Bench, file: ConceptFile, cycle: Cycle) -> CyclePositions:
             class_of[list(tokens)] = index
         label = np.where(bench.site_data.keep.numpy(), class_of[bench.corpus.tokens.numpy()], -1)
         document, position = np.nonzero(label >= 0)
-        document, position = document[:MOST], position[:MOST]
+        document, position = document[:MOST_TOKENS], position[:MOST_TOKENS]
         return CyclePositions(document, position, label[document, position])
 
     return bench.site_data.shared(("cycle", file.sha256, cycle.name), compute)
 
 
-def labelled(bench: Bench, at: CyclePositions, classes: int) -> LabelledTokens:
+def label_tokens(bench: Bench, at: CyclePositions, classes: int) -> LabelledTokens:
     """The tokens in documents of the tier."""
     inside = at.document < bench.n_documents
     return LabelledTokens(at.of_class[inside], bench.cluster_of[at.document[inside]], classes, len(bench.clusters))
 
 
-def seen(bench: Bench, cycle: Cycle, at: CyclePositions) -> CycleActivations:
+def encode_cycle(bench: Bench, cycle: Cycle, at: CyclePositions) -> CycleActivations:
     """What the site and the SAE hold of a cycle."""
     import torch
 
     document, position = torch.from_numpy(at.document), torch.from_numpy(at.position)
-    given = labelled(bench, at, len(cycle.classes))
+    given = label_tokens(bench, at, len(cycle.classes))
     tier = torch.from_numpy(at.document < bench.n_documents)
     codes, xhat = _through(bench, at)
     W_dec = _decoder(bench.sae)
@@ -197,29 +197,29 @@ def _cluster(bench: Bench, cycle: Cycle, means: Tensor, W_dec: Tensor | None) ->
         return tuple(sorted(named, key=lambda index: -float(apart[index]))), "file"
     best, power = _strongest(bench.shared("similar directions", lambda: _similar(bench)), centred, W_dec)
     written = centred @ W_dec
-    if best and power >= ENOUGH * float((written[0] * written[1]).sum()):
+    if best and power >= SUFFICIENT_POWER * float((written[0] * written[1]).sum()):
         return tuple(sorted(best, key=lambda index: -float(apart[index]))), "decoder similarity"
     order = apart.argsort(descending=True)[: PER_CLASS * centred.shape[1]]
     return tuple(int(index) for index in order if apart[index] > 0), "class differences"
 
 
 def _similar(bench: Bench) -> list[list[int]]:
-    """Groups of 2 to `LARGEST` features: components of the graph of nearest neighbours (Engels et al. 2405.14860)."""
+    """Groups of 2 to `LARGEST_CLUSTER` features: components of the graph of nearest neighbours (Engels et al. 2405.14860)."""
     import torch
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    found = dictionary(bench).alive
+    found = dictionary_neighbours(bench).alive
     features = found.features.cpu()
     number = torch.full((int(bench.sae.d_sae),), -1)
     number[features] = torch.arange(found.n)
-    rows, columns = (found.cosine[:, :2].cpu() > SIMILAR).nonzero(as_tuple=True)
+    rows, columns = (found.cosine[:, :2].cpu() > SIMILAR_COSINE).nonzero(as_tuple=True)
     others = number[found.index[:, :2].cpu()[rows, columns].long()]
     edges = coo_matrix((np.ones(len(rows)), (rows.numpy(), others.numpy())), shape=(found.n, found.n))
     _, component = connected_components(edges, directed=False)
     order = np.argsort(component, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(component[order])) + 1)
-    return [features[torch.from_numpy(group)].tolist() for group in groups if 2 <= len(group) <= LARGEST]
+    return [features[torch.from_numpy(group)].tolist() for group in groups if 2 <= len(group) <= LARGEST_CLUSTER]
 
 
 def _strongest(groups: list[list[int]], centred: Tensor, W_dec: Tensor) -> tuple[list[int], float]:

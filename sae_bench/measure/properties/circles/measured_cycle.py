@@ -14,12 +14,17 @@ import numpy as np
 from sae_bench.measure.arrays import Floats
 from sae_bench.measure.datasets.concept_file import Cycle
 from sae_bench.measure.properties.circles import circular_power
-from sae_bench.measure.properties.circles.cycle_activations import CycleActivations, CyclePositions, labelled, seen
+from sae_bench.measure.properties.circles.cycle_activations import (
+    CycleActivations,
+    CyclePositions,
+    encode_cycle,
+    label_tokens,
+)
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
 
-ARMS = ("site", "reconstruction", "cluster", "residual")
+CONDITIONS = ("site", "reconstruction", "cluster", "residual")
 PLANES = 4
 "Pairs of neighbouring principal components that are looked at."
 
@@ -61,16 +66,16 @@ class MeasuredCycle:
     width: int
 
 
-def measured(bench: Bench, cycle: Cycle, at: CyclePositions) -> MeasuredCycle | str:
+def measure_cycle(bench: Bench, cycle: Cycle, at: CyclePositions) -> MeasuredCycle | str:
     """What was found, or why there is nothing: a class with too few documents of the tier."""
-    given = labelled(bench, at, len(cycle.classes))
+    given = label_tokens(bench, at, len(cycle.classes))
     thin = given.thin()
     if thin is not None:
         return (
             f"{cycle.name}: class {cycle.classes[thin][0]!r} is in fewer than two odd or two even documents; measure "
             f"more documents, or a corpus that holds it more often"
         )
-    return _found(bench, cycle, seen(bench, cycle, at))
+    return _found(bench, cycle, encode_cycle(bench, cycle, at))
 
 
 def _found(bench: Bench, cycle: Cycle, held: CycleActivations) -> MeasuredCycle:
@@ -105,7 +110,7 @@ def _found(bench: Bench, cycle: Cycle, held: CycleActivations) -> MeasuredCycle:
 
 def _steps(held: CycleActivations) -> list[circular_power.EliminationStep]:
     codes, site = (circular_power.class_means(rows, held.labels) for rows in (held.codes, held.x))
-    return circular_power.eliminate(codes, held.directions, site)
+    return circular_power.eliminate_features(codes, held.directions, site)
 
 
 def _outline(conditions: Mapping[str, Floats], given: circular_power.LabelledTokens) -> dict[str, Floats]:

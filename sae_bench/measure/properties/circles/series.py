@@ -18,7 +18,7 @@ from itertools import accumulate
 
 from sae_bench.measure.measurement import Estimate, Series
 from sae_bench.measure.properties.circles import circular_power
-from sae_bench.measure.properties.circles.measured_cycle import ARMS, MeasuredCycle
+from sae_bench.measure.properties.circles.measured_cycle import CONDITIONS, MeasuredCycle
 from sae_bench.measure.shared.multiple_testing import holm
 from sae_bench.measure.uncertainty import standard_error
 
@@ -38,7 +38,7 @@ Cycles = Mapping[str, MeasuredCycle]
 
 
 def circle_series(found: Cycles, estimates: Estimates, corrected: Mapping[str, float], seed: int) -> dict[str, Series]:
-    """Tables of one measurement; ``corrected`` as `site_p` gives it."""
+    """Tables of one measurement; ``corrected`` as `corrected_site_p` gives it."""
     return {
         "cycles": _cycles(found, estimates, corrected, seed),
         **{f"spectrum_{name}": _spectrum(name, held) for name, held in found.items()},
@@ -48,13 +48,13 @@ def circle_series(found: Cycles, estimates: Estimates, corrected: Mapping[str, f
     }
 
 
-def site_p(found: Cycles, declared: int, seed: int) -> dict[str, float]:
+def corrected_site_p(found: Cycles, declared: int, seed: int) -> dict[str, float]:
     """By cycle, p at the site after Holm's correction for all declared ones, those without a value included."""
     each = [circular_power.permutation_p(held.products["site"].whole, seed) for held in found.values()]
     return dict(zip(found, holm([*each, *[1.0] * (declared - len(each))]), strict=False))
 
 
-def sentences(found: Cycles, estimates: Estimates, corrected: Mapping[str, float]) -> list[str]:
+def cycle_notes(found: Cycles, estimates: Estimates, corrected: Mapping[str, float]) -> list[str]:
     """What was found of each cycle, in words."""
     told = []
     for name, held in found.items():
@@ -105,7 +105,7 @@ def _table(rows: list[dict[str, object]], title: str) -> Series:
 def _cycles(found: Cycles, estimates: Estimates, corrected: Mapping[str, float], seed: int) -> Series:
     rows: list[dict[str, object]] = []
     for name, held in found.items():
-        for condition in (condition for condition in ARMS if condition in held.products):
+        for condition in (condition for condition in CONDITIONS if condition in held.products):
             share, products = estimates[name][_SHARE[condition]], held.products[condition].whole
             error = standard_error(share)
             rows.append({
@@ -116,7 +116,7 @@ def _cycles(found: Cycles, estimates: Estimates, corrected: Mapping[str, float],
                 "p": _rounded(circular_power.permutation_p(products, seed)),
                 "p_holm": _rounded(corrected[name]) if condition == "site" else None,
                 "roundness": _rounded(circular_power.roundness(products)),
-                "power_of_site": _rounded(circular_power.of_site(products, held.products["site"].whole)),
+                "power_of_site": _rounded(circular_power.share_of_site_power(products, held.products["site"].whole)),
             })  # fmt: skip
     return _table(rows, "Cycles: how circular the class means are in their order")
 
@@ -124,7 +124,7 @@ def _cycles(found: Cycles, estimates: Estimates, corrected: Mapping[str, float],
 def _spectrum(name: str, held: MeasuredCycle) -> Series:
     classes = len(held.classes)
     columns: dict[str, list[float | None]] = {"x": [float(f) for f in range(1, classes // 2 + 1)]}
-    for condition in (condition for condition in ARMS if condition in held.products):
+    for condition in (condition for condition in CONDITIONS if condition in held.products):
         power = circular_power.powers(held.products[condition].whole)
         # The last frequency of an even number of classes is a single wave, the others are two: a sine and a cosine.
         spread = [float(each) * (1 if 2 * f == classes else 2) for f, each in enumerate(power, 1)]

@@ -32,8 +32,14 @@ from sae_bench.measure.arrays import Floats
 from sae_bench.measure.datasets.circuit_file import FACTORS, CircuitSet, read_circuit
 from sae_bench.measure.measurement import Estimate, Measurement, Metric, Undefined
 from sae_bench.measure.properties import TRANSCODER, Property
-from sae_bench.measure.properties.circuits.conditions import CHOOSING, LATENTS, TRIED, CircuitConditions, circuit_arms
-from sae_bench.measure.properties.circuits.prompt_effects import Design, FeatureComparison, compare_features
+from sae_bench.measure.properties.circuits.conditions import (
+    CANDIDATES,
+    CHOOSING,
+    FEATURES,
+    CircuitConditions,
+    measure_conditions,
+)
+from sae_bench.measure.properties.circuits.prompt_effects import FeatureComparison, PromptDesign, compare_features
 from sae_bench.measure.properties.circuits.series import circuit_series
 from sae_bench.measure.uncertainty import standard_error
 
@@ -90,8 +96,8 @@ def measure(bench: Bench) -> Measurement:
     if bench.source is not bench.site_data:
         return Measurement({metric.name: Undefined(TRANSCODER) for metric in METRICS})
     asked = read_circuit(bench.related.circuit)
-    found = circuit_arms(bench, asked)
-    design = Design(found.cluster_of, found.factors)
+    found = measure_conditions(bench, asked)
+    design = PromptDesign(found.cluster_of, found.factors)
     features = compare_features(design, found.effects, bench.settings.seed)
     return Measurement(
         {**_of_the_sae(design, found), **_of_the_first_feature(design, found)},
@@ -102,7 +108,7 @@ def measure(bench: Bench) -> Measurement:
     )
 
 
-def _of_the_sae(design: Design, found: CircuitConditions) -> dict[str, Estimate]:
+def _of_the_sae(design: PromptDesign, found: CircuitConditions) -> dict[str, Estimate]:
     clean, ours, ablated = (found.conditions[name] for name in ("clean", "sae", "mean_ablation"))
     lost = clean - ours
     estimates: dict[str, Estimate] = {
@@ -123,7 +129,7 @@ def _of_the_sae(design: Design, found: CircuitConditions) -> dict[str, Estimate]
     return estimates | _unsolved(design, clean)
 
 
-def _unsolved(design: Design, clean: Floats) -> dict[str, Estimate]:
+def _unsolved(design: PromptDesign, clean: Floats) -> dict[str, Estimate]:
     """Shares of a difference that the model itself hardly has mean nothing."""
     mean = design.mean(clean)
     error = standard_error(mean)
@@ -133,7 +139,7 @@ def _unsolved(design: Design, clean: Floats) -> dict[str, Estimate]:
     return dict.fromkeys(NOT_KEPT, Undefined(why))
 
 
-def _of_the_first_feature(design: Design, found: CircuitConditions) -> dict[str, Estimate]:
+def _of_the_first_feature(design: PromptDesign, found: CircuitConditions) -> dict[str, Estimate]:
     if not found.features:
         names = [metric.name for metric in METRICS if metric.name.startswith("latent_")]
         return dict.fromkeys(names, Undefined(found.missing))
@@ -154,9 +160,9 @@ def _settings(bench: Bench, asked: CircuitSet) -> dict[str, object]:
         "choosing": CHOOSING,
         "dataset": asked.sha256,
         "include_bos": bench.include_bos,
-        "latents": LATENTS,
+        "latents": FEATURES,
         "seed": bench.settings.seed,
-        "tried": TRIED,
+        "tried": CANDIDATES,
     }
 
 

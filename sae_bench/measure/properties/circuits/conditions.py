@@ -18,15 +18,15 @@ import numpy as np
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.datasets.circuit_file import FACTORS, CircuitPrompt, CircuitSet, PromptCluster
-from sae_bench.measure.shared.factor_variance import levels
+from sae_bench.measure.shared.factor_variance import level_numbers
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
     from sae_bench.measure.properties.circuits.logit_differences import EncodedPrompts, TokenisedPrompts
 
-LATENTS = 8
+FEATURES = 8
 "Features that are measured."
-TRIED = 16
+CANDIDATES = 16
 "Features that are left out one by one on the choosing half."
 ROUNDING = 1e-5
 "Nats, and share of the largest clean logit difference, below which a difference is rounding: it is none."
@@ -62,24 +62,26 @@ class CircuitConditions:
     "Why no feature could be looked at."
 
 
-def circuit_arms(bench: Bench, asked: CircuitSet) -> CircuitConditions:
+def measure_conditions(bench: Bench, asked: CircuitSet) -> CircuitConditions:
     """Choose features on one half of the clusters, and run the scored half through every arm."""
-    from sae_bench.measure.datasets.balanced_sampling import first_of_cells, halves_by_cell
+    from sae_bench.measure.datasets.balanced_sampling import sample_cells, split_cells
     from sae_bench.measure.properties.circuits import logit_differences
 
-    choosing, scored = halves_by_cell(asked.clusters)
-    chosen, missing = _choose(bench, asked, first_of_cells(choosing, _clusters(asked, CHOOSING)))
-    kept = first_of_cells(scored, _clusters(asked, bench.settings.tier.questions))
+    choosing, scored = split_cells(asked.clusters)
+    chosen, missing = _choose(bench, asked, sample_cells(choosing, _clusters(asked, CHOOSING)))
+    kept = sample_cells(scored, _clusters(asked, bench.settings.tier.questions))
     prompts = tuple(prompt for cluster in kept for prompt in cluster.prompts)
-    given = logit_differences.task(bench, asked, prompts)
-    seen = logit_differences.coded(bench, given)
+    given = logit_differences.tokenise_prompts(bench, asked, prompts)
+    seen = logit_differences.encode_prompts(bench, given)
     rows = range(len(prompts))
-    clean = logit_differences.clean(bench, given)
+    clean = logit_differences.clean_differences(bench, given)
     conditions = {
         "clean": clean,
-        "sae": logit_differences.differences(bench, given, rows, seen.xhat),
-        "isotropic": logit_differences.differences(bench, given, rows, logit_differences.noisy(bench, given, seen)),
-        "mean_ablation": logit_differences.mean_ablated(bench, given),
+        "sae": logit_differences.patched_differences(bench, given, rows, seen.xhat),
+        "isotropic": logit_differences.patched_differences(
+            bench, given, rows, logit_differences.isotropic_noise(bench, given, seen)
+        ),
+        "mean_ablation": logit_differences.mean_ablation_differences(bench, given),
     }
     features = tuple(chosen)
     effects, fires = _effects(bench, given, seen, features, clean)
@@ -88,7 +90,7 @@ def circuit_arms(bench: Bench, asked: CircuitSet) -> CircuitConditions:
         prompts=prompts,
         cluster_of=np.repeat(np.arange(len(kept)), [len(cluster.prompts) for cluster in kept]),
         clusters=tuple(cluster.id for cluster in kept),
-        factors={name: levels([prompt.factors[name] for prompt in prompts]) for name in FACTORS},
+        factors={name: level_numbers([prompt.factors[name] for prompt in prompts]) for name in FACTORS},
         names={name: tuple(sorted({prompt.factors[name] for prompt in prompts})) for name in FACTORS},
         conditions={name: _rounded(values, clean) for name, values in conditions.items()},
         features=features,
@@ -109,19 +111,23 @@ def _choose(bench: Bench, asked: CircuitSet, clusters: tuple[PromptCluster, ...]
     """The features with the largest effects in any order, each with its sign there; else none, and why."""
     from sae_bench.measure.properties.circuits import logit_differences
 
-    given = logit_differences.task(bench, asked, [prompt for cluster in clusters for prompt in cluster.prompts])
-    seen = logit_differences.coded(bench, given)
-    orders = levels([prompt.factors["order"] for prompt in given.asked])
+    given = logit_differences.tokenise_prompts(
+        bench, asked, [prompt for cluster in clusters for prompt in cluster.prompts]
+    )
+    seen = logit_differences.encode_prompts(bench, given)
+    orders = level_numbers([prompt.factors["order"] for prompt in given.asked])
     cluster_of = np.repeat(np.arange(len(clusters)), [len(cluster.prompts) for cluster in clusters])
     try:
-        first = logit_differences.first_order(bench, given, seen).numpy().T
+        first = logit_differences.first_order_effects(bench, given, seen).numpy().T
     except MeasurementError as error:
         return {}, str(error)
     told = np.max([np.abs(first[:, orders == order].mean(1)) for order in np.unique(orders)], axis=0)
-    tried = tuple(int(feature) for feature in np.argsort(-told, kind="stable")[:TRIED] if told[feature] > 0)
-    effects, _ = _effects(bench, given, seen, tried, logit_differences.clean(bench, given))
+    tried = tuple(int(feature) for feature in np.argsort(-told, kind="stable")[:CANDIDATES] if told[feature] > 0)
+    effects, _ = _effects(bench, given, seen, tried, logit_differences.clean_differences(bench, given))
     score, sign = _sure(effects, orders, cluster_of)
-    chosen = {tried[rank]: float(sign[rank]) for rank in np.argsort(-score, kind="stable")[:LATENTS] if score[rank] > 0}
+    chosen = {
+        tried[rank]: float(sign[rank]) for rank in np.argsort(-score, kind="stable")[:FEATURES] if score[rank] > 0
+    }
     return chosen, "" if chosen else "leaving out any feature of the SAE changes no logit difference"
 
 
@@ -163,7 +169,7 @@ def _effects(
         written = {
             row: found
             for row in range(len(clean))
-            if (found := logit_differences.written(bench, given, seen, row, feature)) is not None
+            if (found := logit_differences.feature_contribution(bench, given, seen, row, feature)) is not None
         }
         rows = list(written)
         if elsewhere:
@@ -171,7 +177,7 @@ def _effects(
                 row: each.norm(dim=-1, keepdim=True) * directions[rank].to(each) for row, each in written.items()
             }
         lacking = [given.read[row].x - written[row] for row in rows]
-        effects[rank, rows] = clean[rows] - logit_differences.differences(bench, given, rows, lacking)
+        effects[rank, rows] = clean[rows] - logit_differences.patched_differences(bench, given, rows, lacking)
         fires[rank] = len(rows) / max(len(clean), 1)
         bench.show_progress("circuits: features", rank + 1, len(features))
     return _rounded(effects, clean), fires

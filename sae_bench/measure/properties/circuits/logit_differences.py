@@ -24,11 +24,11 @@ from sae_bench.measure.arrays import Floats
 from sae_bench.measure.datasets.circuit_file import CircuitPrompt, CircuitSet
 from sae_bench.measure.shared.prompts import (
     Prompt,
-    captured_prompts,
-    first_token,
-    of_one_length,
+    capture_prompts,
+    document_prefix,
+    equal_length_groups,
+    require_tokenizer,
     token_ids,
-    tokenizer_for,
 )
 
 
@@ -47,11 +47,11 @@ class TokenisedPrompts:
 
     def groups(self, rows: Sequence[int]) -> Iterator[list[int]]:
         """The prompts ``rows``, those of one length together."""
-        for group in of_one_length([len(self.read[row].tokens) for row in rows]):
+        for group in equal_length_groups([len(self.read[row].tokens) for row in rows]):
             yield [rows[index] for index in group]
 
 
-def task(bench: Bench, circuit: CircuitSet, asked: Sequence[CircuitPrompt]) -> TokenisedPrompts:
+def tokenise_prompts(bench: Bench, circuit: CircuitSet, asked: Sequence[CircuitPrompt]) -> TokenisedPrompts:
     """Some prompts of a dataset, tokenised and captured; the same ones for all SAEs of a site.
 
     A prompt of the dataset that the model cannot read is a `MeasurementError` with its line, wanted or not.
@@ -62,7 +62,7 @@ def task(bench: Bench, circuit: CircuitSet, asked: Sequence[CircuitPrompt]) -> T
         texts = [(f"{circuit.path}, line {prompt.line}", ids[prompt.line][0]) for prompt in asked]
         return TokenisedPrompts(
             tuple(asked),
-            tuple(captured_prompts(bench, texts, "circuits: prompts")),
+            tuple(capture_prompts(bench, texts, "circuits: prompts")),
             torch.tensor([ids[prompt.line][1] for prompt in asked]),
             first=0 if bench.include_bos else 1,
             key=key,
@@ -74,8 +74,8 @@ def task(bench: Bench, circuit: CircuitSet, asked: Sequence[CircuitPrompt]) -> T
 
 def _tokenised(bench: Bench, circuit: CircuitSet) -> dict[int, tuple[list[int], list[int]]]:
     """By line, the token ids of the prompt, and those of the right and the wrong answer."""
-    tokenizer = tokenizer_for(bench, "a circuit's dataset")
-    start = first_token(bench)
+    tokenizer = require_tokenizer(bench, "a circuit's dataset")
+    start = document_prefix(bench)
     found = {}
     for prompt in circuit.prompts:
         where = f"{circuit.path}, line {prompt.line}"
@@ -97,7 +97,7 @@ def _tokenised(bench: Bench, circuit: CircuitSet) -> dict[int, tuple[list[int], 
     return found
 
 
-def differences(bench: Bench, given: TokenisedPrompts, rows: Sequence[int], values: Sequence[Tensor]) -> Floats:
+def patched_differences(bench: Bench, given: TokenisedPrompts, rows: Sequence[int], values: Sequence[Tensor]) -> Floats:
     """(len(rows),) logit differences of the prompts ``rows`` with ``values`` (p, d) in place of their activations."""
     place = {row: at for at, row in enumerate(rows)}
     found = np.zeros(len(rows))
@@ -130,12 +130,12 @@ def _difference(logits: Tensor, answers: Tensor) -> Tensor:
     return right - wrong
 
 
-def clean(bench: Bench, given: TokenisedPrompts) -> Floats:
+def clean_differences(bench: Bench, given: TokenisedPrompts) -> Floats:
     """(N,) with nothing changed; the same for all SAEs of a site."""
     return _shared(bench, given, "clean", lambda prompt: prompt.x)
 
 
-def mean_ablated(bench: Bench, given: TokenisedPrompts) -> Floats:
+def mean_ablation_differences(bench: Bench, given: TokenisedPrompts) -> Floats:
     """(N,) with the corpus' mean activation at every position; the same for all SAEs of a site."""
     mean = bench.site_data.mean.float()
 
@@ -150,7 +150,8 @@ def mean_ablated(bench: Bench, given: TokenisedPrompts) -> Floats:
 def _shared(bench: Bench, given: TokenisedPrompts, condition: str, value: Callable[[Prompt], Tensor]) -> Floats:
     rows = range(len(given.read))
     return bench.site_data.shared(
-        (given.key, condition), lambda: differences(bench, given, rows, [value(prompt) for prompt in given.read])
+        (given.key, condition),
+        lambda: patched_differences(bench, given, rows, [value(prompt) for prompt in given.read]),
     )
 
 
@@ -164,7 +165,7 @@ class EncodedPrompts:
     "(p, d); x where nothing is intervened on."
 
 
-def coded(bench: Bench, given: TokenisedPrompts) -> EncodedPrompts:
+def encode_prompts(bench: Bench, given: TokenisedPrompts) -> EncodedPrompts:
     """Codes and reconstructions, one prompt at a time, so that they depend on nothing else."""
     found = EncodedPrompts([], [])
     for prompt in given.read:
@@ -180,7 +181,7 @@ def coded(bench: Bench, given: TokenisedPrompts) -> EncodedPrompts:
     return found
 
 
-def noisy(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts) -> list[Tensor]:
+def isotropic_noise(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts) -> list[Tensor]:
     """(p, d) each: isotropic noise of the error's own norm in place of the error."""
     found = []
     for asked, prompt, xhat in zip(given.asked, given.read, seen.xhat, strict=True):
@@ -190,7 +191,9 @@ def noisy(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts) -> list[T
     return found
 
 
-def written(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts, row: int, feature: int) -> Tensor | None:
+def feature_contribution(
+    bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts, row: int, feature: int
+) -> Tensor | None:
     """(p, d) what one feature writes into a prompt; None where it does not fire."""
     codes = seen.codes[row]
     fires = (codes[:, feature] != 0).nonzero().flatten()
@@ -207,7 +210,7 @@ def written(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts, row: in
     return found
 
 
-def gradients(bench: Bench, given: TokenisedPrompts) -> list[Tensor]:
+def difference_gradients(bench: Bench, given: TokenisedPrompts) -> list[Tensor]:
     """(p, d) float32 derivative of each prompt's logit difference by its activations; the same for all SAEs."""
 
     def compute() -> list[Tensor]:
@@ -228,11 +231,11 @@ def gradients(bench: Bench, given: TokenisedPrompts) -> list[Tensor]:
     return bench.site_data.shared((given.key, "gradients"), compute)
 
 
-def first_order(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts) -> Tensor:
+def first_order_effects(bench: Bench, given: TokenisedPrompts, seen: EncodedPrompts) -> Tensor:
     """float64 (N, n) what removing each feature costs each prompt to first order: its codes times its slope, summed."""
     W_dec = bench.sae.W_dec.float()
     rows = [
         (codes.float() * (slope[given.first :] @ W_dec.T)).sum(0, dtype=torch.float64).cpu()
-        for codes, slope in zip(seen.codes, gradients(bench, given), strict=True)
+        for codes, slope in zip(seen.codes, difference_gradients(bench, given), strict=True)
     ]
     return torch.stack(rows)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.measurement import Estimate, Influence, Ratio, Undefined
-from sae_bench.measure.shared.factor_variance import omega_squared, permutation_p, worst_level
+from sae_bench.measure.shared.factor_variance import omega_squared, permutation_p, worst_level_share
 from sae_bench.measure.shared.multiple_testing import holm
 from sae_bench.measure.uncertainty import leave_one_out
 
@@ -23,7 +23,7 @@ SURE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Design:
+class PromptDesign:
     """Which cluster and which level of every factor a prompt belongs to."""
 
     cluster_of: Ints
@@ -79,7 +79,7 @@ class Design:
 
     def worst_sign(self, values: Floats) -> Estimate:
         """The share of positive (N,) in the worst level of any factor."""
-        return self.left_out(values, worst_level, "no level has two prompts")
+        return self.left_out(values, worst_level_share, "no level has two prompts")
 
     def worst_share(self, values: Floats) -> Estimate:
         """The smallest mean of (N,) in any level of any factor, over the mean of all."""
@@ -122,7 +122,7 @@ class FeatureComparison:
     "The order that each matters for, if it matters for no other; -1 else."
 
 
-def compare_features(design: Design, effects: Floats, seed: int) -> FeatureComparison:
+def compare_features(design: PromptDesign, effects: Floats, seed: int) -> FeatureComparison:
     """Of effects (K, N)."""
     order = design.factors["order"]
     means = np.stack([effects[:, order == level].mean(1) for level in np.unique(order)], axis=1)

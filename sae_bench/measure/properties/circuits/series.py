@@ -16,13 +16,13 @@ import numpy as np
 
 from sae_bench.measure.measurement import Series
 from sae_bench.measure.properties.circuits.conditions import CircuitConditions
-from sae_bench.measure.properties.circuits.prompt_effects import Design, FeatureComparison
+from sae_bench.measure.properties.circuits.prompt_effects import FeatureComparison, PromptDesign
 from sae_bench.measure.shared.factor_variance import omega_squared
 from sae_bench.measure.shared.multiple_testing import holm
 
 
 def circuit_series(
-    found: CircuitConditions, design: Design, features: FeatureComparison, seed: int
+    found: CircuitConditions, design: PromptDesign, features: FeatureComparison, seed: int
 ) -> dict[str, Series]:
     """Tables and a histogram of one measurement."""
     series = {"differences": _differences(found), "levels": _levels(found, design, seed)}
@@ -46,7 +46,7 @@ def _differences(found: CircuitConditions) -> Series:
     )
 
 
-def _levels(found: CircuitConditions, design: Design, seed: int) -> Series:
+def _levels(found: CircuitConditions, design: PromptDesign, seed: int) -> Series:
     clean, ours = found.conditions["clean"], found.conditions["sae"]
     lost = clean - ours
     p = holm([float(design.p(lost[None], name, seed)[0]) for name in found.factors])

@@ -29,9 +29,9 @@ import numpy as np
 from sae_bench.measure.datasets.concept_file import UPPER_CASE
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.concepts.concepts_at_site import SPARSE, ConceptAtSite, at_site
-from sae_bench.measure.properties.concepts.concepts_in_sae import ConceptInSAE, in_sae
-from sae_bench.measure.properties.concepts.occurrences import placed_concepts
+from sae_bench.measure.properties.concepts.concepts_at_site import SPARSE, ConceptAtSite, measure_at_site
+from sae_bench.measure.properties.concepts.concepts_in_sae import ConceptInSAE, measure_in_sae
+from sae_bench.measure.properties.concepts.occurrences import locate_concepts
 from sae_bench.measure.properties.concepts.probes import ProbeScore, mean_of, worst_of
 from sae_bench.measure.properties.concepts.series import concept_series
 from sae_bench.measure.uncertainty import leave_one_out
@@ -75,14 +75,14 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Every concept at the site and in the SAE, averaged."""
-    found = placed_concepts(bench)
+    found = locate_concepts(bench)
     if not found.concepts:
         none = Undefined(
             f"no concept can be measured ({'; '.join(found.missing)}): register a file of them, "
             f"register_sae(..., concepts='concepts.toml')"
         )
         return Measurement({metric.name: none for metric in METRICS})
-    sites, saes = at_site(bench, found), in_sae(bench, found)
+    sites, saes = measure_at_site(bench, found), measure_in_sae(bench, found)
     names = [site.placed.name for site in sites]
     estimates: dict[str, Estimate] = {
         **_directions(sites, saes),

@@ -18,7 +18,7 @@ import numpy as np
 
 from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.properties.concepts.occurrences import ConceptPositions
-from sae_bench.measure.properties.concepts.probes import Half, Probe, ProbeScore, auroc, cross, mean_of
+from sae_bench.measure.properties.concepts.probes import Half, Probe, ProbeScore, auroc, cross_score, mean_of
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 "Share of pairs with y = +1 in the half that is searched; the other half is always balanced."
@@ -45,7 +45,7 @@ class CCSResult:
     "(rho, p) AUROC of the distractor along it"
 
 
-def pairs_of(placed: ConceptPositions, half: int) -> Ints:
+def match_pairs(placed: ConceptPositions, half: int) -> Ints:
     """(P, 2) rows of the half, positive and negative, matched so that partners stand as far into their documents.
 
     Where they stand is the largest difference between two places of many models, and would be what the search finds.
@@ -63,7 +63,7 @@ def pairs_of(placed: ConceptPositions, half: int) -> Ints:
     return np.concatenate(found)
 
 
-def paired_half(half: Half, pairs: Ints) -> Half:
+def pair_differences(half: Half, pairs: Ints) -> Half:
     """Differences of pairs, followed by the same ones the other way round: a balanced half."""
     x = half.columns(None)
     difference = x[pairs[:, 0]] - x[pairs[:, 1]]
@@ -77,17 +77,17 @@ def paired_half(half: Half, pairs: Ints) -> Half:
     return Half(x, positive, half.clusters, np.concatenate([row, row + len(pairs)]), np.concatenate([of, of]))
 
 
-def search(halves: Sequence[Half], clusters: int, seed: int) -> CCSResult:
-    """Both halves of `paired_half`, each searched and scored on the other."""
+def search_truth(halves: Sequence[Half], clusters: int, seed: int) -> CCSResult:
+    """Both halves of `pair_differences`, each searched and scored on the other."""
     axes = [principal_axes(half.x[: len(half.x) // 2]) for half in halves]
     readers = [first_component(half, each) for half, each in zip(halves, axes, strict=True)]
     curves = np.mean(
         [imbalance_curves(halves[fold], halves[1 - fold], axes[fold], seed + fold) for fold in (0, 1)], axis=0
     )
-    return CCSResult(cross(readers, halves, clusters), curves[0], curves[1])
+    return CCSResult(cross_score(readers, halves, clusters), curves[0], curves[1])
 
 
-def salience(halves: Sequence[Half], clusters: int) -> tuple[ProbeScore, ProbeScore]:
+def truth_salience(halves: Sequence[Half], clusters: int) -> tuple[ProbeScore, ProbeScore]:
     """How much the truth stands out among balanced differences.
 
     Returns:
@@ -154,7 +154,7 @@ def imbalance_curves(
     """(2, rho, p) AUROC of truth and distractor along what is found in ``fit``, on balanced pairs of ``scored``.
 
     Args:
-        fit: a `paired_half`, searched with a share p of its pairs the right way round.
+        fit: a `pair_differences`, searched with a share p of its pairs the right way round.
         scored: the other one.
         axes: (r, d) principal axes of ``fit``; nothing is searched outside of them, the truth and the distractor.
         seed: of the distractor and of which pairs are turned.

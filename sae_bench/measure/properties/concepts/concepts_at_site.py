@@ -12,18 +12,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_bench.measure.arrays import Floats, Ints
-from sae_bench.measure.properties.concepts.ccs import FEWEST_PAIRS, CCSResult, paired_half, pairs_of, salience, search
+from sae_bench.measure.properties.concepts.ccs import (
+    FEWEST_PAIRS,
+    CCSResult,
+    match_pairs,
+    pair_differences,
+    search_truth,
+    truth_salience,
+)
 from sae_bench.measure.properties.concepts.occurrences import ConceptPositions, MeasurableConcepts
 from sae_bench.measure.properties.concepts.probes import (
     Half,
     Probe,
     ProbeScore,
-    best_column,
-    cross,
+    cross_score,
     d_prime,
-    mean_difference,
-    permuted,
-    probe,
+    fit_best_column,
+    fit_mean_difference,
+    fit_probe,
+    permute_labels,
 )
 
 if TYPE_CHECKING:
@@ -74,10 +81,10 @@ class ConceptAtSite:
     pairs: tuple[Ints, Ints] | None
     "Pairs of the contrast-consistent search; None where there are too few."
     searched: CCSResult | None
-    salience: tuple[ProbeScore, ProbeScore] | None
+    truth_salience: tuple[ProbeScore, ProbeScore] | None
 
 
-def at_site(bench: Bench, found: MeasurableConcepts) -> tuple[ConceptAtSite, ...]:
+def measure_at_site(bench: Bench, found: MeasurableConcepts) -> tuple[ConceptAtSite, ...]:
     """Every concept at the site, once for all SAEs that look at it with the same documents and seed."""
     times = PERMUTATIONS.get(bench.settings.tier.name, MOST_PERMUTATIONS)
     return bench.site_data.shared(
@@ -85,7 +92,7 @@ def at_site(bench: Bench, found: MeasurableConcepts) -> tuple[ConceptAtSite, ...
     )
 
 
-def halves_of(placed: ConceptPositions, rows: Any, clusters: Sequence[int]) -> tuple[Half, Half]:
+def split_halves(placed: ConceptPositions, rows: Any, clusters: Sequence[int]) -> tuple[Half, Half]:
     """Both halves of a concept; ``rows`` (N, d) are its places in some space, dense or sparse."""
     number = {cluster: row for row, cluster in enumerate(clusters)}
     index = np.array([number[cluster] for cluster in placed.cluster.tolist()])
@@ -99,34 +106,34 @@ def halves_of(placed: ConceptPositions, rows: Any, clusters: Sequence[int]) -> t
 
 def _at_site(bench: Bench, found: MeasurableConcepts, placed: ConceptPositions, times: int) -> ConceptAtSite:
     clusters, seed = len(found.clusters), bench.settings.seed
-    fitted = halves_of(placed, rows_of(bench.site_data.x, placed), found.clusters)
-    readers = mean_difference(fitted[0]), mean_difference(fitted[1])
+    fitted = split_halves(placed, position_rows(bench.site_data.x, placed), found.clusters)
+    readers = fit_mean_difference(fitted[0]), fit_mean_difference(fitted[1])
     placed, fitted_unit = placed.only_scored, [placed.unit[placed.half == number] for number in (0, 1)]
-    halves = halves_of(placed, rows_of(bench.site_data.x, placed), found.clusters)
+    halves = split_halves(placed, position_rows(bench.site_data.x, placed), found.clusters)
     unit = [placed.unit[placed.half == number] for number in (0, 1)]
-    null, directions = permuted(fitted, halves, list(zip(fitted_unit, unit, strict=True)), times, seed)
-    pairs = pairs_of(placed, 0), pairs_of(placed, 1)
+    null, directions = permute_labels(fitted, halves, list(zip(fitted_unit, unit, strict=True)), times, seed)
+    pairs = match_pairs(placed, 0), match_pairs(placed, 1)
     searchable = min(len(each) for each in pairs) >= FEWEST_PAIRS
-    apart = differences(halves, pairs) if searchable else None
+    apart = difference_halves(halves, pairs) if searchable else None
     return ConceptAtSite(
         placed=placed,
-        embedded=in_embedding(bench, placed, times),
+        embedded=measure_in_embedding(bench, placed, times),
         readers=readers,
-        found=cross(readers, halves, clusters),
+        found=cross_score(readers, halves, clusters),
         separation=float(
             np.mean([d_prime(_along(reader, half))[0] for reader, half in zip(readers, halves[::-1], strict=True)])
         ),
         null=null,
         null_directions=directions,
         random=_best_random(halves, clusters, seed),
-        probes={k: cross([probe(half, k) for half in halves], halves, clusters) for k in SPARSE},
+        probes={k: cross_score([fit_probe(half, k) for half in halves], halves, clusters) for k in SPARSE},
         pairs=pairs if searchable else None,
-        searched=search(apart, clusters, seed) if apart else None,
-        salience=salience(apart, clusters) if apart else None,
+        searched=search_truth(apart, clusters, seed) if apart else None,
+        truth_salience=truth_salience(apart, clusters) if apart else None,
     )
 
 
-def in_embedding(bench: Bench, placed: ConceptPositions, times: int) -> ConceptInEmbedding | None:
+def measure_in_embedding(bench: Bench, placed: ConceptPositions, times: int) -> ConceptInEmbedding | None:
     """The mean-difference direction of half the words, read on the other half of them."""
     embedding = bench.model.embedding
     if placed.tokens is None or embedding is None:
@@ -141,9 +148,9 @@ def in_embedding(bench: Bench, placed: ConceptPositions, times: int) -> ConceptI
         words.append(np.concatenate(sides))
         positive = np.arange(len(words[-1])) < len(sides[0])
         halves.append(Half(embedding[words[-1]].double().cpu().numpy(), positive, none, none, none))
-    readers = [mean_difference(half) for half in halves]
-    null, _ = permuted(halves, halves, [(each, each) for each in words], times, bench.settings.seed)
-    return ConceptInEmbedding(cross(readers, halves, 0).value, null)
+    readers = [fit_mean_difference(half) for half in halves]
+    null, _ = permute_labels(halves, halves, [(each, each) for each in words], times, bench.settings.seed)
+    return ConceptInEmbedding(cross_score(readers, halves, 0).value, null)
 
 
 def _some(words: Ints, generator: np.random.Generator) -> Ints:
@@ -156,7 +163,7 @@ def _best_random(halves: Sequence[Half], clusters: int, seed: int) -> ProbeScore
     width = halves[0].x.shape[1]
     directions = np.random.default_rng(seed).normal(size=(width, DIRECTIONS))
     seen = [replace(half, x=half.x @ directions) for half in halves]
-    return cross([best_column(half) for half in seen], seen, clusters)
+    return cross_score([fit_best_column(half) for half in seen], seen, clusters)
 
 
 def _along(reader: Probe, half: Half) -> Half:
@@ -164,12 +171,12 @@ def _along(reader: Probe, half: Half) -> Half:
     return replace(half, x=scores[:, None])
 
 
-def differences(halves: Sequence[Half], pairs: Sequence[Ints]) -> list[Half]:
+def difference_halves(halves: Sequence[Half], pairs: Sequence[Ints]) -> list[Half]:
     """Return one half of differences per half of pairs."""
-    return [paired_half(half, each) for half, each in zip(halves, pairs, strict=True)]
+    return [pair_differences(half, each) for half, each in zip(halves, pairs, strict=True)]
 
 
-def rows_of(table: Tensor, placed: ConceptPositions) -> Floats:
+def position_rows(table: Tensor, placed: ConceptPositions) -> Floats:
     """Return the (N, d) float64 rows of a table (docs, pos, d)."""
     found: Floats = table[placed.document, placed.position].double().numpy()
     return found

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_bench.measure.arrays import Floats
-from sae_bench.measure.properties.concepts.ccs import CCSResult, search
+from sae_bench.measure.properties.concepts.ccs import CCSResult, search_truth
 from sae_bench.measure.properties.concepts.concepts_at_site import (
     SPARSE,
     ConceptAtSite,
-    at_site,
-    differences,
-    halves_of,
-    rows_of,
+    difference_halves,
+    measure_at_site,
+    position_rows,
+    split_halves,
 )
 from sae_bench.measure.properties.concepts.occurrences import MeasurableConcepts
-from sae_bench.measure.properties.concepts.probes import ProbeScore, best_column, cross, probe
+from sae_bench.measure.properties.concepts.probes import ProbeScore, cross_score, fit_best_column, fit_probe
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -47,9 +47,9 @@ class ConceptInSAE:
     searched: Mapping[str, CCSResult]
 
 
-def in_sae(bench: Bench, found: MeasurableConcepts) -> tuple[ConceptInSAE, ...]:
+def measure_in_sae(bench: Bench, found: MeasurableConcepts) -> tuple[ConceptInSAE, ...]:
     """Every concept in the SAE's reconstruction, error and codes."""
-    sites = at_site(bench, found)
+    sites = measure_at_site(bench, found)
     place = {where: row for row, where in enumerate(sorted({w for site in sites for w in site.placed.place}))}
     reconstruction, codes = _seen(bench, place)
     decoder = _decoder(bench)
@@ -71,23 +71,23 @@ def _in_sae(
 ) -> ConceptInSAE:
     placed, clusters, seed = site.placed, len(found.clusters), bench.settings.seed
     again, active, error = (
-        halves_of(placed, rows, found.clusters)
-        for rows in (reconstruction, codes, reconstruction - rows_of(bench.site_data.x, placed))
+        split_halves(placed, rows, found.clusters)
+        for rows in (reconstruction, codes, reconstruction - position_rows(bench.site_data.x, placed))
     )
-    best = [best_column(half) for half in active]
+    best = [fit_best_column(half) for half in active]
     probes = {
-        (space, k): cross([probe(half, k) for half in halves], halves, clusters)
+        (space, k): cross_score([fit_probe(half, k) for half in halves], halves, clusters)
         for space, halves in (("reconstruction", again), ("codes", active))
         for k in SPARSE
     }
     searched = {}
     if site.pairs is not None:
         for space, halves in (("reconstruction", again), ("error", error)):
-            searched[space] = search(differences(halves, site.pairs), clusters, seed)
+            searched[space] = search_truth(difference_halves(halves, site.pairs), clusters, seed)
     assert best[0].chosen is not None
     return ConceptInSAE(
-        kept=cross(site.readers, again, clusters),
-        best_feature=cross(best, active, clusters),
+        kept=cross_score(site.readers, again, clusters),
+        best_feature=cross_score(best, active, clusters),
         feature=int(best[0].chosen[0]),
         cosine=None if decoder is None else _cosine(site, decoder, clusters),
         floor_cosine=np.nan if decoder is None else float(_largest(site.null_directions, decoder).mean()),

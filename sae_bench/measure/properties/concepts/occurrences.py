@@ -22,7 +22,7 @@ from sae_bench.measure.datasets.concept_file import UPPER_CASE, Concept, Labelle
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
-    from sae_bench.measure.datasets.concept_tokens import TokenSets
+    from sae_bench.measure.datasets.concept_tokens import ConceptTokens
 
 FITTED = (32, 2000)
 """Places of a class that a direction is fitted on, at most: of one document, and in either half. Many, because the mean
@@ -56,7 +56,7 @@ class ConceptPositions:
     "(N,) which word pair the place belongs to; -1 for none. All 0 where nothing is paired"
     scored: Bools
     "(N,) whether the place is scored; all are fitted on"
-    tokens: TokenSets | None
+    tokens: ConceptTokens | None
     "None for positions."
     token_half: Ints
     "(V,) half of every token of the concept; empty for positions"
@@ -88,7 +88,7 @@ class MeasurableConcepts:
     "Of the file; '' where only upper case is measured."
 
 
-def placed_concepts(bench: Bench) -> MeasurableConcepts:
+def locate_concepts(bench: Bench) -> MeasurableConcepts:
     """Upper case and every registered concept, once for all SAEs of a site.
 
     Raises:
@@ -105,13 +105,15 @@ def placed_concepts(bench: Bench) -> MeasurableConcepts:
 
 
 def _place(bench: Bench, declared: Sequence[Concept], path: str, key: Hashable, sha256: str) -> MeasurableConcepts:
-    from sae_bench.measure.datasets.concept_tokens import concept_tokens, upper_case, vocabulary_words
+    from sae_bench.measure.datasets.concept_tokens import concept_tokens, upper_case_tokens, vocabulary_words
 
     found, missing = [], []
     tokenizer = bench.model.tokenizer
     words = None if tokenizer is None else vocabulary_words(tokenizer, bench.model.d_vocab)
     without = f"model {bench.model.name!r} came without a tokenizer, so no token of it has a text"
-    asked: list[tuple[str, TokenSets | Concept | None]] = [(UPPER_CASE, None if words is None else upper_case(words))]
+    asked: list[tuple[str, ConceptTokens | Concept | None]] = [
+        (UPPER_CASE, None if words is None else upper_case_tokens(words))
+    ]
     for concept in declared:
         if isinstance(concept.positive, LabelledPositions):
             asked.append((concept.name, concept))
@@ -132,7 +134,7 @@ def _place(bench: Bench, declared: Sequence[Concept], path: str, key: Hashable, 
     return MeasurableConcepts(tuple(found), tuple(missing), clusters, key, sha256)
 
 
-def halves_of_words(sets: TokenSets, size: int, seed: int) -> Ints:
+def split_words(sets: ConceptTokens, size: int, seed: int) -> Ints:
     """(V,) 0 or 1, words of a pair alike; `BOTH` for the only word of a class, -1 for tokens of neither class.
 
     By lot: neighbours in a vocabulary are often related, and taking every other word of a class would put related words
@@ -147,12 +149,12 @@ def halves_of_words(sets: TokenSets, size: int, seed: int) -> Ints:
     return half
 
 
-def _tokens(bench: Bench, name: str, sets: TokenSets) -> ConceptPositions:
+def _tokens(bench: Bench, name: str, sets: ConceptTokens) -> ConceptPositions:
     size = bench.model.d_vocab
     label, pair, half = (
         np.full(size, -1),
         np.full(size, -1 if sets.pairs else 0),
-        halves_of_words(sets, size, bench.settings.seed),
+        split_words(sets, size, bench.settings.seed),
     )
     label[list(sets.negative)], label[list(sets.positive)] = 0, 1
     for row, couple in enumerate(sets.pairs):
@@ -222,7 +224,7 @@ def _placed(
     positive: Bools,
     unit: Ints,
     pair: Ints,
-    tokens: TokenSets | None = None,
+    tokens: ConceptTokens | None = None,
     token_half: Ints | None = None,
 ) -> ConceptPositions:
     document, position, scored = places

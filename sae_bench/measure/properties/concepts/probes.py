@@ -149,12 +149,12 @@ def score(reader: Probe, half: Half, clusters: int) -> ProbeScore:
     return ProbeScore(value, without)
 
 
-def cross(readers: Sequence[Probe], halves: Sequence[Half], clusters: int) -> ProbeScore:
+def cross_score(readers: Sequence[Probe], halves: Sequence[Half], clusters: int) -> ProbeScore:
     """Each half's reader on the other half, averaged."""
     return mean_of([score(reader, half, clusters) for reader, half in zip(readers, halves[::-1], strict=True)])
 
 
-def mean_difference(half: Half) -> Probe:
+def fit_mean_difference(half: Half) -> Probe:
     """The mean of the positives minus the mean of the negatives."""
     x = half.columns(None)
     weights, without = np.zeros(x.shape[1]), np.zeros((len(half.clusters), x.shape[1]))
@@ -188,14 +188,14 @@ def d_prime(half: Half) -> Floats:
     return found
 
 
-def best_column(half: Half) -> Probe:
+def fit_best_column(half: Half) -> Probe:
     """The column with the largest `d_prime`, read with its sign."""
     separation = d_prime(half)
     best = np.argmax(np.abs(separation))
     return Probe(np.array([np.sign(separation[best]) or 1.0]), chosen=np.array([best]))
 
 
-def probe(half: Half, k: int) -> Probe:
+def fit_probe(half: Half, k: int) -> Probe:
     """Logistic regression (L2, C = 1, balanced classes) on the k standardised columns of largest `d_prime`.
 
     Without a cluster it is taken to move by one Newton step from the full fit, the same columns kept.
@@ -222,10 +222,10 @@ def probe(half: Half, k: int) -> Probe:
     return Probe(weights / scale, without, half.clusters, chosen)
 
 
-def permuted(
+def permute_labels(
     fitted: Sequence[Half], scored: Sequence[Half], units: Sequence[tuple[Ints, Ints]], times: int, seed: int
 ) -> tuple[Floats, Floats]:
-    """What `cross` of mean differences would be if labels said nothing: AUROCs and directions with labels dealt anew.
+    """What `cross_score` of mean differences would be if labels said nothing: AUROCs and directions with labels dealt anew.
 
     Both folds have the same deal, as they have the same labels: chance that helps one of them helps the other as well.
 

@@ -134,7 +134,7 @@ def _attempt(look: Callable[[], str | Undefined | None]) -> Any:
 
 
 def _saved(sae: Any, x: Tensor, undecided: str | Undefined | None) -> str | Undefined | None:
-    from sae_bench.measure.properties.contract.clauses import differences
+    from sae_bench.measure.properties.contract.clauses import encoding_difference
     from sae_bench.sae.formats import read_folder, write_sae_lens
 
     if undecided is not None:
@@ -145,7 +145,7 @@ def _saved(sae: Any, x: Tensor, undecided: str | Undefined | None) -> str | Unde
         except UsageError as error:
             return Undefined(str(error))
         again = read_folder(Path(folder) / "sae").to(x.device, sae.encode(x[:1]).dtype)
-    return differences(sae.encode(x), again.encode(x), x)
+    return encoding_difference(sae.encode(x), again.encode(x), x)
 
 
 def _threshold(sae: Any) -> str | None:

@@ -117,7 +117,7 @@ def rounded(sae: Any, x: Tensor, inputs: InputBuilder) -> str | None:
     return None
 
 
-def differences(codes: Tensor, again: Tensor, x: Tensor) -> str | None:
+def encoding_difference(codes: Tensor, again: Tensor, x: Tensor) -> str | None:
     """How two encodings of ``x`` differ beyond rounding; None when they do not."""
     return _differ(codes, again, x)
 

@@ -29,9 +29,14 @@ from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.datasets.contrast_file import FACTORS, ContrastSet, read_contrast, shifted_path
 from sae_bench.measure.measurement import Estimate, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.contrast.conditions import ARMS, CHOOSING, ContrastConditions, contrast_arms
+from sae_bench.measure.properties.contrast.conditions import (
+    CHOOSING,
+    CONDITIONS,
+    ContrastConditions,
+    measure_conditions,
+)
 from sae_bench.measure.properties.contrast.series import contrast_series
-from sae_bench.measure.shared.factor_variance import levels, omega_squared, worst_level
+from sae_bench.measure.shared.factor_variance import level_numbers, omega_squared, worst_level_share
 from sae_bench.measure.uncertainty import leave_one_out
 
 if TYPE_CHECKING:
@@ -66,7 +71,7 @@ METRICS = (
             f"{meaning}, arm {condition}",
         )
         for name, (unit, meaning) in OF_AN_ARM.items()
-        for condition in ARMS
+        for condition in CONDITIONS
     ),
     Metric("shift_correlation", "", "reported", "Spearman over directions of mean slopes as asked and shifted"),
 )
@@ -79,11 +84,11 @@ def measure(bench: Bench) -> Measurement:
     asked = read_contrast(bench.related.contrast)
     beside = shifted_path(bench.related.contrast)
     shifted = read_contrast(beside) if beside is not None else None
-    found = contrast_arms(bench, asked, shifted)
-    factors = {name: levels([pair.factors[name] for pair in found.pairs]) for name in asked.factors}
+    found = measure_conditions(bench, asked, shifted)
+    factors = {name: level_numbers([pair.factors[name] for pair in found.pairs]) for name in asked.factors}
     factors = {name: level for name, level in factors.items() if level.max() > 0}
     estimates: dict[str, Estimate] = {"shift_correlation": _shift(found)}
-    for condition in ARMS:
+    for condition in CONDITIONS:
         each = _of_an_arm(found, condition, factors)
         estimates |= {metric_of(name, condition): estimate for name, estimate in each.items()}
     return Measurement(
@@ -106,7 +111,7 @@ def _of_an_arm(found: ContrastConditions, condition: str, factors: Mapping[str, 
         "steerability_sd": _left_out(slopes, lambda rows, _: float(rows.std(1, ddof=1).mean()), factors),
         "anti_share": Ratio((slopes <= 0).mean(0), ones),
         "worst_level_sign": _left_out(
-            slopes, lambda rows, sub: float(np.mean([worst_level(row, sub) for row in rows])), factors
+            slopes, lambda rows, sub: float(np.mean([worst_level_share(row, sub) for row in rows])), factors
         )
         if factors
         else Undefined("the dataset declares no factor with two levels"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sae_bench.measure.properties.contrast.propensity import TokenisedPair
     from sae_bench.measure.shared.last_position import LastPositionRunner
 
-ARMS = ("feature", "mean_difference", "random_direction")
+CONDITIONS = ("feature", "mean_difference", "random_direction")
 CANDIDATES = 8
 "Features taken by what they tell and by what they do, to be steered with on the choosing half."
 CHOOSING = 32
@@ -54,32 +54,36 @@ class ContrastConditions:
         return self.slopes[self.rows[condition]] if condition in self.rows else None
 
 
-def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> ContrastConditions:
+def measure_conditions(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> ContrastConditions:
     """Choose the directions on one half and steer the other half and the shifted variant with them."""
     import torch
 
-    from sae_bench.measure.datasets.balanced_sampling import first_of_cells, halves_by_cell
+    from sae_bench.measure.datasets.balanced_sampling import sample_cells, split_cells
     from sae_bench.measure.properties.contrast import propensity as engine
     from sae_bench.measure.shared.last_position import LastPositionRunner
 
-    choosing, scored = halves_by_cell(asked.pairs)
-    told = engine.samples(bench, asked, choosing)
+    choosing, scored = split_cells(asked.pairs)
+    told = engine.tokenise_pairs(bench, asked, choosing)
     runner = LastPositionRunner(bench.model, bench.site, bench.settings.memory_bytes)
     own = _candidates(bench, runner, asked, told)
     floors = torch.stack([_mean_difference(bench, told, asked.path), *_random(bench)]).to(own.directions)
 
     def steered(dataset: ContrastSet, half: tuple[Pair, ...], label: str) -> tuple[tuple[Pair, ...], Floats]:
-        pairs = first_of_cells(half, bench.settings.tier.questions)
-        questions = engine.samples(bench, dataset, pairs)
+        pairs = sample_cells(half, bench.settings.tier.questions)
+        questions = engine.tokenise_pairs(bench, dataset, pairs)
         # Neither floor depends on the SAE.
         key = ("contrast floors", asked.sha256, dataset.sha256, len(pairs), bench.settings.seed)
-        floor = bench.site_data.shared(key, lambda: engine.propensities(bench, runner, questions, floors, label))
-        return pairs, np.concatenate([engine.propensities(bench, runner, questions, own.directions, label), floor])
+        floor = bench.site_data.shared(
+            key, lambda: engine.measure_propensities(bench, runner, questions, floors, label)
+        )
+        return pairs, np.concatenate(
+            [engine.measure_propensities(bench, runner, questions, own.directions, label), floor]
+        )
 
     pairs, propensity = steered(asked, scored, "contrast: scoring")
     moved = None
     if shifted is not None:
-        moved = engine.slopes(steered(shifted, halves_by_cell(shifted.pairs)[1], "contrast: shifted")[1])
+        moved = engine.propensity_slopes(steered(shifted, split_cells(shifted.pairs)[1], "contrast: shifted")[1])
     count = len(own.features)
     rows = {"mean_difference": slice(count, count + 1), "random_direction": slice(count + 1, None)}
     best = int(np.argmax(own.reliability)) if count else None
@@ -89,7 +93,7 @@ def contrast_arms(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None)
         pairs=pairs,
         rows=rows,
         propensity=propensity,
-        slopes=engine.slopes(propensity),
+        slopes=engine.propensity_slopes(propensity),
         shifted=moved,
         candidates=own.features,
         signs=own.signs,
@@ -111,17 +115,19 @@ def _candidates(
     bench: Bench, runner: LastPositionRunner, asked: ContrastSet, told: Sequence[TokenisedPair]
 ) -> _Candidates:
     """The features tried, and how reliably each steers some of the choosing half's questions."""
-    from sae_bench.measure.datasets.balanced_sampling import first_of_cells
+    from sae_bench.measure.datasets.balanced_sampling import sample_cells
     from sae_bench.measure.properties.contrast import candidates
     from sae_bench.measure.properties.contrast import propensity as engine
     from sae_bench.sae import unit_directions
 
-    lines = {pair.line for pair in first_of_cells([sample.pair for sample in told], CHOOSING)}
+    lines = {pair.line for pair in sample_cells([sample.pair for sample in told], CHOOSING)}
     some = [sample for sample in told if sample.pair.line in lines]
-    gradient = candidates.gradient(bench, runner, some, asked.sha256)
-    features, signs = candidates.candidate_features(bench, told, gradient, CANDIDATES)
+    gradient = candidates.propensity_gradient(bench, runner, some, asked.sha256)
+    features, signs = candidates.choose_candidates(bench, told, gradient, CANDIDATES)
     directions = unit_directions(bench.sae)[features] * signs[:, None].to(bench.settings.device)
-    slopes = engine.slopes(engine.propensities(bench, runner, some, directions, "contrast: choosing"))
+    slopes = engine.propensity_slopes(
+        engine.measure_propensities(bench, runner, some, directions, "contrast: choosing")
+    )
     return _Candidates(tuple(features), tuple(int(sign) for sign in signs.tolist()), directions, _reliability(slopes))
 
 

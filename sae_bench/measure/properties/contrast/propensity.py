@@ -22,7 +22,14 @@ from sae_bench.errors import MeasurementError
 from sae_bench.measure.arrays import Floats
 from sae_bench.measure.datasets.contrast_file import ContrastSet, Pair
 from sae_bench.measure.shared.last_position import LastPositionRunner
-from sae_bench.measure.shared.prompts import ROWS, Prompt, captured_prompts, first_token, token_ids, tokenizer_for
+from sae_bench.measure.shared.prompts import (
+    ROWS,
+    Prompt,
+    capture_prompts,
+    document_prefix,
+    require_tokenizer,
+    token_ids,
+)
 from sae_bench.measure.shared.unit_strength import unit_strength
 
 _Ids: TypeAlias = tuple[list[int], list[int], list[int]]
@@ -49,7 +56,7 @@ class TokenisedPair:
         return self.answered[0].last - self.answered[1].last
 
 
-def samples(bench: Bench, contrast: ContrastSet, pairs: Sequence[Pair]) -> list[TokenisedPair]:
+def tokenise_pairs(bench: Bench, contrast: ContrastSet, pairs: Sequence[Pair]) -> list[TokenisedPair]:
     """Some pairs of a dataset, tokenised and captured; the same ones for all SAEs of a site.
 
     A pair of the dataset that the model cannot read is a `MeasurementError` with its line, whether it is wanted or not.
@@ -62,7 +69,7 @@ def samples(bench: Bench, contrast: ContrastSet, pairs: Sequence[Pair]) -> list[
             for pair in pairs
             for answer in ids[pair.line][1:]
         ]
-        captured = captured_prompts(bench, texts, "contrast: questions")
+        captured = capture_prompts(bench, texts, "contrast: questions")
         return [_sample(pair, ids[pair.line], *captured[2 * at : 2 * at + 2]) for at, pair in enumerate(pairs)]
 
     key = ("contrast", contrast.sha256, tuple(pair.line for pair in pairs))
@@ -77,8 +84,8 @@ def _sample(pair: Pair, ids: _Ids, positive: Prompt, negative: Prompt) -> Tokeni
 
 def _tokenised(bench: Bench, contrast: ContrastSet) -> dict[int, _Ids]:
     """By line, the token ids of the prompt and of both answers."""
-    tokenizer = tokenizer_for(bench, "contrast steering")
-    start = first_token(bench)
+    tokenizer = require_tokenizer(bench, "contrast steering")
+    start = document_prefix(bench)
     found = {}
     for pair in contrast.pairs:
         where = f"{contrast.path}, line {pair.line}"
@@ -96,7 +103,7 @@ def _tokenised(bench: Bench, contrast: ContrastSet) -> dict[int, _Ids]:
     return found
 
 
-def propensities(
+def measure_propensities(
     bench: Bench,
     runner: LastPositionRunner,
     questions: Sequence[TokenisedPair],
@@ -123,7 +130,7 @@ def propensities(
     return found
 
 
-def slopes(propensity: Floats, multipliers: Sequence[float] = MULTIPLIERS) -> Floats:
+def propensity_slopes(propensity: Floats, multipliers: Sequence[float] = MULTIPLIERS) -> Floats:
     """(...) least-squares slope of propensities (..., K) on multipliers that sum to 0.
 
     In nats per unit strength, which is feature steering's.

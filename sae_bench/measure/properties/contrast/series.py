@@ -20,7 +20,7 @@ import numpy as np
 
 from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.measurement import Series
-from sae_bench.measure.properties.contrast.conditions import ARMS, ContrastConditions
+from sae_bench.measure.properties.contrast.conditions import CONDITIONS, ContrastConditions
 from sae_bench.measure.shared.factor_variance import omega_squared, permutation_p
 from sae_bench.measure.shared.multiple_testing import holm
 
@@ -40,13 +40,13 @@ def contrast_series(found: ContrastConditions, factors: Mapping[str, Ints], seed
 
 
 def _lines(found: ContrastConditions) -> dict[str, Series]:
-    from sae_bench.measure.datasets.balanced_sampling import first_of_cells
+    from sae_bench.measure.datasets.balanced_sampling import sample_cells
     from sae_bench.measure.properties.contrast.propensity import MULTIPLIERS
 
-    shown = first_of_cells(found.pairs, LINES)[:LINES]
+    shown = sample_cells(found.pairs, LINES)[:LINES]
     place = {pair.line: index for index, pair in enumerate(found.pairs)}
     series = {}
-    for condition in (condition for condition in ARMS if condition in found.rows):
+    for condition in (condition for condition in CONDITIONS if condition in found.rows):
         curves = found.propensity[found.rows[condition]][0]  # (N, K)
         series["propensity_lines" if condition == "feature" else f"propensity_lines_{condition}"] = Series(
             "curve",
@@ -84,7 +84,7 @@ def _candidates(found: ContrastConditions) -> Series:
 
 def _variance(found: ContrastConditions, factors: Mapping[str, Ints]) -> Series:
     columns: dict[str, list[object]] = {"factor": [*factors, "unexplained"]}
-    for condition in (condition for condition in ARMS if condition in found.rows):
+    for condition in (condition for condition in CONDITIONS if condition in found.rows):
         slopes = found.slopes[found.rows[condition]]
         alone = [omega_squared(slopes, [level])[0].mean() for level in factors.values()]
         together = omega_squared(slopes, list(factors.values())).sum(0).mean()

@@ -27,7 +27,7 @@ from sae_bench.measure.measurement import Estimate, Measurement, Metric, Ratio, 
 from sae_bench.measure.properties import Property
 from sae_bench.measure.properties.kl_gap.error_parts import error_parts
 from sae_bench.measure.properties.kl_gap.series import kl_series
-from sae_bench.measure.properties.kl_gap.tail import TAIL_METRICS, tail
+from sae_bench.measure.properties.kl_gap.tail import TAIL_METRICS, tail_estimates
 from sae_bench.measure.shared.token_type_gaps import TOKEN_GAP, frequency_correlation
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def metrics(floors: tuple[NoiseFloor, ...]) -> tuple[Metric, ...]:
 
 def measure(bench: Bench) -> Measurement:
     """KL, loss and squared distance of every arm, at every kept token."""
-    tables = {**_ablations(bench), **bench.collect(lambda batch: _arms(bench, batch), "kl_gap")}
+    tables = {**_ablations(bench), **bench.collect(lambda batch: _condition_tables(bench, batch), "kl_gap")}
     sums = {name: bench.per_cluster(table) for name, table in tables.items()}
     count, count_ce = bench.per_cluster(bench.keep), bench.per_cluster(bench.keep_ce)
     estimates: dict[str, Estimate] = {
@@ -119,7 +119,9 @@ def measure(bench: Bench) -> Measurement:
     estimates["frequency_correlation"] = (
         frequency_correlation(bench, gap) if has_error else Undefined("the KL gap is 0 for every token type")
     )
-    estimates.update(tail(bench) if has_error else {metric.name: Undefined(NO_ERROR) for metric in TAIL_METRICS})
+    estimates.update(
+        tail_estimates(bench) if has_error else {metric.name: Undefined(NO_ERROR) for metric in TAIL_METRICS}
+    )
     return Measurement(
         estimates,
         bench.clusters,
@@ -128,7 +130,7 @@ def measure(bench: Bench) -> Measurement:
     )
 
 
-def _arms(bench: Bench, batch: Batch) -> dict[str, Tensor]:
+def _condition_tables(bench: Bench, batch: Batch) -> dict[str, Tensor]:
     """(docs, pos) tables of one batch: KL, loss and squared distance of the SAE and of everything it is read beside."""
     x, error, pool = batch.x, bench.error(batch), bench.noise_pool()
     sae = bench.intervene(batch, x + error, distances=True, condition="sae")

@@ -65,7 +65,7 @@ def _texts(bench: Bench, kl: Floats, keep: NDArray[np.bool_]) -> Series:
     """Every document token by token, with the KL of each."""
     word = cache(bench.token_text)
     tokens = bench.corpus.tokens.numpy()
-    return packed_text.pack(
+    return packed_text.pack_documents(
         (document, [word(int(token)) for token in tokens[document, row]], kl[document, row].tolist())
         for document, row in enumerate(keep)
     )

@@ -26,7 +26,7 @@ TAIL_METRICS = (
 )
 
 
-def tail(bench: Bench) -> dict[str, Estimate]:
+def tail_estimates(bench: Bench) -> dict[str, Estimate]:
     """Rank, share in the tail and variance of the floor; undefined in tiers without enough draws."""
     draws = bench.settings.tier.rank_draws
     if draws < 99:

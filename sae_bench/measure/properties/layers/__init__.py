@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 
 from sae_bench.measure.measurement import Estimate, Measurement, Metric, Series, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.layers.direct_effects import ARMS, effect_estimates
+from sae_bench.measure.properties.layers.direct_effects import CONDITIONS, effect_estimates
 from sae_bench.measure.properties.layers.persistence import NAMES as PERSISTENCE
-from sae_bench.measure.properties.layers.persistence import persistence
+from sae_bench.measure.properties.layers.persistence import measure_persistence
 from sae_bench.measure.properties.layers.tuned_lens import NAMES as LENSES
 from sae_bench.measure.properties.layers.tuned_lens import lens_estimates
 
@@ -53,11 +53,11 @@ _LENS_MEANINGS = {
 METRICS = (
     *(
         Metric(f"direct_cosine{condition}", "cosine", "reported", f"direct against total effect on the logits, {of}")
-        for condition, of in ARMS.items()
+        for condition, of in CONDITIONS.items()
     ),
     *(
         Metric(f"direct_share{condition}", "share", "reported", f"part of the total effect that is direct, {of}")
-        for condition, of in ARMS.items()
+        for condition, of in CONDITIONS.items()
     ),
     *(
         Metric(name + suffix, unit, "reported", meaning.format(which), noise_free=True)
@@ -83,7 +83,7 @@ def measure(bench: Bench) -> Measurement:
             none = Undefined(f"no SAE of {which} is registered: next_layers=[...]")
             estimates |= {name + suffix: none for name in PERSISTENCE}
             continue
-        found = persistence(bench, companion)
+        found = measure_persistence(bench, companion)
         estimates |= {name + suffix: estimate for name, estimate in found.estimates.items()}
         series |= {} if found.series is None else {f"persistence{suffix}": found.series}
         notes.append(found.note)
@@ -92,7 +92,7 @@ def measure(bench: Bench) -> Measurement:
         estimates, series, notes = {**estimates, **effects}, {**series, **drawn}, [*notes, *told]
     else:
         none = Undefined(f"{bench.site} is not written to the residual stream, so its features have no direct effect")
-        estimates |= {name + condition: none for name in ("direct_cosine", "direct_share") for condition in ARMS}
+        estimates |= {name + condition: none for name in ("direct_cosine", "direct_share") for condition in CONDITIONS}
     if kind in RESIDUAL:
         estimates |= lens_estimates(bench)
     else:

@@ -42,28 +42,28 @@ class Persistence:
     note: str
 
 
-def persistence(bench: Bench, companion: RelatedSAE) -> Persistence:
+def measure_persistence(bench: Bench, companion: RelatedSAE) -> Persistence:
     """Largest decoder cosines and correlations of the alive features with those of ``companion``."""
-    from sae_bench.measure.geometry import SAME, compare, isotropic_floor
-    from sae_bench.measure.shared.alive_features import alive_rows, shows_decoder
-    from sae_bench.measure.shared.related_sae_check import check_explains
+    from sae_bench.measure.geometry import SAME_COSINE, isotropic_floor, match_directions
+    from sae_bench.measure.shared.alive_features import alive_indices, has_decoder
+    from sae_bench.measure.shared.related_sae_check import check_explained_variance
 
     for sae, what in ((bench.sae, "the SAE"), (companion.sae, f"SAE {companion.name!r}")):
-        if not shows_decoder(sae):
+        if not has_decoder(sae):
             none = Undefined(f"{what} shows no decoder, so its features have no direction to be found again")
             return Persistence(dict.fromkeys(NAMES, none), None, none.reason)
     other = bench.related_bench(companion)
-    check_explains(other, companion)
-    ours, theirs = alive_rows(bench), alive_rows(other, companion)
-    found = compare(bench.sae.W_dec[ours], companion.sae.W_dec[theirs].to(bench.sae.W_dec.device))
+    check_explained_variance(other, companion)
+    ours, theirs = alive_indices(bench), alive_indices(other, companion)
+    found = match_directions(bench.sae.W_dec[ours], companion.sae.W_dec[theirs].to(bench.sae.W_dec.device))
     # A direction's best of m others is its nearest neighbour in a dictionary of m + 1.
     floor = isotropic_floor(len(theirs) + 1, int(bench.sae.W_dec.shape[1])).nth[1].astype(np.float64)
     best = found.best_of_a.double()
     estimates: dict[str, Estimate] = {
         "persistence": Exact(float(best.mean())),
         "persistence_floor": Exact(float(floor.mean())),
-        "persistent_share": Exact(float((best >= SAME).double().mean())),
-        "persistent_share_floor": Exact(float((floor >= SAME).mean())),
+        "persistent_share": Exact(float((best >= SAME_COSINE).double().mean())),
+        "persistent_share_floor": Exact(float((floor >= SAME_COSINE).mean())),
         **_correlations(bench, other, ours, theirs[found.match_of_a.cpu()]),
     }
     note = f"{companion.name} ({companion.site}): {len(theirs)} alive features against {len(ours)} of this SAE"

@@ -25,8 +25,8 @@ import numpy as np
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Series, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.orthogonality.series import alive_mask, distributions, tables
-from sae_bench.measure.shared.alive_features import dictionary, encoder_rows
+from sae_bench.measure.properties.orthogonality.series import alive_mask, neighbour_distributions, neighbour_tables
+from sae_bench.measure.shared.alive_features import dictionary_neighbours, encoder_rows
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -90,7 +90,7 @@ def measure(bench: Bench) -> Measurement:
     """Neighbours of alive features and of all, beside random directions of the same number."""
     from sae_bench.sae import weights_sha256
 
-    found = dictionary(bench)
+    found = dictionary_neighbours(bench)
     estimates, series = _facts(bench, found.alive)
     every = estimates if found.every is found.alive else _facts(bench, found.every)[0]
     series["alive"] = alive_mask(found.alive, int(bench.sae.d_sae))
@@ -110,16 +110,16 @@ def _facts(bench: Bench, neighbours: Neighbours) -> tuple[dict[str, Estimate], d
         facts: dict[str, Estimate] = {each.name: alone for each in _OF_FEATURES}
         return facts | {"encoder_decoder_cosine": _encoder_decoder(bench, neighbours)}, {}
     floors = _floors(bench, neighbours)
-    composed, sets = _composed(bench, neighbours, floors)
+    find_composed_sets, sets = _composed(bench, neighbours, floors)
     who, received = _neighbourhood(neighbours)
-    from sae_bench.measure.geometry import peaks
+    from sae_bench.measure.geometry import cosine_peaks
 
-    modes = peaks(neighbours)
+    modes = cosine_peaks(neighbours)
     estimates = {
         **_nearest(neighbours, floors),
         **_pairs(neighbours),
         **who,
-        **composed,
+        **find_composed_sets,
         "peaks": Exact(float(len(modes))),
         "peak_concentration": Exact(max((mode.concentration for mode in modes), default=0.0))
         if modes
@@ -127,7 +127,7 @@ def _facts(bench: Bench, neighbours: Neighbours) -> tuple[dict[str, Estimate], d
         "encoder_decoder_cosine": _encoder_decoder(bench, neighbours),
     }
     known = {name: floor for name, floor in floors.items() if not isinstance(floor, Undefined)}
-    return estimates, distributions(neighbours, known) | tables(received, neighbours, modes, sets)
+    return estimates, neighbour_distributions(neighbours, known) | neighbour_tables(received, neighbours, modes, sets)
 
 
 def _floors(bench: Bench, neighbours: Neighbours) -> dict[str, RandomFloor | Undefined]:
@@ -189,9 +189,9 @@ def _pairs(neighbours: Neighbours) -> dict[str, Estimate]:
 
 def _neighbourhood(neighbours: Neighbours) -> tuple[dict[str, Estimate], np.ndarray]:
     """How often features are nearest neighbours, and (n,) that number for each."""
-    from sae_bench.measure.geometry import gini, votes
+    from sae_bench.measure.geometry import gini, neighbour_in_degrees
 
-    received = votes(neighbours)
+    received = neighbour_in_degrees(neighbours)
     return {
         "modal_nn_share": Exact(float(received.max() / neighbours.n)),
         "hub_max_indegree": Exact(float(received.max())),
@@ -202,9 +202,9 @@ def _neighbourhood(neighbours: Neighbours) -> tuple[dict[str, Estimate], np.ndar
 def _composed(
     bench: Bench, neighbours: Neighbours, floors: dict[str, RandomFloor | Undefined]
 ) -> tuple[dict[str, Estimate], np.ndarray]:
-    from sae_bench.measure.geometry import composed
+    from sae_bench.measure.geometry import find_composed_sets
 
-    found = composed(bench.sae.W_dec, neighbours.features, neighbours.cosine, neighbours.index)
+    found = find_composed_sets(bench.sae.W_dec, neighbours.features, neighbours.cosine, neighbours.index)
     estimates: dict[str, Estimate] = {"composed_share": Exact(found.share)}
     for name, floor in floors.items():
         share = floor if isinstance(floor, Undefined) else Exact(floor.composed_share)
@@ -213,7 +213,7 @@ def _composed(
 
 
 def _encoder_decoder(bench: Bench, neighbours: Neighbours) -> Estimate:
-    from sae_bench.measure.geometry import cosines
+    from sae_bench.measure.geometry import row_cosines
 
     sae = bench.sae
     encoder = encoder_rows(sae)
@@ -221,7 +221,7 @@ def _encoder_decoder(bench: Bench, neighbours: Neighbours) -> Estimate:
         return Undefined("the SAE shows no single encoder matrix W_enc")
     if encoder.shape != sae.W_dec.shape or getattr(sae, "site_in", None) != getattr(sae, "site_out", None):
         return Undefined("encoder and decoder stand at different sites, so their directions cannot be compared")
-    both = cosines(encoder, sae.W_dec, neighbours.features, neighbours.features)
+    both = row_cosines(encoder, sae.W_dec, neighbours.features, neighbours.features)
     return Exact(float(both.mean()))
 
 

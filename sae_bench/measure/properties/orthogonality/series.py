@@ -21,7 +21,7 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _LISTED = 20
 
 
-def distributions(neighbours: Neighbours, floors: Mapping[str, RandomFloor]) -> dict[str, Series]:
+def neighbour_distributions(neighbours: Neighbours, floors: Mapping[str, RandomFloor]) -> dict[str, Series]:
     """Histograms of the k-th largest cosines beside the floors', scaled to the same number, and quantiles of all."""
     from sae_bench.measure.geometry import EDGES, RANKS
 
@@ -46,7 +46,9 @@ def distributions(neighbours: Neighbours, floors: Mapping[str, RandomFloor]) -> 
     return series
 
 
-def tables(received: Floats, neighbours: Neighbours, modes: list[Peak], sets: NDArray[np.int64]) -> dict[str, Series]:
+def neighbour_tables(
+    received: Floats, neighbours: Neighbours, modes: list[Peak], sets: NDArray[np.int64]
+) -> dict[str, Series]:
     """Hubs with most in-neighbours, modes of the nn1 histogram, and the first features that others compose."""
     ids = neighbours.features.cpu().numpy()
     most = np.argsort(-received, kind="stable")[: min(_LISTED, int((received > 0).sum()))]

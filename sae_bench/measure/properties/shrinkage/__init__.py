@@ -87,7 +87,7 @@ METRICS = (
 
 def measure(bench: Bench) -> Measurement:
     """Lengths of every kept token; losses of the odd documents as they are and under each scaling."""
-    from sae_bench.measure.shared.scales import MINIMUM_FIRINGS, RIDGE, bias
+    from sae_bench.measure.shared.scales import MINIMUM_FIRINGS, RIDGE, decoder_bias
 
     if bench.n_documents < 2:
         raise MeasurementError(
@@ -98,7 +98,7 @@ def measure(bench: Bench) -> Measurement:
     tables = bench.collect(lambda batch: token_tables(bench, batch, scales), "shrinkage")
     sums = {name: bench.per_cluster(table) for name, table in tables.items()}
     estimates = {**_lengths(bench, sums), **_fit(scales), **_losses(sums)}
-    constant = bias(bench)
+    constant = decoder_bias(bench)
     return Measurement(
         estimates,
         bench.clusters,
@@ -110,13 +110,13 @@ def measure(bench: Bench) -> Measurement:
 
 def _scales(bench: Bench) -> Scales | None:
     """None for an object that shows no decoder: its features cannot be scaled one by one."""
-    from sae_bench.measure.shared.scales import fitted
+    from sae_bench.measure.shared.scales import fit_sae_scales
 
     try:
         _ = bench.sae.W_dec
     except MeasurementError:
         return None
-    return fitted(bench)
+    return fit_sae_scales(bench)
 
 
 def _lengths(bench: Bench, sums: dict[str, Floats]) -> dict[str, Estimate]:

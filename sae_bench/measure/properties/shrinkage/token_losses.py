@@ -28,9 +28,9 @@ def token_tables(bench: Bench, batch: Batch, scales: Scales | None) -> dict[str,
 
 
 def _lengths(bench: Bench, half: Batch) -> dict[str, Tensor]:
-    from sae_bench.measure.shared.scales import offset
+    from sae_bench.measure.shared.scales import decoder_offset
 
-    x, xhat, base = half.x.double(), bench.reconstruct(half).double(), offset(bench, half).double()
+    x, xhat, base = half.x.double(), bench.reconstruct(half).double(), decoder_offset(bench, half).double()
     r, y = xhat - base, x - base
     norm = x.norm(dim=-1)
     has_norm = norm > 0
@@ -47,7 +47,7 @@ def _lengths(bench: Bench, half: Batch) -> dict[str, Tensor]:
 def _losses(bench: Bench, half: Batch, scales: Scales | None) -> dict[str, Tensor]:
     """Squared error and KL of each arm. Norms are corrected token by token, which needs no fit and cannot be folded."""
     from sae_bench.engine import noise_floors
-    from sae_bench.measure.shared.scales import offset
+    from sae_bench.measure.shared.scales import decoder_offset
 
     xhat = bench.reconstruct(half)
     conditions = {
@@ -55,7 +55,7 @@ def _losses(bench: Bench, half: Batch, scales: Scales | None) -> dict[str, Tenso
         "norm_corrected": noise_floors.norm_corrected(half.x, xhat - half.x, bench.noise_pool()),
     }
     if scales is not None:
-        base, t = offset(bench, half), scales.per_feature.to(xhat)
+        base, t = decoder_offset(bench, half), scales.per_feature.to(xhat)
         conditions["uniform"] = base + scales.uniform * (xhat - base)
         conditions["per_feature"] = bench.decode(half, bench.codes(half) * t)
     tables = {"scored": half.keep}

@@ -29,10 +29,16 @@ import numpy as np
 from sae_bench.measure.measurement import Estimate, Measurement, Metric, Undefined
 from sae_bench.measure.properties import Property
 from sae_bench.measure.properties.steering.condition_slopes import ConditionSlopes
-from sae_bench.measure.properties.steering.conditions import ARMS, OTHERS, RANDOM, SteeringConditions, steer
+from sae_bench.measure.properties.steering.conditions import (
+    CONDITIONS,
+    OTHERS,
+    RANDOM,
+    SteeringConditions,
+    measure_conditions,
+)
 from sae_bench.measure.properties.steering.series import steering_series
 from sae_bench.measure.properties.steering.significance import FALSE_DISCOVERIES, steer_share
-from sae_bench.measure.shared.two_way_clusters import mean
+from sae_bench.measure.shared.two_way_clusters import two_way_mean
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -65,7 +71,7 @@ METRICS = (
     *(
         Metric(metric_of(name, condition), unit, "reported", f"{meaning}, arm {condition}")
         for name, (unit, meaning) in OF_AN_ARM.items()
-        for condition in ARMS
+        for condition in CONDITIONS
     ),
     Metric("saturation", "share", "reported", "slope lost beyond |k| = 1, the linear range"),
     Metric("output_score", "", "reported", "Arad et al.: the direction's lens tokens when it is raised tenfold"),
@@ -77,12 +83,12 @@ NO_LENS = "directions of this site have no logit lens"
 
 def measure(bench: Bench) -> Measurement:
     """Slopes of every arm, what they cost, and which features steer."""
-    found = steer(bench)
+    found = measure_conditions(bench)
     feature, floor = found.conditions["feature"], found.conditions["random_direction"]
     size = len(found.features)
     gap = feature.backwards - floor.backwards.reshape(2, size, -1).mean(0)
     estimates: dict[str, Estimate] = {
-        "anti_share_gap": mean(gap, feature.grid),
+        "anti_share_gap": two_way_mean(gap, feature.grid),
         "steer_share": steer_share(found, bench.settings.seed),
         "saturation": feature.saturation(),
         **_scores(found),
@@ -100,8 +106,8 @@ def measure(bench: Bench) -> Measurement:
 
 def _of_an_arm(condition: ConditionSlopes) -> dict[str, Estimate]:
     return {
-        "anti_share": mean(condition.backwards, condition.grid),
-        "slope_mean": mean(condition.slopes, condition.grid),
+        "anti_share": two_way_mean(condition.backwards, condition.grid),
+        "slope_mean": two_way_mean(condition.slopes, condition.grid),
         "slope_sd": condition.spread(),
         "linearity": condition.linearity(),
         "split_half": condition.split_half(),
@@ -116,8 +122,8 @@ def _scores(found: SteeringConditions) -> dict[str, Estimate]:
     grid = found.conditions["feature"].grid
     contexts = np.repeat(found.input_scores[:, None], len(found.cluster_of), axis=1)
     return {
-        "output_score": mean(found.output_scores, grid),
-        "input_score": mean(contexts, grid),
+        "output_score": two_way_mean(found.output_scores, grid),
+        "input_score": two_way_mean(contexts, grid),
     }
 
 

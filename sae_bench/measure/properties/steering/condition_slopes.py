@@ -14,7 +14,7 @@ import numpy as np
 
 from sae_bench.measure.arrays import Bools, Floats
 from sae_bench.measure.measurement import Estimate, Influence, Undefined
-from sae_bench.measure.shared.two_way_clusters import Grid, two_way
+from sae_bench.measure.shared.two_way_clusters import Grid, two_way_ratio
 from sae_bench.measure.uncertainty import leave_one_out
 
 ROUNDING = 1e-6
@@ -61,7 +61,7 @@ class ConditionSlopes:
         centred = self.effect - self.effect.mean(-1, keepdims=True)
         around = np.square(centred).sum(-1)
         left = np.square(centred - self.slopes[..., None] * (k - k.mean())).sum(-1)
-        return two_way(around - left, around, self.grid) if around.sum() > 0 else Undefined("nothing changes")
+        return two_way_ratio(around - left, around, self.grid) if around.sum() > 0 else Undefined("nothing changes")
 
     def spread(self) -> Estimate:
         """Standard deviation of slopes over prompts, within a row; pooled over rows."""
@@ -72,7 +72,9 @@ class ConditionSlopes:
         share = np.full_like(squares, (prompts - 1) / prompts)
         value = math.sqrt(float(squares.sum() / share.sum()))
         return (
-            two_way(squares, share, self.grid, 0.5 / value, value) if value > 0 else Undefined("all slopes are equal")
+            two_way_ratio(squares, share, self.grid, 0.5 / value, value)
+            if value > 0
+            else Undefined("all slopes are equal")
         )
 
     def per_effect(self, cost: Floats, which: Callable[[int], bool]) -> Estimate:
@@ -81,7 +83,7 @@ class ConditionSlopes:
         still = list(self.strengths).index(0)
         moved = np.abs(self.effect[..., taken] - self.effect[..., still, None]).sum(-1)
         total = (cost[..., taken] - cost[..., still, None]).sum(-1)
-        return two_way(total, moved, self.grid) if moved.sum() > 0 else Undefined("no effect moves")
+        return two_way_ratio(total, moved, self.grid) if moved.sum() > 0 else Undefined("no effect moves")
 
     def saturation(self) -> Estimate:
         """1 - slope beyond the linear range / slope inside it; the range is |k| <= 1."""
@@ -89,7 +91,7 @@ class ConditionSlopes:
         inside, outside = at[1] - at[-1], (at[2] - at[1]) + (at[-1] - at[-2])
         if inside.sum() <= 0:
             return Undefined("there is no effect inside the linear range")
-        return two_way(inside - outside, inside, self.grid)
+        return two_way_ratio(inside - outside, inside, self.grid)
 
     def split_half(self) -> Estimate:
         """Correlation over rows of the mean slope on even and on odd prompts."""

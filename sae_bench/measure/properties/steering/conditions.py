@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sae_bench.measure.properties.steering.target_tokens import TargetTokens
     from sae_bench.measure.shared.last_position import LastPositionRunner
 
-ARMS = (
+CONDITIONS = (
     "feature",
     "random_direction",
     "other_feature",
@@ -79,7 +79,7 @@ class _Chosen:
     targets: TargetTokens
 
 
-def steer(bench: Bench) -> SteeringConditions:
+def measure_conditions(bench: Bench) -> SteeringConditions:
     """Choose features, targets and prompts, and run every arm."""
     from sae_bench.measure.properties.steering.directions import other_features
     from sae_bench.measure.properties.steering.scores import input_scores, lens_tokens, output_scores
@@ -104,7 +104,9 @@ def steer(bench: Bench) -> SteeringConditions:
         features=features,
         density=chosen.choice.density[list(features)].numpy(),
         targets=chosen.targets.tokens,
-        conditions={name: _arm(found, index * size, size, grid, name in SYMMETRIC) for index, name in enumerate(ARMS)},
+        conditions={
+            name: _arm(found, index * size, size, grid, name in SYMMETRIC) for index, name in enumerate(CONDITIONS)
+        },
         random=slopes[:RANDOM],
         others=slopes[RANDOM:],
         counted=np.array(compared[:OTHERS])[:, None] != np.array(features)[None, :],
@@ -160,17 +162,17 @@ def _respond(
     directions: Tensor,
     rows: Mapping[str, slice],
 ) -> SteeringResponses:
-    """Responses of every arm's pairs, in the order of `ARMS`; slopes of random directions, then of other features."""
-    from sae_bench.measure.properties.steering.responses import respond
+    """Responses of every arm's pairs, in the order of `CONDITIONS`; slopes of random directions, then of other features."""
+    from sae_bench.measure.properties.steering.responses import measure_responses
 
     size = targets.weights.shape[1]
     # The direction of feature i - 1, which is run already, is the other one for the targets of feature i.
     first = {name: [where.start + rank for rank in range(size)] for name, where in rows.items()}
     first["other_feature"] = [(rank - 1) % size for rank in range(size)]
-    pairs = [(first[name][rank], rank) for name in ARMS for rank in range(size)]
+    pairs = [(first[name][rank], rank) for name in CONDITIONS for rank in range(size)]
     random, others = rows["random_direction"], rows["permuted_decoder"]
     compared = [*range(random.start, random.start + RANDOM), *range(others.start, others.stop)[:OTHERS]]
-    found = respond(bench, runner, documents, directions, pairs, compared, targets)
+    found = measure_responses(bench, runner, documents, directions, pairs, compared, targets)
     if not np.ptp(found.effect[:size], axis=-1).any():
         raise MeasurementError(
             f"adding a feature's direction at {bench.site} changes nothing at the model's output, so there is nothing "
@@ -181,9 +183,9 @@ def _respond(
 
 def prompt_documents(bench: Bench, others: Sequence[int]) -> tuple[int, ...]:
     """Documents of the steered half, those measured only, whose prompts are steered; a prefix for a smaller tier."""
-    from sae_bench.measure.properties.steering.responses import last_kept
+    from sae_bench.measure.properties.steering.responses import last_prompt_position
 
-    usable = [doc for doc in others if doc < bench.n_documents and last_kept(bench, doc) is not None]
+    usable = [doc for doc in others if doc < bench.n_documents and last_prompt_position(bench, doc) is not None]
     if len(usable) < 2:
         raise MeasurementError(
             f"steering needs prompts from two clusters that do not choose the features, and the {bench.n_documents} "

@@ -41,7 +41,7 @@ class SteeringResponses:
     "(C, P, F) least-squares slope over the strengths, on every target set."
 
 
-def last_kept(bench: Bench, document: int) -> int | None:
+def last_prompt_position(bench: Bench, document: int) -> int | None:
     """The last position within `PROMPT_TOKENS` that is kept and has a next token; None in a document without one."""
     places = bench.site_data.keep_ce[document, :PROMPT_TOKENS].nonzero().flatten()
     return int(places[-1]) if len(places) else None
@@ -49,7 +49,7 @@ def last_kept(bench: Bench, document: int) -> int | None:
 
 def document_prompt(bench: Bench, document: int) -> tuple[Prompt, int]:
     """A document up to its last kept position, and the token that follows."""
-    last = last_kept(bench, document)
+    last = last_prompt_position(bench, document)
     assert last is not None
     data, device = bench.site_data, bench.settings.device
     tokens = bench.corpus.tokens[document]
@@ -62,7 +62,7 @@ def document_prompt(bench: Bench, document: int) -> tuple[Prompt, int]:
     return prompt, int(tokens[last + 1])
 
 
-def respond(
+def measure_responses(
     bench: Bench,
     runner: LastPositionRunner,
     documents: Sequence[int],

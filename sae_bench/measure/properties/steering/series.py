@@ -8,7 +8,7 @@ import numpy as np
 
 from sae_bench.measure.arrays import Floats
 from sae_bench.measure.measurement import Series
-from sae_bench.measure.properties.steering.significance import steers
+from sae_bench.measure.properties.steering.significance import test_features
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -23,7 +23,7 @@ def steering_series(bench: Bench, found: SteeringConditions) -> dict[str, Series
 
 
 def _features(bench: Bench, found: SteeringConditions) -> Series:
-    condition, verdicts = found.conditions["feature"], steers(found)
+    condition, verdicts = found.conditions["feature"], test_features(found)
     columns = {
         "feature": list(found.features),
         "density": found.density.tolist(),

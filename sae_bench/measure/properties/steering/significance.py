@@ -53,7 +53,7 @@ def exceedance(slopes: Floats, null: Floats, counted: NDArray[np.bool_] | None =
     return statistic, (1.0 + reaching) / (1.0 + len(others))
 
 
-def against_floors(slopes: Floats, random: Floats, others: Floats, counted: NDArray[np.bool_]) -> SteeringTests:
+def compare_with_controls(slopes: Floats, random: Floats, others: Floats, counted: NDArray[np.bool_]) -> SteeringTests:
     """Mean slopes (F,) against those of random directions and of other features on the same target sets, each (R, F).
 
     A feature steers when it raises its targets more than both do. Random directions are counted with their opposites,
@@ -68,9 +68,9 @@ def against_floors(slopes: Floats, random: Floats, others: Floats, counted: NDAr
     return SteeringTests(statistic, p, rejected & (slopes > 0))
 
 
-def steers(found: SteeringConditions) -> SteeringTests:
+def test_features(found: SteeringConditions) -> SteeringTests:
     """The verdicts over all prompts."""
-    return against_floors(
+    return compare_with_controls(
         found.conditions["feature"].slopes.mean(1), found.random.mean(1), found.others.mean(1), found.counted
     )
 
@@ -80,7 +80,7 @@ def steer_share(found: SteeringConditions, seed: int) -> Estimate:
     fewest = math.ceil(1 / FALSE_DISCOVERIES)
     if found.counted.sum() < fewest:
         return Undefined("the SAE has too few other live features to hold a feature against")
-    steering = steers(found).found.astype(np.float64)
+    steering = test_features(found).found.astype(np.float64)
     value = float(steering.mean())
     return Influence(value, _prompt_influence(found, seed), (steering - value) / len(steering))
 
@@ -101,7 +101,7 @@ def _prompt_influence(found: SteeringConditions, seed: int) -> Floats:
     weights = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), draws)  # (B, S)
     shares = np.zeros(draws)
     for draw, weight in enumerate(weights / (weights @ size)[:, None]):
-        verdicts = against_floors(own @ weight, random @ weight, others @ weight, found.counted)
+        verdicts = compare_with_controls(own @ weight, random @ weight, others @ weight, found.counted)
         shares[draw] = verdicts.found.mean()
     influence = (shares - shares.mean()) @ (weights - 1.0) / draws
     return np.asarray(influence - influence.mean())

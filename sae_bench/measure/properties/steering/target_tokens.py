@@ -72,10 +72,10 @@ def find_targets(bench: Bench, documents: Sequence[int], features: Sequence[int]
     if bool((silent == 0).any()) or bool((fired_count == 0).any()):
         raise MeasurementError("a chosen feature fires on all or on none of the selection half, so it has no targets")
     rise = fired_sum / fired_count[:, None] - (total - fired_sum) / silent[:, None]
-    return target_sets(rise, special_tokens(bench), bench.settings.device)
+    return build_target_sets(rise, special_tokens(bench), bench.settings.device)
 
 
-def target_sets(rise: Tensor, special: Tensor, device: str = "cpu") -> TargetTokens:
+def build_target_sets(rise: Tensor, special: Tensor, device: str = "cpu") -> TargetTokens:
     """The tokens of largest ``rise`` (F, V), none of them ``special`` (V,)."""
     usable = int((~special).sum())
     if usable <= TARGETS:

@@ -28,7 +28,7 @@ import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.width.family import QUANTITIES, FamilyMember, curve, family_sizes, table
+from sae_bench.measure.properties.width.family import QUANTITIES, FamilyMember, family_table, kl_curve, measure_family
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -77,16 +77,16 @@ def measure(bench: Bench) -> Measurement:
     if not bench.related.family:
         none = Undefined("no SAEs of other sizes are registered: family=[...]")
         return Measurement({metric.name: none for metric in METRICS}, bench.clusters)
-    sizes = family_sizes(bench)
+    sizes = measure_family(bench)
     own = sizes[0].l0.value
     matched = [size for size in sizes if own > 0 and abs(size.l0.value / own - 1) <= MATCHED]
     left = [size for size in sizes if size not in matched]
     notes = [f"L0 {own:.4g} of this SAE; {len(matched)} SAEs of the family lie within {MATCHED:.0%} of it"]
     notes += [f"left out: {size.name} of {size.features} features, L0 {size.l0.value:.4g}" for size in left]
     return Measurement(
-        estimates(matched),
+        estimate_trends(matched),
         bench.clusters,
-        {"family": table(sizes, matched), "kl_by_size": curve(matched)},
+        {"family": family_table(sizes, matched), "kl_by_size": kl_curve(matched)},
         settings={
             "include_bos": bench.include_bos,
             "matched": MATCHED,
@@ -96,7 +96,7 @@ def measure(bench: Bench) -> Measurement:
     )
 
 
-def estimates(matched: Sequence[FamilyMember]) -> dict[str, Estimate]:
+def estimate_trends(matched: Sequence[FamilyMember]) -> dict[str, Estimate]:
     """Every metric, from the SAEs at matched L0."""
     features = np.array([size.features for size in matched], dtype=np.float64)
     count = len(set(features))
@@ -110,13 +110,15 @@ def estimates(matched: Sequence[FamilyMember]) -> dict[str, Estimate]:
             nothing = Undefined("ablating the site to its mean changes no loss, so there is nothing to recover")
             found |= dict.fromkeys((f"monotone_{name}", f"monotone_{name}_p", f"{name}_per_doubling"), nothing)
             continue
-        correlation, p = monotone(features, -values if name == "kl" else values)
+        correlation, p = monotonicity(features, -values if name == "kl" else values)
         found |= {f"monotone_{name}": Exact(correlation), f"monotone_{name}_p": Exact(p)}
-        found[f"{name}_per_doubling"] = slope(np.log2(features), [size.of(name) for size in matched], name == "kl")
+        found[f"{name}_per_doubling"] = slope_per_doubling(
+            np.log2(features), [size.of(name) for size in matched], name == "kl"
+        )
     return found
 
 
-def monotone(features: Floats, quality: Floats) -> tuple[float, float]:
+def monotonicity(features: Floats, quality: Floats) -> tuple[float, float]:
     """Spearman's correlation of sizes and quality (sizes,), 0 without variance, and its one-sided permutation p."""
     from scipy.stats import permutation_test, rankdata
 
@@ -141,7 +143,7 @@ def monotone(features: Floats, quality: Floats) -> tuple[float, float]:
     return float(test.statistic), float(test.pvalue)
 
 
-def slope(doublings: Floats, values: Sequence[Ratio], logarithm: bool) -> Estimate:
+def slope_per_doubling(doublings: Floats, values: Sequence[Ratio], logarithm: bool) -> Estimate:
     """Least-squares slope of values, or of their logarithms, on ``doublings`` (sizes,), with influences per cluster."""
     y = np.array([ratio.value for ratio in values])
     influence = np.stack([ratio.influence for ratio in values])  # (sizes, clusters)

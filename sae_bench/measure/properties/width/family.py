@@ -38,15 +38,15 @@ class FamilyMember:
         return found
 
 
-def family_sizes(bench: Bench) -> list[FamilyMember]:
+def measure_family(bench: Bench) -> list[FamilyMember]:
     """This SAE and its family, in order of registration; what an SAE shows is shared with the rest of the family."""
-    from sae_bench.measure.shared.related_sae_check import check_explains
+    from sae_bench.measure.shared.related_sae_check import check_explained_variance
 
     sums = bench.site_data.shared(("width: loss", bench.n_documents), lambda: _loss(bench))
     found = [_size(bench, "this SAE", _sums(bench), sums)]
     for companion in bench.related.family:
         other = bench.related_bench(companion)
-        check_explains(other, companion)
+        check_explained_variance(other, companion)
         key = ("width", companion.name, companion.sha256, bench.n_documents)
         tables = bench.site_data.shared(key, lambda other=other: _sums(other))  # type: ignore[misc]
         found.append(_size(other, companion.name, tables, sums))
@@ -80,7 +80,7 @@ def _sums(bench: Bench) -> dict[str, Floats]:
             "ce": outcome.ce,
         }
 
-    return {name: bench.per_cluster(table) for name, table in bench.collect(tokens, "width").items()}
+    return {name: bench.per_cluster(family_table) for name, family_table in bench.collect(tokens, "width").items()}
 
 
 def _loss(bench: Bench) -> dict[str, Floats]:
@@ -91,10 +91,10 @@ def _loss(bench: Bench) -> dict[str, Floats]:
         ablated = mean.to(batch.x).expand_as(batch.x)
         return {"clean": bench.intervene(batch, None).ce, "ablated": bench.intervene(batch, ablated).ce}
 
-    return {name: bench.per_cluster(table) for name, table in bench.collect(tokens, "width").items()}
+    return {name: bench.per_cluster(family_table) for name, family_table in bench.collect(tokens, "width").items()}
 
 
-def table(sizes: Sequence[FamilyMember], matched: Sequence[FamilyMember]) -> Series:
+def family_table(sizes: Sequence[FamilyMember], matched: Sequence[FamilyMember]) -> Series:
     """The whole family, one row an SAE."""
     columns: dict[str, list[Any]] = {
         "SAE": [size.name for size in sizes],
@@ -106,7 +106,7 @@ def table(sizes: Sequence[FamilyMember], matched: Sequence[FamilyMember]) -> Ser
     return Series("table", columns, "The family, by registration")
 
 
-def curve(matched: Sequence[FamilyMember]) -> Series:
+def kl_curve(matched: Sequence[FamilyMember]) -> Series:
     """KL of those at matched L0, with its standard errors."""
     ordered = sorted(matched, key=lambda size: size.features)
     errors = [standard_error(size.kl) or 0.0 for size in ordered]

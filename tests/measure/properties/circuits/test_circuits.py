@@ -100,7 +100,7 @@ def reordered(each: dict[str, Any]) -> dict[str, Any]:
         (changed(2, answer="n1", distractor="n1"), r"line 3: answer and distractor are both 'n1'"),
         (changed(0, factors={"mood": "x"}), r"line 1: unknown factor 'mood'; known: order, template"),
         ([{**each, "factors": {"order": "ABBA"}} for each in crossed()], r"line 1: factors are order; .* need both"),
-        (changed(3, prompt=crossed()[0]["prompt"]), r"line 4 repeats the prompt of line 1"),
+        (changed(3, prompt=crossed()[0]["prompt"]), r"has 1 repeated prompts \(line 4 repeats line 1\)"),
         (
             without(lambda each: each["answer"] < each["distractor"]),
             r"'n0' is the answer of 0 prompts and the distractor of 24",
@@ -268,7 +268,7 @@ def test_losing_an_order_fails_against_what_was_accepted(
 
     assert not verdict(sound).fails
     broken = verdict(planted.measure(path, planted.deaf_to(1)))
-    assert broken.by_metric["worst_level_sign"].verdict is Verdict.FAIL
+    assert broken.judgements["worst_level_sign"].verdict is Verdict.FAIL
 
 
 def test_tiers_choose_the_same_features_and_nest(solved: Any, bench_of: Any, write: Callable[..., Path]) -> None:

@@ -124,7 +124,7 @@ def without(rows: Rows, index: int, field: str) -> Rows:
         (changed(balanced(), 3, factors={"mood": "x"}), r"line 4: unknown factor 'mood'"),
         (changed(balanced(), 3, factors={"wording": None}), r"line 4: factor 'wording' is None"),
         (changed(balanced(), 3, factors={"wording": "yes"}), r"line 4: factors are wording, in the lines before"),
-        ([*balanced(), balanced()[0], balanced()[4]], r"has 2 duplicates \(line 41 repeats 1\)"),
+        ([*balanced(), balanced()[0], balanced()[4]], r"has 2 repeated questions \(line 41 repeats line 1\)"),
         ([row(name, "A" if at < 28 else "B") for at, name in enumerate(NAMES)], r"'A' is the positive one in 28 pairs"),
         (
             [row(name, "AB"[at % 2], "yes" if at < 30 else "no") for at, name in enumerate(NAMES)],

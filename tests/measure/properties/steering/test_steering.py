@@ -68,8 +68,8 @@ def test_directions_without_meaning_turn_it_red(planted: Any, damage: str, seed:
     assert value(found, "steer_share") <= 0.1
     verdict = judged(found)
     assert verdict.fails
-    assert verdict.by_metric["steer_share"].verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)
-    assert verdict.by_metric["anti_share_gap"].verdict is not Verdict.PASS
+    assert verdict.judgements["steer_share"].verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)
+    assert verdict.judgements["anti_share_gap"].verdict is not Verdict.PASS
 
 
 def test_slopes_on_a_linear_model_have_their_closed_form(planted: Any) -> None:
@@ -268,5 +268,5 @@ def test_the_demo_is_green_and_without_meaning_in_its_decoder_red(name: str) -> 
         verdict = judged(found)
         assert verdict.fails
         assert (
-            verdict.by_metric["steer_share"].exceeds_limit or verdict.by_metric["steer_share"].verdict is Verdict.FAIL
+            verdict.judgements["steer_share"].exceeds_limit or verdict.judgements["steer_share"].verdict is Verdict.FAIL
         )
