@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias, get_args
 
@@ -74,7 +74,7 @@ def _spell(number: float) -> str:
 class SourcedLimit(Limit):
     """A limit of one metric and who set it."""
 
-    source: Source = "property"
+    source: Source = field(kw_only=True)
     "``unchanged weights``: set by `judge` itself, because the accepted weights are measured again."
 
 

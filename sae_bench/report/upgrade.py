@@ -23,6 +23,7 @@ _COMMAND = re.compile(r" {2}(reproduce|decide|accept|if wanted|if removed|if los
 _DIFFERENCE = re.compile(r" {2}(\S+): (.*) now, (.*) accepted", re.DOTALL)
 _DRIFT = re.compile(r"drifted by (\S+) since the anchor (\S+), beyond twice the limit")
 _KNOWN = re.compile(r".*; known: (.*)", re.DOTALL)
+_NOT_COMPARABLE = re.compile(r".* cannot be compared with its accepted value: (.*)", re.DOTALL)
 _STALE = re.compile(r".*, and yet known_failures names it \((.*)\): remove this entry", re.DOTALL)
 _LOAD_CHECK = "load_check."
 _OF_RUN = {"again": "rerun_command", "interrupted": "interrupted", "narrowed_by": "narrowed_by"}
@@ -109,6 +110,8 @@ def _metric(result: Tree) -> Tree:
         new.update(known_reason=stale[1], stale_known_failure=True)
     if verdict == "FAIL" and (drift := _DRIFT.search(message)):
         new["drift"] = {"change": float(drift[1]), "anchor": float(drift[2])}
+    if verdict == "INCOMPARABLE" and (other := _NOT_COMPARABLE.fullmatch(message)):
+        new["not_comparable"] = other[1]
     return new
 
 

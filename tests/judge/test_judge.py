@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sae_bench.judge.judge import context_differences, sparsity_moved
+from sae_bench.judge.messages import verdict_lines
 from sae_bench.judge.verdicts import AcceptedProperty, Verdict
 from sae_bench.measure.measurement import Accepted, Exact, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.uncertainty import standard_error
@@ -29,7 +30,7 @@ def test_a_value_that_became_nan_is_an_error_even_if_only_reported(gate, sound, 
     )
     assert judged.verdict is Verdict.ERROR
     assert judged.exit_code == 1
-    assert judged.by_metric[metric].value is None
+    assert judged.judgements[metric].value is None
     weights = gate.judge(_with(sound, nn1=Exact(broken)), gate.accepted(sound))
     assert weights.verdict is Verdict.ERROR
 
@@ -50,12 +51,12 @@ def test_a_metric_missing_on_either_side_is_never_green_by_silence(gate, sound) 
     without = Measurement({name: each for name, each in sound.estimates.items() if name != "ev"}, sound.clusters)
     gone = gate.judge(without, gate.accepted(sound))
     assert (gone.verdict, gone.exit_code) == (Verdict.MISSING, 11)
-    assert "was accepted at" in gone.lines[0]
+    assert "was accepted at" in gone.message
     new = gate.judge(sound, gate.accepted(without))
-    assert (new.verdict, new.by_metric["ev"].verdict) == (Verdict.NEW, Verdict.NEW)
+    assert (new.verdict, new.judgements["ev"].verdict) == (Verdict.NEW, Verdict.NEW)
     never = gate.judge(without, gate.accepted(without))
     assert never.verdict is Verdict.MISSING
-    assert "its limit 0.02 cannot be judged" in never.lines[0]
+    assert "its limit 0.02 cannot be judged" in never.message
 
 
 def test_a_reported_metric_that_vanished_is_missing_too(gate, sound) -> None:
@@ -66,18 +67,18 @@ def test_a_reported_metric_that_vanished_is_missing_too(gate, sound) -> None:
 def test_accepted_metrics_that_nobody_declares_are_missing_and_found_ones_are_errors(gate, sound) -> None:
     held = gate.accepted(sound)
     old = AcceptedProperty({**held.metrics, "gone": Accepted(1.0, Exact(1.0), (), 1)}, held.context)
-    assert gate.judge(sound, old).by_metric["gone"].verdict is Verdict.MISSING
-    assert gate.judge(_with(sound, surprise=Exact(1.0)), held).by_metric["surprise"].verdict is Verdict.ERROR
+    assert gate.judge(sound, old).judgements["gone"].verdict is Verdict.MISSING
+    assert gate.judge(_with(sound, surprise=Exact(1.0)), held).judgements["surprise"].verdict is Verdict.ERROR
 
 
 def test_a_metric_cannot_turn_green_by_losing_its_value(gate, sound) -> None:
     """Fewer than 101 live features leave nn100 undefined; so would a dictionary that died."""
     died = gate.judge(_with(sound, nn1=Undefined("fewer than 101 live features")), gate.accepted(sound))
     assert died.verdict is Verdict.MISSING
-    assert "fewer than 101 live features" in died.lines[0]
+    assert "fewer than 101 live features" in died.message
     both = gate.accepted(_with(sound, nn1=Undefined("fewer than 101 live features")))
-    assert gate.judge(_with(sound, nn1=Undefined("still")), both).by_metric["nn1"].verdict is Verdict.UNDEFINED
-    assert gate.judge(sound, both).by_metric["nn1"].verdict is Verdict.NEW
+    assert gate.judge(_with(sound, nn1=Undefined("still")), both).judgements["nn1"].verdict is Verdict.UNDEFINED
+    assert gate.judge(sound, both).judgements["nn1"].verdict is Verdict.NEW
 
 
 @pytest.mark.parametrize("accepted", [0.0, -0.2])
@@ -90,7 +91,7 @@ def test_accepted_zero_and_negative_values(gate, accepted: float) -> None:
     if accepted == 0:
         percent = gate.judge(worse, old, own=["kl_sae:5%"])
         assert percent.verdict is Verdict.ERROR
-        assert "kl_gap.kl_sae:5%+0.001" in percent.lines[0]
+        assert "kl_gap.kl_sae:5%+0.001" in percent.message
         assert gate.judge(measured(0.0), old, own=["kl_sae:5%"]).verdict is Verdict.ERROR
     assert gate.judge(worse, old, own=["kl_sae:5%+0.001"]).verdict is Verdict.FAIL
     assert gate.judge(better, old, own=["kl_sae:5%+0.001"]).verdict is Verdict.IMPROVED
@@ -100,14 +101,14 @@ def test_accepted_zero_and_negative_values(gate, accepted: float) -> None:
 def test_first_line_is_the_whole_story(gate, sound) -> None:
     worse = _with(sound, kl_sae=gate.scaled(sound.estimates["kl_sae"], 1.09, 0.02))
     judged = gate.judge(worse, gate.accepted(sound))
-    first = judged.lines[0]
+    first = judged.message
     assert first.startswith("kl_gap.kl_sae of demo/topk is 0.1")
     assert " nats, 9." in first or " nats, 8." in first
     assert "above the accepted" in first
     assert "99.6% interval +" in first
     assert "allowed 5%" in first
-    assert "of 64 documents are worse" in judged.lines[1]
-    assert "nan" not in "".join(judged.lines)
+    assert "of 64 documents are worse" in verdict_lines(judged)[1]
+    assert "nan" not in "".join(verdict_lines(judged))
 
 
 def test_error_rate_does_not_depend_on_what_a_user_limits(gate, sound) -> None:
@@ -129,8 +130,8 @@ def test_a_smoke_run_is_compared_on_the_documents_both_have(gate, sound) -> None
     judged = gate.judge(few, gate.accepted(sound))
     assert judged.verdict is Verdict.PASS
     for name in ("kl_sae", "ev", "l0", "nn1"):
-        assert judged.by_metric[name].change == 0
-    assert "over the 16 documents that both have" in judged.by_metric["kl_sae"].message
+        assert judged.judgements[name].change == 0
+    assert "over the 16 documents that both have" in judged.judgements["kl_sae"].message
 
 
 def test_a_run_over_calm_documents_says_by_how_much_its_errors_grow(gate) -> None:
@@ -138,14 +139,14 @@ def test_a_run_over_calm_documents_says_by_how_much_its_errors_grow(gate) -> Non
     old = np.concatenate([gate.rng.uniform(0.9, 1.1, 60), gate.rng.uniform(8, 12, 4)])
     new = 1.1 * old * gate.rng.uniform(0.95, 1.05, 64)
     held = gate.accepted(gate.measurement(kl_sae=Ratio(old, np.ones(64))))
-    calm = gate.judge(gate.measurement(kl_sae=Ratio(new[:32], np.ones(32))), held).by_metric["kl_sae"]
+    calm = gate.judge(gate.measurement(kl_sae=Ratio(new[:32], np.ones(32))), held).judgements["kl_sae"]
     factor = old.std(ddof=1) / old[:32].std(ddof=1)
     assert (
         f"over the 32 documents that both have, which vary less than all 64: errors times {factor:.1f}" in calm.message
     )
     assert calm.verdict is Verdict.INCONCLUSIVE
     assert calm.exceeds_limit
-    everything = gate.judge(gate.measurement(kl_sae=Ratio(new, np.ones(64))), held).by_metric["kl_sae"]
+    everything = gate.judge(gate.measurement(kl_sae=Ratio(new, np.ones(64))), held).judgements["kl_sae"]
     assert everything.verdict is Verdict.FAIL
     assert "errors times" not in everything.message
 
@@ -158,7 +159,7 @@ def test_fitted_quantities_wait_for_the_same_documents(gate) -> None:
     old = gate.accepted(fitted(0.9, 64))
     near = gate.judge(fitted(0.91, 16), old, own=["kl_sae:5%"])
     assert (near.verdict, near.exceeds_limit, near.exit_code) == (Verdict.INCONCLUSIVE, False, 0)
-    assert near.by_metric["kl_sae"].needed_documents == 64
+    assert near.judgements["kl_sae"].needed_documents == 64
     far = gate.judge(fitted(1.5, 16), old, own=["kl_sae:5%"])
     assert (far.verdict, far.exceeds_limit, far.exit_code) == (Verdict.INCONCLUSIVE, True, 11)
     assert gate.judge(fitted(1.5, 64), old, own=["kl_sae:5%"]).verdict is Verdict.FAIL
@@ -166,7 +167,7 @@ def test_fitted_quantities_wait_for_the_same_documents(gate) -> None:
 
 def test_what_cannot_be_paired_is_incomparable(gate, sound) -> None:
     unkept = gate.accepted(sound, kl_sae={"estimate": None})
-    assert "no values per document" in gate.judge(sound, unkept).lines[0]
+    assert "no values per document" in gate.judge(sound, unkept).message
     elsewhere = gate.accepted(sound, kl_sae={"clusters": tuple(range(100, 164))})
     for held in (unkept, elsewhere, gate.accepted(sound, kl_sae={"estimate": Exact(0.1)})):
         assert gate.judge(sound, held).verdict is Verdict.INCOMPARABLE
@@ -176,8 +177,8 @@ def test_contexts_are_shown_side_by_side(gate, sound) -> None:
     now = {"corpus": {"sha256": "bad"}, "site": gate.context["site"], "dtype": {"sae": "float32"}, "k": (1, 2)}
     judged = gate.judge(sound, gate.accepted(sound), context=now)
     assert [each.field for each in judged.differences] == ["corpus.sha256", "k"]
-    assert "  corpus.sha256: 'bad' now, 'c0ffee' accepted" in judged.lines
-    assert "corpus.sha256" in judged.lines[0]
+    assert "  corpus.sha256: 'bad' now, 'c0ffee' accepted" in verdict_lines(judged)
+    assert "corpus.sha256" in judged.message
     assert not context_differences({"a": {"b": (1, 2.0)}}, {"a": {"b": [1, 2]}})
     only_hard = gate.judge(sound, gate.accepted(sound), context=now, own=["kl_level:max:0.25"])
     assert only_hard.verdict is Verdict.PASS
@@ -194,12 +195,12 @@ class TestKnownFailures:
     def test_excuse_a_hard_failure(self, gate, sound) -> None:
         judged = gate.judge(sound, gate.accepted(sound), limits=["kl_level:max:0.01"], known_failures=self.KNOWN)
         assert judged.verdict is Verdict.KNOWN
-        assert "L1 penalty, issue 12" in judged.by_metric["kl_level"].message
+        assert "L1 penalty, issue 12" in judged.judgements["kl_level"].message
 
     def test_must_be_removed_once_it_passes(self, gate, sound) -> None:
         judged = gate.judge(sound, gate.accepted(sound), known_failures=self.KNOWN)
         assert judged.verdict is Verdict.FAIL
-        assert "remove this entry" in judged.lines[0]
+        assert "remove this entry" in judged.message
 
     def test_an_undecided_one_does_not_fail(self, gate, sound) -> None:
         level = sound.estimates["kl_level"].value
@@ -217,7 +218,7 @@ class TestKnownFailures:
             known_failures={"kl_level": "known"},
         )
         assert judged.verdict is Verdict.FAIL
-        assert "above the accepted" in judged.by_metric["kl_level"].message
+        assert "above the accepted" in judged.judgements["kl_level"].message
 
     def test_never_excuse_an_error(self, gate, sound) -> None:
         broken = _with(sound, kl_level=Ratio(np.full(64, np.nan), np.ones(64)))
@@ -240,7 +241,7 @@ class TestAnchor:
         assert verdicts == [Verdict.PASS, Verdict.PASS, Verdict.FAIL, Verdict.FAIL]
         late = gate.judge(held, gate.accepted(held, {"kl_sae": anchor}))
         assert late.verdict is Verdict.FAIL
-        assert "since the anchor" in late.lines[0]
+        assert "since the anchor" in late.message
         assert gate.judge(held, gate.accepted(held, {"kl_sae": held.estimates["kl_sae"].value})).verdict is Verdict.PASS
 
     def test_improving_by_small_steps_is_no_drift(self, gate, sound) -> None:
@@ -250,7 +251,7 @@ class TestAnchor:
     def test_targets_drift_both_ways(self, gate, sound) -> None:
         for factor in (0.8, 1.2):
             anchor = factor * sound.estimates["l0"].value
-            assert gate.judge(sound, gate.accepted(sound, {"l0": anchor})).by_metric["l0"].verdict is Verdict.FAIL
+            assert gate.judge(sound, gate.accepted(sound, {"l0": anchor})).judgements["l0"].verdict is Verdict.FAIL
 
 
 class TestSparsity:
@@ -259,14 +260,14 @@ class TestSparsity:
         assert gate.judge(better, gate.accepted(sound)).verdict is Verdict.IMPROVED
         judged = gate.judge(better, gate.accepted(sound), sparsity_moved=True)
         assert judged.verdict is Verdict.PASS
-        assert "at different sparsity" in judged.by_metric["kl_sae"].message
+        assert "at different sparsity" in judged.judgements["kl_sae"].message
         assert judged.different_sparsity
 
     def test_worse_at_another_sparsity_still_fails(self, gate, sound) -> None:
         worse = _with(sound, kl_sae=gate.scaled(sound.estimates["kl_sae"], 1.5))
         judged = gate.judge(worse, gate.accepted(sound), sparsity_moved=True)
         assert judged.verdict is Verdict.FAIL
-        assert "at different sparsity" in judged.lines[0]
+        assert "at different sparsity" in judged.message
 
     @pytest.mark.parametrize(("factor", "moved"), [(1.0, False), (1.03, False), (2.0, True), (0.5, True)])
     def test_moved_means_beyond_the_limit_on_change(self, gate, sound, factor: float, moved: bool) -> None:
@@ -293,27 +294,27 @@ def test_limits_in_standard_errors_and_in_noise(gate, sound) -> None:
     kl = sound.estimates["kl_sae"]
     now = _with(sound, kl_sae=gate.scaled(kl, 1.05, 0.1))
     held = gate.accepted(sound, kl_sae={"noise": 0.01})
-    change = gate.judge(now, held).by_metric["kl_sae"].paired
+    change = gate.judge(now, held).outcomes["kl_sae"][0].change
     assert change is not None
     assert change.se is not None
-    by_se = gate.judge(now, held, own=["kl_sae:2se"]).by_metric["kl_sae"]
-    assert by_se.outcomes[0].width == pytest.approx(2 * change.se)
-    by_noise = gate.judge(now, held, own=["kl_sae:3noise"]).by_metric["kl_sae"]
-    assert by_noise.outcomes[0].width == pytest.approx(0.03)
+    by_se = gate.judge(now, held, own=["kl_sae:2se"]).judgements["kl_sae"]
+    assert by_se.allowed == pytest.approx(2 * change.se)
+    by_noise = gate.judge(now, held, own=["kl_sae:3noise"]).judgements["kl_sae"]
+    assert by_noise.allowed == pytest.approx(0.03)
     unmeasured = gate.judge(now, gate.accepted(sound), own=["kl_sae:3noise"])
     assert unmeasured.verdict is Verdict.ERROR
-    assert "--sae-selfcheck" in unmeasured.lines[0]
+    assert "--sae-selfcheck" in unmeasured.message
 
 
 def test_the_report_of_a_metric_says_what_decided(gate, sound) -> None:
     judged = gate.judge(sound, gate.accepted(sound), limits=["kl_sae:2%", "kl_sae:max:1"])
-    found = judged.by_metric["kl_sae"]
-    assert found.limit == "2%; max:1"
-    assert found.limit_from == "command line"
+    found = judged.judgements["kl_sae"]
+    assert [str(limit) for limit in found.limits] == ["2%", "max:1"]
+    assert {limit.source for limit in found.limits} == {"command line"}
     assert found.se == standard_error(sound.estimates["kl_sae"])
     assert found.detectable is not None
     assert found.detectable >= 0.02 * found.accepted
-    assert judged.by_metric["norm"].verdict is None
+    assert judged.judgements["norm"].verdict is None
 
 
 def test_judging_does_not_depend_on_the_order_of_documents(gate, sound) -> None:
@@ -328,7 +329,7 @@ def test_judging_does_not_depend_on_the_order_of_documents(gate, sound) -> None:
     )
     one, other = (gate.judge(each, gate.accepted(sound)) for each in (worse, turned))
     assert one.verdict is other.verdict
-    assert one.by_metric["kl_sae"].change_interval == pytest.approx(other.by_metric["kl_sae"].change_interval, rel=1e-9)
+    assert one.judgements["kl_sae"].interval == pytest.approx(other.judgements["kl_sae"].interval, rel=1e-9)
 
 
 def test_what_follows_from_unchanged_weights_may_not_change_at_all(gate) -> None:
@@ -338,7 +339,7 @@ def test_what_follows_from_unchanged_weights_may_not_change_at_all(gate) -> None
 
     def judged(value: float, now: str, before: str) -> Verdict | None:
         held = AcceptedProperty({"nn1_all": Accepted(0.4, Exact(0.4), (), 1)}, gate.context, weights=before)
-        return gate.judge(Measurement({"nn1_all": Exact(value)}, weights=now), held).by_metric["nn1_all"].verdict
+        return gate.judge(Measurement({"nn1_all": Exact(value)}, weights=now), held).judgements["nn1_all"].verdict
 
     assert judged(0.4 + 9e-6, "same", "same") is Verdict.PASS
     assert judged(0.4 + 2e-5, "same", "same") is Verdict.FAIL

@@ -9,10 +9,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from sae_bench.judge.verdicts import SEVERITY, PropertyVerdict, Verdict, exit_code, session_exit
+from sae_bench.judge.verdicts import SEVERITY, PropertyVerdict, Verdict, exit_code, worst_exit
 from sae_bench.measure.measurement import Exact, Measurement, Ratio, Undefined
 
-# verdict, beyond the limit, exit code alone, under --sae-strict
+# verdict, exceeds the limit, exit code alone, under --sae-strict
 TABLE = [
     (Verdict.PASS, False, 0, 0),
     (Verdict.IMPROVED, False, 0, 0),
@@ -29,36 +29,38 @@ TABLE = [
 
 
 def _item(verdict: Verdict, exceeds_limit: bool, strict: bool = False) -> PropertyVerdict:
-    return PropertyVerdict("kl_gap", "demo/topk", verdict, exceeds_limit, "kl_sae", (), ("text",), 0.98, strict=strict)
+    return PropertyVerdict(
+        property="kl_gap", sae="demo/topk", verdict=verdict, exceeds_limit=exceeds_limit, message="text", strict=strict
+    )
 
 
 def test_the_table_is_whole() -> None:
     assert {row[0] for row in TABLE} == set(Verdict) == set(SEVERITY)
 
 
-@pytest.mark.parametrize(("verdict", "beyond", "code", "strict_code"), TABLE)
+@pytest.mark.parametrize(("verdict", "exceeds_limit", "code", "strict_code"), TABLE)
 def test_each_row(verdict: Verdict, exceeds_limit: bool, code: int, strict_code: int) -> None:
     assert exit_code(verdict, exceeds_limit, strict=False) == code
     assert exit_code(verdict, exceeds_limit, strict=True) == strict_code
     assert _item(verdict, exceeds_limit).fails == (code != 0)
     assert _item(verdict, exceeds_limit, strict=True).fails == (strict_code != 0)
-    assert session_exit([_item(verdict, exceeds_limit)]) == code
-    assert session_exit([_item(verdict, exceeds_limit)], strict=True) == strict_code
+    assert _item(verdict, exceeds_limit).exit_code == code
+    assert _item(verdict, exceeds_limit, strict=True).exit_code == strict_code
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_sessions_end_with_the_worst_code(strict: bool) -> None:
     rank = {0: 0, 11: 1, 1: 2}
     for first, second in product(TABLE, TABLE):
-        items = [_item(first[0], first[1]), _item(second[0], second[1])]
+        items = [_item(first[0], first[1], strict), _item(second[0], second[1], strict)]
         codes = [row[3] if strict else row[2] for row in (first, second)]
-        assert session_exit(items, strict) == max(codes, key=rank.__getitem__)
+        assert worst_exit(item.exit_code for item in items) == max(codes, key=rank.__getitem__)
 
 
-def test_nothing_measured_is_5_and_a_bare_inconclusive_is_not_green() -> None:
-    assert session_exit([]) == 5
-    assert session_exit([Verdict.PASS, Verdict.INCONCLUSIVE]) == 11
-    assert session_exit([Verdict.PASS, Verdict.KNOWN]) == 0
+def test_nothing_measured_is_5() -> None:
+    assert worst_exit([]) == 5
+    assert worst_exit([0, 11]) == 11
+    assert worst_exit([0, 0]) == 0
 
 
 def _worsened(gate, sound: Measurement, factor: float, noise: float = 0.0) -> Measurement:
@@ -92,15 +94,15 @@ EDGES = [
 ]
 
 
-@pytest.mark.parametrize(("share", "error", "verdict", "beyond"), EDGES)
+@pytest.mark.parametrize(("share", "error", "verdict", "exceeds_limit"), EDGES)
 def test_intervals_against_a_limit_on_change(gate, sound, share, error, verdict, exceeds_limit) -> None:
     judged = gate.judge(_at(gate, sound, share, error), gate.accepted(sound))
-    found = judged.by_metric["kl_sae"]
+    found = judged.judgements["kl_sae"]
     assert (found.verdict, found.exceeds_limit) == (verdict, exceeds_limit)
     assert (judged.verdict, judged.exceeds_limit) == (verdict, exceeds_limit)
     assert found.change == pytest.approx(share * found.accepted, abs=1e-12)
     assert (found.needed_documents is not None) == (verdict is Verdict.INCONCLUSIVE)
-    assert judged.lines[0] == found.message
+    assert judged.message == found.message
 
 
 @pytest.mark.parametrize("metric", ["ev", "l0"])
@@ -109,7 +111,7 @@ def test_directions(gate, sound, metric: str, sign: int) -> None:
     old = sound.estimates[metric]
     assert isinstance(old, Ratio)
     now = Measurement({**sound.estimates, metric: gate.scaled(old, 1 + sign * 0.2)}, sound.clusters)
-    verdict = gate.judge(now, gate.accepted(sound)).by_metric[metric].verdict
+    verdict = gate.judge(now, gate.accepted(sound)).judgements[metric].verdict
     if metric == "l0":
         assert verdict is Verdict.FAIL
     else:
@@ -122,13 +124,13 @@ def test_directions(gate, sound, metric: str, sign: int) -> None:
 )
 def test_exact_metrics_are_decided_without_an_interval(gate, sound, change: float, verdict: Verdict) -> None:
     now = Measurement({**sound.estimates, "nn1": Exact(0.31 + change)}, sound.clusters)
-    found = gate.judge(now, gate.accepted(sound)).by_metric["nn1"]
+    found = gate.judge(now, gate.accepted(sound)).judgements["nn1"]
     assert found.verdict is verdict
     assert found.se is None
 
 
 @pytest.mark.parametrize(
-    ("level", "spread", "verdict", "beyond"),
+    ("level", "spread", "verdict", "exceeds_limit"),
     [
         (0.1, 0.1, Verdict.PASS, False),
         (0.24, 0.5, Verdict.INCONCLUSIVE, False),

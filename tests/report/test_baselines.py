@@ -14,8 +14,10 @@ from sae_bench.frontends.cli import main
 from sae_bench.judge.verdicts import Verdict
 from sae_bench.measure.measurement import Exact, Influence, Measurement, Ratio, Series, Undefined
 from sae_bench.report.accept import accept, describe
-from sae_bench.report.baselines import accepted_ids, accepted_property, load_accepted, prune, vanished, vanished_verdict
+from sae_bench.report.baselines import accepted_ids, accepted_property, load_accepted, prune, vanished
 from sae_bench.report.report import Report, write_report
+from sae_bench.run.options import RunOptions
+from sae_bench.run.run import Run
 
 WHO = {"who": "Ada", "when": "2026-11-20T12:00:00Z"}
 ID = "demo/topk"
@@ -47,7 +49,12 @@ def test_accept_then_compare(gate, sound, tmp_path: Path) -> None:
     assert any(line.startswith("kl_gap.kl_sae of demo/topk: 0.1") and line.endswith("(new)") for line in listed)
     judged = _compare(gate, sound, tmp_path)
     assert judged.verdict is Verdict.PASS
-    assert [each.change for each in judged.judgements if each.limit and each.metric != "kl_level"] == [0, 0, 0, 0]
+    assert [each.change for name, each in judged.judgements.items() if each.limits and name != "kl_level"] == [
+        0,
+        0,
+        0,
+        0,
+    ]
     file = load_accepted(tmp_path, ID)
     assert file is not None
     acceptance = file.result.properties["kl_gap"].acceptance
@@ -74,7 +81,7 @@ def test_an_unchanged_sae_in_smoke_changes_by_exactly_nothing(gate, sound, tmp_p
         sound.clusters[:documents],
     )
     judged = _compare(gate, few, tmp_path)
-    changed = {each.metric: each.change for each in judged.judgements if each.change is not None}
+    changed = {name: each.change for name, each in judged.judgements.items() if each.change is not None}
     assert changed == {"kl_sae": 0, "ev": 0, "l0": 0, "nn1": 0}
     assert judged.exit_code == 0
 
@@ -122,7 +129,7 @@ def test_a_second_acceptance_lists_old_and_new_and_keeps_the_rest(gate, sound, t
     assert set(properties) == {"kl_gap", "sparsity"}
     assert set(properties["kl_gap"]["acceptance"]["previous"]) == {"kl_sae"}
     assert properties["sparsity"]["acceptance"]["reason"] == "first release"
-    assert _compare(gate, worse, tmp_path).by_metric["kl_sae"].verdict is Verdict.PASS
+    assert _compare(gate, worse, tmp_path).judgements["kl_sae"].verdict is Verdict.PASS
 
 
 class TestAnchors:
@@ -206,8 +213,8 @@ def test_undefined_and_fitted_values_survive_acceptance(gate, sound, tmp_path: P
     )
     _take(gate.report(now), tmp_path)
     judged = _compare(gate, now, tmp_path)
-    assert judged.by_metric["ev"].verdict is Verdict.UNDEFINED
-    assert (judged.by_metric["l0"].verdict, judged.by_metric["l0"].change) == (Verdict.PASS, 0)
+    assert judged.judgements["ev"].verdict is Verdict.UNDEFINED
+    assert (judged.judgements["l0"].verdict, judged.judgements["l0"].change) == (Verdict.PASS, 0)
 
 
 def test_accepting_the_same_again_lists_no_change(gate, sound, tmp_path: Path) -> None:
@@ -291,9 +298,10 @@ def test_vanished_saes_are_found_and_fail(gate, sound, tmp_path: Path) -> None:
     assert vanished(tmp_path, [ID, "demo/new"]) == ()
     assert vanished(tmp_path, ["demo/new"]) == (ID,)
     assert vanished(tmp_path / "nowhere", []) == ()
-    judged = vanished_verdict(ID, tmp_path)
-    assert (judged.verdict, judged.exit_code) == (Verdict.MISSING, 11)
-    assert "prune" in "\n".join(judged.lines)
+    checked = Run(RunOptions(baselines=tmp_path)).missing(ID)
+    assert (checked.verdict.verdict, checked.verdict.exit_code) == (Verdict.MISSING, 11)
+    assert next(str(command) for command in checked.result.commands) == "if removed: pytest-sae-bench prune"
+    assert "  if removed: pytest-sae-bench prune\n" in str(checked.failure)
 
 
 def test_prune_lists_first_and_removes_when_told(gate, sound, tmp_path: Path) -> None:

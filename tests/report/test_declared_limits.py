@@ -11,13 +11,14 @@ import pytest
 
 from sae_bench.frontends.cli import main
 from sae_bench.judge.judge import judge
-from sae_bench.judge.limits import parse_rule
+from sae_bench.judge.limits import SourcedLimit, parse_rule
 from sae_bench.judge.verdicts import Verdict
 from sae_bench.measure.measurement import Exact, Measurement
 from sae_bench.report.accept import accept
 from sae_bench.report.baselines import accepted_property
 from sae_bench.report.convert import property_context, property_result
 from sae_bench.report.declared_limits import with_overruled
+from sae_bench.report.json import decode
 from sae_bench.report.report import Report, write_report
 from sae_bench.show.cells import verdict_word
 
@@ -50,13 +51,21 @@ def _report(gate, now: Measurement, *given: str) -> Report:
         rules.append(parse_rule(f"kl_gap.{limit}", source))
     context = property_context(gate.context, now)
     verdict = judge("kl_gap", gate.declared.metrics, "kl_sae", now, None, sae=ID, rules=rules, context=context)
-    result = property_result(now, verdict, gate.declared, context=context)
+    result = property_result(now, verdict, gate.declaration, context=context)
     return Report.of({ID: {"kl_gap": with_overruled(result, rules, ID)}}, gate.report(now).run)
 
 
 def _limits(folder: Path) -> dict[str, tuple[str, str]]:
     metrics = _tree(folder)["saes"][ID]["properties"]["kl_gap"]["metrics"]
-    return {name: (each["limit"], each["limit_from"]) for name, each in metrics.items() if "limit" in each}
+    return {
+        name: (_spelled(each["limits"]), "; ".join(dict.fromkeys(limit["source"] for limit in each["limits"])))
+        for name, each in metrics.items()
+        if "limits" in each
+    }
+
+
+def _spelled(limits: list[dict]) -> str:
+    return "; ".join(str(decode(SourcedLimit, limit, "limit")) for limit in limits)
 
 
 def test_limits_that_are_kept_are_those_of_property_and_registration(gate, sound, tmp_path: Path) -> None:
@@ -76,13 +85,14 @@ def test_limits_that_are_kept_are_those_of_property_and_registration(gate, sound
     _take(_report(gate, sound, *registered), tmp_path)
     assert _limits(tmp_path) == {**declared, "kl_sae": ("10%; max:0.5", "registration")}
     kept = _tree(tmp_path)["saes"][ID]["properties"]["kl_gap"]["metrics"]["kl_sae"]
-    assert kept["overruled"] == {"property": "5%"}
+    assert kept["overruled"] == [{"kind": "change", "percent": 5.0, "source": "property"}]
 
 
 def test_limits_of_three_kinds_keep_their_sources(gate, sound, tmp_path: Path) -> None:
     gate.declared = replace(gate.declared, limits=("kl_sae:min:0.0", "kl_sae:5%"))
     report = _report(gate, sound, "command line:kl_sae:max:0.5")
-    assert report.saes[ID].properties["kl_gap"].metrics["kl_sae"].limit_from == "property; property; command line"
+    limits = report.saes[ID].properties["kl_gap"].metrics["kl_sae"].limits
+    assert [limit.source for limit in limits] == ["property", "property", "command line"]
     _take(report, tmp_path)
     assert _limits(tmp_path) == {"kl_sae": ("5%; min:0", "property")}
 
@@ -93,7 +103,9 @@ def test_limits_that_follow_from_equal_weights_are_not_kept(gate, sound, tmp_pat
     gate.declared = replace(gate.declared, metrics=(*gate.declared.metrics[:4], weights, gate.declared.metrics[5]))
     now = replace(sound, weights="c0ffee", estimates={**sound.estimates, "norm": Exact(0.5)})
     report = gate.report(now, replace(gate.accepted(now), weights="c0ffee", context=gate.result(now).context))
-    assert report.saes[ID].properties["kl_gap"].metrics["norm"].limit == "1e-05"
+    assert report.saes[ID].properties["kl_gap"].metrics["norm"].limits == (
+        SourcedLimit("change", absolute=1e-5, source="unchanged weights"),
+    )
     _take(report, tmp_path)
     assert "norm" not in _limits(tmp_path)
     assert "anchor" not in _tree(tmp_path)["saes"][ID]["properties"]["kl_gap"]["metrics"]["norm"]
@@ -121,7 +133,7 @@ def test_limits_judge_an_accepted_file_as_a_run_would(gate, sound, tmp_path: Pat
     main(["compare", str(before), str(after / f"{ID}.json")])
     printed = capsys.readouterr().out
     assert f"{100 * run.confidence:g}% intervals" in printed
-    wanted = run.by_metric["kl_sae"]
+    wanted = run.judgements["kl_sae"]
     line = next(line for line in printed.splitlines() if "kl_gap.kl_sae" in line)
     assert verdict_word(wanted.verdict, wanted.exceeds_limit) in line
 
@@ -140,8 +152,7 @@ def test_files_of_before_keep_no_limits_and_are_compared_with_but_not_judged(
     _take(_report(gate, sound), tmp_path)
     tree = _tree(tmp_path)
     for metric in tree["saes"][ID]["properties"]["kl_gap"]["metrics"].values():
-        metric.pop("limit", None)
-        metric.pop("limit_from", None)
+        metric.pop("limits", None)
     path = tmp_path / f"{ID}.json"
     path.write_text(json.dumps(tree))
     assert _compare(gate, sound, tmp_path).verdict is Verdict.PASS
@@ -150,7 +161,7 @@ def test_files_of_before_keep_no_limits_and_are_compared_with_but_not_judged(
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "report.json"), str(path)]) == 4, "nothing passes for want of a limit"
     said = capsys.readouterr().err
-    assert "kl_gap of demo/topk was accepted when accepted files kept no limits" in said
+    assert "kl_gap of demo/topk cannot be judged: it was accepted when accepted files held no limits" in said
     limit = re.search(r"--limit '(.*)'", said)
     assert limit is not None
     assert main(["compare", str(tmp_path / "report.json"), str(path), "--limit", limit[1]]) == 0

@@ -19,7 +19,7 @@ from sae_bench.errors import StoreError
 from sae_bench.judge.judge import judge
 from sae_bench.judge.verdicts import Verdict
 from sae_bench.measure.measurement import Exact, Influence, Measurement, Ratio, Series, Undefined
-from sae_bench.report.convert import accepted_from, context_digest, measurement_from, metrics_from, rules_from
+from sae_bench.report.convert import accepted_from, context_digest, declaration_from, measurement_from, rules_from
 from sae_bench.report.json import dumps, loads, plain, rounded
 from sae_bench.report.provenance import Provenance, checkout
 from sae_bench.report.report import from_json, load_report, to_csv, to_frame, to_json, write_report
@@ -102,7 +102,7 @@ def test_a_result_can_be_judged_again_from_its_report_alone(gate, sound, tmp_pat
     result = load_report(tmp_path / "b.json").saes["demo/topk"].properties["kl_gap"]
     again = judge(
         result.name,
-        metrics_from(result),
+        declaration_from(result).metrics,
         result.primary_metric,
         measurement_from(result),
         accepted_from(gate.result(sound)),
@@ -111,9 +111,10 @@ def test_a_result_can_be_judged_again_from_its_report_alone(gate, sound, tmp_pat
         context=result.context,
     )
     assert again.verdict is first.verdict
-    for judgement in first.judgements:
-        other = again.by_metric[judgement.metric]
-        assert (other.verdict, other.change, other.limit) == (judgement.verdict, judgement.change, judgement.limit)
+    assert again.judgements.keys() == first.judgements.keys()
+    for metric, judgement in first.judgements.items():
+        other = again.judgements[metric]
+        assert (other.verdict, other.change, other.limits) == (judgement.verdict, judgement.change, judgement.limits)
 
 
 def test_errors_are_written_without_a_number(gate, sound) -> None:
@@ -139,12 +140,12 @@ DAMAGE = {
     "empty": (lambda text: "", "is empty"),
     "no report": (lambda text: '{"a": 1}', "no schema number"),
     "a list": (lambda text: "[1]", "no schema number"),
-    "newer": (lambda text: text.replace('"schema": 1', '"schema": 2'), "reads up to 1: upgrade"),
+    "newer": (lambda text: text.replace('"schema": 2', '"schema": 3'), "reads up to 2: upgrade"),
     "NaN": (lambda text: text.replace('"version": 1', '"version": NaN', 1), "holds NaN"),
     "word": (lambda text: text.replace('"unit": "nats"', '"unit": 3'), "unit must be of type str, not 3"),
     "misspelt": (lambda text: text.replace('"unit": "nats"', '"unti": "nats"'), "did you mean 'unit'"),
     "verdict": (lambda text: text.replace('"verdict": "NEW"', '"verdict": "FINE"'), "one of PASS, IMPROVED"),
-    "twice": (lambda text: text.replace('"schema": 1', '"schema": 1,\n "schema": 1'), "gives 'schema' twice"),
+    "twice": (lambda text: text.replace('"schema": 2', '"schema": 2,\n "schema": 2'), "gives 'schema' twice"),
     "context": (lambda text: text.replace("c0ffee", "c0ffef"), "context was changed"),
     "infinite": (lambda text: text.replace('"seconds": 1.5', '"seconds": 1e999'), "must be a number"),
 }
@@ -216,7 +217,7 @@ def test_tables_are_tidy(gate, rich) -> None:
     assert list(read.columns) == list(frame.columns)
     row = read.set_index("metric").loc["kl_sae"]
     assert row["value"] == rich.estimates["kl_sae"].value
-    assert row["headline"]
+    assert row["primary_metric"]
     assert read.set_index("metric").loc["ev", "reason"] == "no variance"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 
 from sae_bench.judge.verdicts import Verdict
 from sae_bench.registry.spec import SAESpec
+from sae_bench.report.provenance import Provenance
+from sae_bench.report.report import Report, from_json, to_json
 from sae_bench.report.rerun_commands import SUITE, RerunCommand, place_of
 
 HERE = Path("/home/me/work")
@@ -34,7 +35,7 @@ def test_the_place_is_as_pytest_is_told(files: list[str], place: str) -> None:
 
 def test_commands_follow_from_verdicts() -> None:
     again = RerunCommand(
-        "tests/q.py", {"v4": "--sae ./v4 --sae-model gpt2"}, ["--sae-tier smoke", "--sae-limit kl_gap.x:5%"]
+        "tests/q.py", {"v4": "--sae ./v4 --sae-model gpt2"}, ("--sae-tier smoke", "--sae-limit kl_gap.x:5%")
     )
     whole = "pytest tests/q.py --sae ./v4 --sae-model gpt2 --sae-property kl_gap"
     accept = f'{whole} --sae-accept --sae-accept-reason "..."'
@@ -48,12 +49,12 @@ def test_commands_follow_from_verdicts() -> None:
         Verdict.MISSING: ["  if removed: pytest-sae-bench prune", f"  if wanted:  {accept}"],
     }
     for verdict, lines in told.items():
-        assert again.lines({Verdict.PASS, verdict}, "kl_gap", "v4") == lines, verdict
+        assert [f"  {command}" for command in again.commands({Verdict.PASS, verdict}, "kl_gap", "v4")] == lines, verdict
 
 
 def test_accepting_repeats_what_decides_whether_reports_are_comparable() -> None:
     again = RerunCommand(
-        "benchmarks/", {}, ["--sae-docs 8", "--sae-seed 3", "--sae-no-compare", "--sae-baselines held"]
+        "benchmarks/", {}, ("--sae-docs 8", "--sae-seed 3", "--sae-no-compare", "--sae-baselines held")
     )
     assert again.accept(["a/b", "c"]) == (
         "pytest benchmarks/ --sae 'a/b' --sae 'c' --sae-seed 3 --sae-baselines held "
@@ -62,9 +63,9 @@ def test_accepting_repeats_what_decides_whether_reports_are_comparable() -> None
 
 
 def test_it_goes_through_a_report() -> None:
-    again = RerunCommand("benchmarks/", {"a": "--sae ./a"}, ["--sae-docs 8"])
-    assert RerunCommand.of(json.loads(json.dumps(again.tree()))) == again
-    assert RerunCommand.of(None) is None
+    command = RerunCommand("benchmarks/", {"a": "--sae ./a"}, ("--sae-docs 8",))
+    report = Report(Provenance(None, None, "", rerun_command=command), {})
+    assert from_json(to_json(report)).run.rerun_command == command
 
 
 def test_a_control_is_chosen_by_its_sae() -> None:

@@ -122,7 +122,7 @@ def test_many_saes_still_fit_into_a_comment(make: Any, saes: int, left_out: str)
     assert len(text) < 65_536
     assert f"Left out, so that this fits a comment: {left_out}." in text
     assert text.count("<details>") == text.count("</details>") == 4 - len(left_out.split(", "))
-    assert "Where this comes from" in text
+    assert "Provenance of this run" in text
 
 
 def test_equal_reports_in_another_order_give_equal_text(make: Any) -> None:

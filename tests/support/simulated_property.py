@@ -14,7 +14,7 @@ from sae_bench.judge.judge import judge
 from sae_bench.judge.limits import parse_rule
 from sae_bench.judge.verdicts import AcceptedProperty, PropertyVerdict
 from sae_bench.measure.measurement import Accepted, Estimate, Exact, Measurement, Metric, Ratio
-from sae_bench.report.convert import property_context, property_result
+from sae_bench.report.convert import PropertyDeclaration, property_context, property_result
 from sae_bench.report.provenance import Provenance
 from sae_bench.report.records import PropertyResult
 from sae_bench.report.report import Report
@@ -109,12 +109,19 @@ class Gate:
             **options,
         )
 
+    @property
+    def declaration(self) -> PropertyDeclaration:
+        """What a report needs of the property."""
+        return PropertyDeclaration(
+            self.declared.name, self.declared.version, self.declared.metrics, self.declared.primary_metric
+        )
+
     def result(
         self, now: Measurement | str, accepted: AcceptedProperty | None = None, **options: Any
     ) -> PropertyResult:
         verdict = self.judge(now, accepted, **options)
         return property_result(
-            now, verdict, self.declared, context=property_context(self.context, now), seconds=1.5, accepted=accepted
+            now, verdict, self.declaration, context=property_context(self.context, now), seconds=1.5, accepted=accepted
         )
 
     def report(

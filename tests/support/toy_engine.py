@@ -23,6 +23,7 @@ import numpy as np
 
 from sae_bench.measure.measurement import Exact, Measurement, Ratio, Series, Undefined
 from sae_bench.measure.properties import load_property
+from sae_bench.report.records import SAEResult
 
 PROPERTIES = ("kl_gap", "reconstruction", "sparsity")
 DOCUMENTS = 16
@@ -55,8 +56,8 @@ class ToyLoader:
 
     def forget(self, spec: Any) -> None: ...
 
-    def provenance(self, spec: Any) -> dict[str, str]:
-        return {"architecture": "toy", "neuronpedia_id": f"toy/{spec.id}"}
+    def description(self, spec: Any) -> SAEResult:
+        return SAEResult({}, provenance={"architecture": "toy", "neuronpedia_id": f"toy/{spec.id}"})
 
     def context(self, spec: Any) -> dict[str, Any]:
         return {"corpus": said().get("corpus", "c0ffee"), "site": "blocks.3.hook_resid_pre"}
