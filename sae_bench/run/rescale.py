@@ -20,7 +20,7 @@ from sae_bench.engine.site_data import Progress
 from sae_bench.errors import MeasurementError, UsageError
 from sae_bench.measure.measurement import Measurement, Ratio, Undefined
 from sae_bench.measure.properties import load_property
-from sae_bench.measure.shared.scales import fitted
+from sae_bench.measure.shared.scales import fit_sae_scales
 from sae_bench.registry.spec import SAESpec
 from sae_bench.run.load import Loader
 from sae_bench.sae import SAE, LinearDecoderSAE
@@ -125,7 +125,7 @@ def rescale_bench(bench: Bench, out: Path) -> RescaledSAE:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already; name a folder that does not")
     before = load_property("shrinkage").measure(bench)
-    write_sae_lens(rescale(bench.sae, fitted(bench).per_feature), out)
+    write_sae_lens(rescale(bench.sae, fit_sae_scales(bench).per_feature), out)
     dtype = str(bench.sae.W_dec.dtype).removeprefix("torch.")
     saved = dataclasses.replace(bench, sae=read_sae(str(out), device=bench.settings.device, dtype=dtype))
     return RescaledSAE(out, before, load_property("shrinkage").measure(saved))
@@ -141,6 +141,6 @@ def rescale_target(
 def _value(measurement: Measurement, name: str) -> float:
     estimate = measurement.estimates[name]
     if isinstance(estimate, Undefined):
-        raise MeasurementError(f"shrinkage.{name} has no value here ({estimate.reason}), so nothing can be rescaled")
+        raise MeasurementError(f"shrinkage.{name} has no value here ({estimate.full_reason}), so nothing can be rescaled")
     assert isinstance(estimate, Ratio)
     return estimate.value

@@ -75,7 +75,7 @@ def frequency_correlation(bench: Bench, gap: Tensor) -> Estimate:
     sums, counts, ids = type_sums(bench, gap)
     if len(ids) < FEWEST_TYPES:
         return Undefined(
-            f"only {len(ids)} token types occur {MINIMUM_OCCURRENCES} times or more, {FEWEST_TYPES} are needed"
+            f"fewer than {FEWEST_TYPES} token types occur {MINIMUM_OCCURRENCES} times or more", f"there are {len(ids)}"
         )
 
     def correlation(total: Floats, count: Floats) -> float:

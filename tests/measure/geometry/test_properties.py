@@ -198,7 +198,8 @@ class TestBadInput:
             estimate = found.estimates[f"nn{rank}"]
             assert isinstance(estimate, Exact if n > rank else Undefined), rank
             if isinstance(estimate, Undefined) and n > 1:
-                assert estimate.reason == f"{n} features: a nearest direction no. {rank} takes at least {rank + 1}"
+                assert estimate.reason == f"a nearest direction no. {rank} takes at least {rank + 1} features"
+                assert estimate.detail == f"there are {n}"
         assert set(measure("superposition", bench).estimates)
 
     def test_rows_of_zeros_are_named_and_left_out(

@@ -78,8 +78,8 @@ def measure(bench: Bench) -> Measurement:
     found = locate_concepts(bench)
     if not found.concepts:
         none = Undefined(
-            f"no concept can be measured ({'; '.join(found.missing)}): register a file of them, "
-            f"register_sae(..., concepts='concepts.toml')"
+            "no concept can be measured; register a file of them, register_sae(..., concepts='concepts.toml')",
+            "; ".join(found.missing),
         )
         return Measurement({metric.name: none for metric in METRICS})
     sites, saes = measure_at_site(bench, found), measure_in_sae(bench, found)

@@ -123,7 +123,9 @@ def _facts(bench: Bench, neighbours: Neighbours) -> tuple[dict[str, Estimate], d
         "peaks": Exact(float(len(modes))),
         "peak_concentration": Exact(max((mode.concentration for mode in modes), default=0.0))
         if modes
-        else Undefined(f"the largest cosines of {neighbours.n} features have no mode that stands out from noise"),
+        else Undefined(
+            "the largest cosines have no mode that stands out from noise", f"there are {neighbours.n} features"
+        ),
         "encoder_decoder_cosine": _encoder_decoder(bench, neighbours),
     }
     known = {name: floor for name, floor in floors.items() if not isinstance(floor, Undefined)}
@@ -137,7 +139,9 @@ def _floors(bench: Bench, neighbours: Neighbours) -> dict[str, RandomFloor | Und
     floors: dict[str, RandomFloor | Undefined] = {"isotropic": isotropic_floor(n, d)}
     width = len(bench.site_data.mean)
     if width != d:
-        floors["covariance"] = Undefined(f"features write {d} numbers, the site that was captured has {width}")
+        floors["covariance"] = Undefined(
+            "features do not write to the site that was captured", f"they have {d} numbers, the site has {width}"
+        )
         return floors
     try:
         root = bench.noise_pool().root
@@ -158,7 +162,9 @@ def _nearest(neighbours: Neighbours, floors: dict[str, RandomFloor | Undefined])
             *(f"floor_{f}_nn{rank}" for f in floors),
         ]
         if nearest is None:
-            few = Undefined(f"{neighbours.n} features: a nearest direction no. {rank} takes at least {rank + 1}")
+            few = Undefined(
+                f"a nearest direction no. {rank} takes at least {rank + 1} features", f"there are {neighbours.n}"
+            )
             estimates |= dict.fromkeys(names, few)
             continue
         mean = float(nearest.double().mean())

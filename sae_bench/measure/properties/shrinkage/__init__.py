@@ -177,7 +177,7 @@ def _uniform_share(sums: dict[str, Floats], loss: str, gain: Estimate) -> Estima
     error = standard_error(gain)
     if error is None or gain.value <= max(NOTICEABLE, CERTAIN * error):
         told = "of unknown error" if error is None else f"± {error:.2%}"
-        return Undefined(f"no suppression: scaling each feature gains {gain.value:.2%} {told}")
+        return Undefined("no suppression", f"scaling each feature gains {gain.value:.2%} {told}")
     before = sums[f"{loss}/heldout"]
     return Ratio(before - sums[f"{loss}/uniform"], before - sums[f"{loss}/per_feature"])
 

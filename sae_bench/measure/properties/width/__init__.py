@@ -102,7 +102,10 @@ def estimate_trends(matched: Sequence[FamilyMember]) -> dict[str, Estimate]:
     count = len(set(features))
     found: dict[str, Estimate] = {"sizes": Exact(float(count))}
     if count < LEAST_SIZES:
-        few = Undefined(f"the family has {count} sizes at matched L0; fewer than {LEAST_SIZES} have no order to test")
+        few = Undefined(
+            f"the family has fewer than {LEAST_SIZES} sizes at matched L0, which have no order to test",
+            f"it has {count}",
+        )
         return found | {metric.name: few for metric in METRICS if metric.name not in found}
     for name in QUANTITIES:
         values = np.array([size.of(name).value for size in matched])
