@@ -33,7 +33,7 @@ def summary(report: Report, *, report_path: str | None = None, details: bool = T
     if shown:
         parts += ["\n".join(_table(shown)), "\n".join(_notes(shown, len(report.saes)))]
     elif any(True for _ in properties(report)):
-        parts.append("No judged metric differs from its accepted value by more than its limit.")
+        parts.append("Everything that was judged passes.")
     for heading, sentences in undefined(report).items():
         parts += [f"{heading.capitalize()}:", "\n".join(f"- {text(line)}" for line in sentences)]
     if commands := accept_commands(report):

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sae_bench.judge.limits import Limit
-from sae_bench.report.records import MetricResult
+from sae_bench.report.records import Limit, MetricResult
 from sae_bench.show import cells
 from sae_bench.show.charts.figure import SYMBOLS, Figure, axis, label, shorten
 

@@ -44,7 +44,7 @@ def pictures(result: PropertyResult, before: PropertyResult | None) -> tuple[lis
     found |= {name: [figure] for name, figure in conditions.families(result).items()}
     empty = []
     for name, series in result.series.items():
-        if packed_text.is_texts(series):
+        if packed_text.holds_documents(series):
             continue
         drawn = _drawn(name, series, result)
         rows = series.kind == "table" and any(len(column) for column in series.columns.values())

@@ -7,8 +7,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from sae_bench.judge.verdicts import Verdict
-from sae_bench.report.records import MetricResult
+from sae_bench.report.records import MetricResult, Verdict
 from sae_bench.report.report import Report
 from sae_bench.show import cells as words
 from sae_bench.show.charts.bullet_chart import bullet

@@ -13,8 +13,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from sae_bench.judge.verdicts import SEVERITY, Verdict
-from sae_bench.report.records import MetricResult
+from sae_bench.report.records import SEVERITY, MetricResult, Verdict
 from sae_bench.report.report import Report
 from sae_bench.show import cells, context
 from sae_bench.show.charts import history

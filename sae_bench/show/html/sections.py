@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from sae_bench.judge.verdicts import Verdict
-from sae_bench.report.records import LoadCheck, MetricResult, PropertyResult, SAEResult
+from sae_bench.report.records import LoadCheck, MetricResult, PropertyResult, SAEResult, Verdict
 from sae_bench.report.report import Report
 from sae_bench.show import cells as words
 from sae_bench.show import context as facts

@@ -7,10 +7,9 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from sae_bench.judge.messages import number
 from sae_bench.measure.measurement import Series
 from sae_bench.measure.shared import packed_text
-from sae_bench.report.records import PropertyResult, SAEResult
+from sae_bench.report.records import PropertyResult, SAEResult, number
 from sae_bench.show.charts import property_charts
 from sae_bench.show.charts.figure import is_number, ordered
 from sae_bench.show.charts.series_charts import is_coded, picture
@@ -32,7 +31,7 @@ def series_table(name: str, series: Series, sae: SAEResult) -> str:
     columns = ordered(series.columns)
     keys = list(columns)
     rows = list(zip(*columns.values(), strict=False))
-    if series.kind != "table" or not rows or packed_text.is_texts(series):
+    if series.kind != "table" or not rows or packed_text.holds_documents(series):
         return ""
     wordy = any(isinstance(each, str) for row in rows for each in row)
     if is_coded(series) or not (wordy or "feature" in keys or picture(name, series) is None):
@@ -63,9 +62,9 @@ def _cell(key: str, value: Any, dashboard: Any) -> str:
 
 def documents_as_text(series: Series, result: PropertyResult, before: PropertyResult | None) -> str:
     """The three documents that moved most, as text: each token shaded by its KL."""
-    if not packed_text.is_texts(series):
+    if not packed_text.holds_documents(series):
         return ""
-    documents = packed_text.unpack(series)
+    documents = packed_text.unpack_documents(series)
     if not documents:
         return "<p class=quiet>The text of the documents cannot be read.</p>"
     far = property_charts.moved(result, before)

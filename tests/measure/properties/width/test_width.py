@@ -151,7 +151,7 @@ class TestSimulatedFamilies:
         found = estimate_trends([*family, replace(family[0], name="another seed")])
         assert found["sizes"] == Exact(3.0)
         assert found["monotone_kl_p"] == Undefined(
-            "the family has fewer than 4 sizes at matched L0, which have no order to test"
+            "the family has fewer than 4 sizes at matched L0, which have no order to test", "it has 3"
         )
         assert {name for name, each in found.items() if not isinstance(each, Undefined)} == {"sizes"}
 
