@@ -21,7 +21,7 @@ def test_kind_and_dashboard_are_those_of_the_config(monkeypatch: pytest.MonkeyPa
     info = SAEInfo(**{**vars(INFO), "neuronpedia": neuronpedia})
     bench: Any = SimpleNamespace(sae=SimpleNamespace(info=info))
     monkeypatch.setattr(loader, "bench", lambda spec: bench)
-    monkeypatch.setattr("sae_bench.run.load.looked_at", lambda bench, spec: {})
-    said = loader.provenance(SAESpec("lab/a", path="a", origin="here"))
+    monkeypatch.setattr("sae_bench.run.load.check_loaded", lambda bench, spec: ())
+    provenance = loader.description(SAESpec("lab/a", path="a", origin="here")).provenance
     dashboard = {"neuronpedia_id": neuronpedia} if neuronpedia else {}
-    assert said == {"architecture": "jumprelu", "format": "sae_lens", **dashboard}
+    assert provenance == {"architecture": "jumprelu", "format": "sae_lens", **dashboard}

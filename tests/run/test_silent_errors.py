@@ -22,7 +22,7 @@ from sae_bench.measure.properties import load_property
 from sae_bench.registry.site import parse_site
 from sae_bench.registry.spec import SAESpec
 from sae_bench.run.load import Loader
-from sae_bench.run.load_checks import looked_at
+from sae_bench.run.load_checks import check_loaded
 from sae_bench.sae import JumpReLU, LinearDecoderSAE, ReLU, SAEInfo, TopK
 
 D = 16
@@ -44,14 +44,14 @@ def loader() -> Loader:
 
 @pytest.fixture(scope="module")
 def checks(loader: Loader, model_folder: Callable[[str], Path], corpus_file: str) -> Check:
-    """Loads an SAE and gives what was looked at, by name."""
+    """Load an SAE and return its load checks by name, each with ``ok:`` or ``LOOK:`` in front."""
     count = iter(range(1000))
 
     def load(sae: Any, **fields: Any) -> dict[str, str]:
         place = {"model": str(model_folder("GPT2")), "site": SITE, "corpus": corpus_file}
         spec = SAESpec(id=f"sae{next(count)}", load=lambda: sae, **{**place, **fields})
-        said = loader.provenance(spec)
-        return {name.removeprefix("load_check."): text for name, text in said.items() if name.startswith("load_check.")}
+        description = loader.description(spec)
+        return {check.name: f"{'ok' if check.ok else 'LOOK'}: {check.text}" for check in description.load_checks}
 
     return load
 
@@ -290,9 +290,9 @@ def test_9_a_tuned_or_distilled_model_in_place_of_its_base(
     spec = SAESpec(id=name, load=lambda: sae, model=str(model_folder("GPT2")), site=SITE, corpus=corpus_file)
     bench = loader.bench(spec)
     # Names of the hub, which cannot be reached here; the folder that stands for it has no say.
-    assert "model" not in looked_at(bench, spec)
+    assert "model" not in [check.name for check in check_loaded(bench, spec)]
     monkeypatch.setattr(bench.model, "name", measured)
-    assert looked_at(bench, spec)["model"].startswith("LOOK" if named else "ok")
+    assert [check.ok for check in check_loaded(bench, spec) if check.name == "model"] == [not named]
 
 
 def test_9_tokens_of_another_tokenizer(checks: Check, corpus: Corpus, tmp_path: Path) -> None:

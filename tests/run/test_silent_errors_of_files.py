@@ -26,15 +26,15 @@ Check = Callable[..., dict[str, str]]
 
 @pytest.fixture(scope="module")
 def checks(model_folder: Callable[[str], Path], corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Check:
-    """What was looked at, by name, when the SAE at a path was loaded."""
+    """Load checks by name of the SAE at a path, each with ``ok:`` or ``LOOK:`` in front."""
     file = tmp_path_factory.mktemp("corpus") / "corpus.safetensors"
     save_corpus(file, corpus)
     loader, count = Loader(Settings()), iter(range(1000))
 
     def load(path: Path, **fields: Any) -> dict[str, str]:
         place = {"model": str(model_folder("GPT2")), "site": SITE, "corpus": str(file)}
-        said = loader.provenance(SAESpec(id=f"sae{next(count)}", path=str(path), **{**place, **fields}))
-        return {name.removeprefix("load_check."): text for name, text in said.items() if name.startswith("load_check.")}
+        description = loader.description(SAESpec(id=f"sae{next(count)}", path=str(path), **{**place, **fields}))
+        return {check.name: f"{'ok' if check.ok else 'LOOK'}: {check.text}" for check in description.load_checks}
 
     return load
 

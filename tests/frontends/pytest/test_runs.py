@@ -76,7 +76,7 @@ def test_commands_that_are_printed_can_be_pasted(suite: Any) -> None:
     accepted = suite.plain(*pasted(target, "accept the new values:"))
     assert accepted.ret == 0
     assert (suite.path / "baselines" / "worse.json").is_file()
-    assert "again" not in (suite.path / "baselines" / "worse.json").read_text()
+    assert "rerun_command" not in (suite.path / "baselines" / "worse.json").read_text()
 
 
 def test_a_worse_checkpoint_in_the_place_of_a_good_one_fails(suite: Any) -> None:

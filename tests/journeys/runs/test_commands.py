@@ -99,7 +99,7 @@ def test_what_a_run_excuses_compare_excuses(toy: Any, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert main(["compare", folder, str(latest)]) == 0
     assert "early checkpoint" in capsys.readouterr().out
-    latest.write_text(latest.read_text().replace('"KNOWN"', '"FAIL"'))
+    latest.write_text(latest.read_text().replace('"known_reason": "early checkpoint"', '"known_reason": ""'))
     assert main(["compare", folder, str(latest)]) == 1
 
 
@@ -114,16 +114,16 @@ def test_a_limit_of_one_run_is_not_accepted(given: str, toy: Any, capsys: pytest
         given_now = [part for limit in limits for part in ("--sae-limit", limit)]
     assert toy.accept("-q", *given_now).ret == 0
     kl_gap = toy.report()["saes"]["lab/a"]["properties"]["kl_gap"]["metrics"]
-    assert (kl_gap["kl_sae"]["limit"], kl_gap["kl_sae"]["limit_from"]) == ("500%", given)
+    assert kl_gap["kl_sae"]["limits"] == [{"kind": "change", "percent": 500.0, "source": given}]
     held = json.loads((toy.path / "baselines" / "lab" / "a.json").read_text())["saes"]["lab/a"]["properties"]
     kept = {
-        f"{name}.{metric}": (each["limit"], each["limit_from"])
+        f"{name}.{metric}": [(limit["percent"], limit["source"]) for limit in each["limits"]]
         for name, result in held.items()
         for metric, each in result["metrics"].items()
-        if "limit" in each
+        if "limits" in each
     }
-    assert kept["kl_gap.kl_sae"] == ("2%", "property")
-    assert kept["sparsity.l0"] == ("5%", "property")
+    assert kept["kl_gap.kl_sae"] == [(2, "property")]
+    assert kept["sparsity.l0"] == [(5, "property")]
     assert "sparsity.l1" not in kept
     assert "overruled" not in str(held)
     assert "per_cluster" in held["sparsity"]["metrics"]["l1"], "the same command can compare it"
@@ -238,7 +238,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from sae_bench.judge.limits import parse_rule
     from sae_bench.judge.verdicts import AcceptedProperty
     from sae_bench.measure.measurement import Accepted, Measurement, Metric, Ratio
-    from sae_bench.report.convert import property_result
+    from sae_bench.report.convert import PropertyDeclaration, property_result
     from sae_bench.report.provenance import Provenance
     from sae_bench.report.report import Report, write_report
 
@@ -253,11 +253,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Any:
     rules = [parse_rule("kl_gap.kl_sae:5%", "property")]
     verdict = judge("kl_gap", metrics, "kl_sae", found, held, sae="lab/a", rules=rules, context={})
 
-    class Declared:
-        name, version = "kl_gap", 1
-
-    Declared.metrics = metrics  # type: ignore[attr-defined]
-    result = property_result(found, verdict, Declared(), context={}, accepted=held)  # type: ignore[arg-type]
+    declared = PropertyDeclaration("kl_gap", 1, metrics, "kl_sae")
+    result = property_result(found, verdict, declared, context={}, accepted=held)
     report = Report.of({"lab/a": {"kl_gap": result}}, Provenance("0123abc", False, "2026-11-20T12:00:00Z"))
     write_report(report, folder / "reports" / "latest.json")
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)

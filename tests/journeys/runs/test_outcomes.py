@@ -89,7 +89,7 @@ def _usage_error(toy: Any, result: pytest.RunResult, message: str) -> None:
 
 BROKEN = {
     "truncated": (lambda text: text[: len(text) // 2], "*not complete JSON*restore it from git*"),
-    "newer": (lambda text: text.replace('"schema": 1', '"schema": 2'), "*schema 2*upgrade*"),
+    "newer": (lambda text: text.replace('"schema": 2', '"schema": 3'), "*schema 3*upgrade*"),
     "another SAE's": (lambda text: text.replace('"lab/a"', '"lab/x"'), "*holds lab/x instead of lab/a*"),
     "NaN": (lambda text: text.replace('"value": 0', '"value": NaN, "x": 0', 1), "*NaN*not a number*"),
     "nonsense": (lambda text: text.replace('"unit": "nats"', '"unit": 5', 1), "*unit*must be*"),
@@ -243,5 +243,5 @@ def test_quiet_strict_markers_and_stopping_early(toy: Any) -> None:
     toy.say(lab_a__kl_gap="nan")
     result = toy("-q", "-p", "no:xdist", "--strict-markers", "-x", "-m", "fidelity")
     assert result.ret == 1
-    assert toy.report()["run"]["options"]["narrowed_by"] == ["-m", "-x"]
+    assert toy.report()["run"]["narrowed_by"] == ["-m", "-x"]
     assert os.listdir(toy.path / "reports")

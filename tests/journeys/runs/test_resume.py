@@ -104,7 +104,7 @@ def test_an_interrupted_run_reports_cannot_be_accepted_and_is_taken_up(toy: Any)
     assert result.returncode == 2
     assert "not accepted: the run was interrupted" in result.stdout
     report = toy.report()
-    assert report["run"]["options"]["interrupted"] is True
+    assert report["run"]["interrupted"] is True
     assert "lab/c" not in report["saes"]
     latest = str(toy.path / "reports" / "latest.json")
     assert main(["accept", latest, "--reason", "x", "--baselines", str(toy.path / "baselines")]) == 4
@@ -113,7 +113,7 @@ def test_an_interrupted_run_reports_cannot_be_accepted_and_is_taken_up(toy: Any)
     toy.say()
     toy("-q")
     assert len(toy.measured()) == 4
-    assert "interrupted" not in toy.report()["run"]["options"]
+    assert "interrupted" not in toy.report()["run"]
 
 
 def test_judged_anew_with_the_limits_of_now(toy: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from sae_bench.judge.verdicts import Verdict
 from sae_bench.measure.measurement import Series
-from sae_bench.report.records import Acceptance, SAEResult
+from sae_bench.report.records import Acceptance, LoadCheck, SAEResult
 from sae_bench.report.report import load_report
 from sae_bench.show import terminal
 from sae_bench.show.html import page as html
@@ -110,10 +110,10 @@ def test_every_figure_of_the_page_has_its_data(text: str) -> None:
 def test_names_are_text_wherever_they_stand(make: Any) -> None:
     bad = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(1)>\u2028"
     series = {bad: Series("table", {bad: [bad, "a"], "v": [1.0, 2.0]}, bad, bad)}
-    result = make.prop(bad, {bad: make.metric(1.0, Verdict.FAIL, message=bad, unit=bad, meaning=bad, limit=bad)},
+    result = make.prop(bad, {bad: make.metric(1.0, Verdict.FAIL, message=bad, unit=bad, meaning=bad)},
                        series=series, lines=(bad, bad), notes=(bad, f"{bad}\n{bad}"), context={bad: bad})  # fmt: skip
     run = replace(make.report({}).run, command=bad, options={bad: bad})
-    sae = SAEResult({bad: result}, (bad,), {"architecture": bad, "neuronpedia_id": bad})
+    sae = SAEResult({bad: result}, (bad,), {"architecture": bad, "neuronpedia_id": bad}, (LoadCheck(bad, False, bad),))
     report = replace(make.report({}, run), saes={bad: sae})
     page = Page(html.report_html(report, title=bad))
     assert len(page.scripts) == 4
@@ -214,11 +214,12 @@ def test_every_feature_that_is_named_leads_to_its_dashboard(make: Any) -> None:
         assert outside == [f"https://www.neuronpedia.org/a/b%20c/{feature}" for feature in wanted]
 
 
-@pytest.mark.parametrize(("text", "said", "shown"), [("ok: 16", "1 checks on loading are ok", "<details><summary>"),
-    ("LOOK: <9>", "1 of 1 checks on loading want a look", "<details open><summary>")])  # fmt: skip
-def test_checks_on_loading_are_folded_unless_one_wants_a_look(make: Any, text: str, said: str, shown: str) -> None:
+@pytest.mark.parametrize(("text", "said", "shown"), [("16", "1 load checks are ok", "<details><summary>"),
+    ("<9>", "1 of 1 load checks need a look", "<details open><summary>")])  # fmt: skip
+def test_load_checks_are_folded_unless_one_is_not_ok(make: Any, text: str, said: str, shown: str) -> None:
     report = make.full(1)
-    saes = {sae: replace(each, provenance={"load_check.l0": text}) for sae, each in report.saes.items()}
+    checks = (LoadCheck("l0", "open" not in shown, text),)
+    saes = {sae: replace(each, load_checks=checks) for sae, each in report.saes.items()}
     page = html.report_html(replace(report, saes=saes))
     assert f"{shown}{said}</summary>" in page
     assert text.replace("<", "&lt;").replace(">", "&gt;") in page
