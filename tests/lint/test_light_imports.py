@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import sae_bench
+from sae_bench.measure.properties import property_names
 
 HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "scipy.stats", "pytest")
 
@@ -34,3 +38,27 @@ print(found.verdict, [m for m in {HEAVY!r} if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "PASS []"
+
+
+LIGHT = ("registry", "judge", "report", "show", "measure/properties", "frontends/cli", "frontends/pytest", "suite")
+"Rooms that are imported to list, collect, compare, accept and show."
+TORCH = ("torch", "transformer_lens", "transformers", "sae_lens")
+
+
+def test_light_rooms_import_no_torch() -> None:
+    package = Path(sae_bench.__file__).parent
+    declared = [f"sae_bench.measure.properties.{name}" for name in property_names()]
+    others = [
+        ".".join(("sae_bench", *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__")
+        for room in LIGHT
+        for path in sorted((package / room).rglob("*.py"))
+        if room != "measure/properties"
+    ]
+    code = f"""
+import importlib, sys
+for name in {[*declared, *others]!r}:
+    importlib.import_module(name)
+    assert not [each for each in {TORCH!r} if each in sys.modules], name
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
