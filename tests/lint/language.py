@@ -1,6 +1,6 @@
 """Check names and docstrings for words that a stranger could not guess: ``python -m tests.lint.language [--count]``.
 
-Prints ``path:line: message`` for every hit and ends with 1 if there is one. Exceptions are in ``language_exceptions.txt``.
+Prints ``path:line: message`` for every hit and ends with 1 if there is one. ``language_exceptions.txt`` has exceptions.
 """
 
 from __future__ import annotations

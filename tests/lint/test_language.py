@@ -33,5 +33,5 @@ def test_a_riddle_is_a_hit(code: str, message: str) -> None:
 
 
 def test_plain_code_has_no_hit() -> None:
-    code = '"""Nearest neighbours."""\n\ndef nearest(rows):\n    """Return the nearest row of every row."""\n    return rows\n'
+    code = '"""Nearest neighbours."""\n\ndef nearest(rows):\n    """Return the nearest rows."""\n    return rows\n'
     assert not list(language.hits_in(Path(language.PACKAGE / "measure" / "some" / "module.py"), code))
