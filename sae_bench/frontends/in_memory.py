@@ -1,4 +1,4 @@
-"""Activations that somebody has at hand, as a corpus and a site, without a model that could run on from them.
+"""Activations in memory, as a corpus and a site, without a model to run.
 
 Shapes: docs documents, pos positions, d site width.
 """
@@ -24,7 +24,7 @@ NOWHERE = "blocks.0.hook_resid_pre"
 
 
 class NoModel:
-    """Stands where a `Model` would, and says so when it is asked to run."""
+    """Placeholder for a `Model` that refuses to run."""
 
     runs = False
     name = "none"
@@ -41,7 +41,7 @@ class NoModel:
         self.identity = {"weights": "none: activations were given"}
 
     def width(self, site: Site) -> int:
-        """That of the activations, wherever they are from."""
+        """Return the width of the activations, at any site."""
         return self.d_model
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -53,7 +53,7 @@ class NoModel:
 
 
 def as_documents(activations: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations (docs, pos, d) float32 and lengths (docs,); rows (tokens, d) are cut into documents of `CHUNK`.
+    """Return activations as (docs, pos, d) float32 and lengths (docs,); rows (tokens, d) are cut into documents.
 
     Raises:
         UsageError: another shape, or a value that is not finite.
@@ -74,7 +74,7 @@ def as_documents(activations: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def handed_corpus(x: Tensor, lengths: Tensor) -> Corpus:
-    """A corpus without tokens, named by the activations (docs, pos, d) that stand for it."""
+    """Return a corpus without tokens, named by a hash of its activations (docs, pos, d)."""
     digest = hashlib.sha256(str(tuple(x.shape)).encode() + x.contiguous().numpy().tobytes()).hexdigest()
     return Corpus(
         path="",
@@ -89,7 +89,7 @@ def handed_corpus(x: Tensor, lengths: Tensor) -> Corpus:
 
 
 def handed_data(x: Tensor, corpus: Corpus, site: str | None, include_bos: bool) -> SiteData:
-    """The site's data, with ``x`` (docs, pos, d) as what the model would have shown."""
+    """Return the data of a site, with ``x`` (docs, pos, d) as its captured activations."""
     model = cast(Model, NoModel(x.shape[-1], int(corpus.tokens.max()) + 1))
     data = SiteData(model, parse_site(site or NOWHERE), corpus, include_bos=include_bos, memory_bytes=2 * x.nbytes)
     data.x.copy_(x)

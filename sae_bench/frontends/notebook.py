@@ -1,4 +1,4 @@
-"""The same checks as under pytest, in a notebook or a training script: on files, objects, or tensors at hand."""
+"""Check an SAE in a notebook or a training script: files, objects or tensors in memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check(
     baselines: str | Path | None,
     options: Mapping[str, Any],
 ) -> Report:
-    """See `sae_bench.check_sae`."""
+    """Measure and judge one SAE; see `sae_bench.check_sae`."""
     started = time.time()
     said = {name: value for name, value in options.items() if name in OPTIONS}
     rest = {name: value for name, value in options.items() if name not in OPTIONS}
@@ -87,7 +87,7 @@ def _on_activations(
     model: Any,
     explicit: bool,
 ) -> dict[str, PropertyResult]:
-    """What needs no model from the activations; the rest from the model, where model and token ids are given."""
+    """Measure what needs no model on the activations, and the rest with the model, if there is one."""
     x, lengths = as_documents(activations)
     if corpus is not None and x.shape[:2] != corpus.tokens.shape:
         raise UsageError(
@@ -133,7 +133,7 @@ def _spec(
 
 
 def _device(said: str | None, model: Any, activations: Tensor | None) -> str:
-    """Where to measure: where the model is, or the activations are, unless something else is said."""
+    """Return the device to measure on: the one asked for, else that of the model or of the activations."""
     weight = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
     if weight is None:
         return said or (str(activations.device) if activations is not None else RunOptions.device)
@@ -150,7 +150,7 @@ def _given_model(model: Any) -> Model | None:
 
 
 def _given_corpus(corpus: Any, tokens: Any) -> Corpus | None:
-    """Token ids (documents, positions), or lists of them, as a corpus; None where a file is named."""
+    """Return token ids (documents, positions), or lists of them, as a corpus; None where a file is named."""
     if tokens is not None and corpus is not None:
         raise UsageError("check_sae takes corpus= or tokens=, not both: tokens are a corpus that is in no file")
     if isinstance(corpus, Corpus):
@@ -164,7 +164,7 @@ def _given_corpus(corpus: Any, tokens: Any) -> Corpus | None:
 
 
 class _InMemoryModelLoader(Loader):
-    """Uses a model and token ids that are in memory where there are any."""
+    """Loader that uses a model and token ids in memory, where there are any."""
 
     def __init__(self, settings: Settings, progress: Progress | None, model: Model | None, corpus: Corpus | None):
         super().__init__(settings, progress)
@@ -179,7 +179,7 @@ class _InMemoryModelLoader(Loader):
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """What was handed over."""
+    """Activations and token ids in memory."""
 
     x: Tensor
     "(docs, pos, d) float32"
@@ -189,7 +189,7 @@ class Activations:
 
 
 class InMemoryLoader(Loader):
-    """Makes benches of activations that are at hand, without a model."""
+    """Loader of benches on activations in memory, without a model."""
 
     def __init__(self, settings: Settings, progress: Progress | None, given: Activations) -> None:
         super().__init__(replace(settings, dtype="float32"), progress)

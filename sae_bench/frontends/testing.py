@@ -1,4 +1,4 @@
-"""For test files: `property_test` makes one test of one property; `check_sae` measures one SAE and returns a report."""
+"""Public functions for test files: `property_test` makes a test of one property, `check_sae` measures one SAE."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPERATIONS = ("encode", "decode", "encode_decode")
 
 
 def property_test(name: str) -> Callable[..., None]:
-    """A test function that measures one property of each chosen SAE; pytest runs it once an SAE.
+    """Return a test function that measures one property of each chosen SAE; pytest runs it once per SAE.
 
     Use it as ``test_kl_gap = property_test("kl_gap")``.
     """
@@ -44,7 +44,7 @@ def property_test(name: str) -> Callable[..., None]:
 
 
 def speed_test() -> Callable[..., None]:
-    """A test function that times encoding and decoding of each chosen SAE with pytest-benchmark's fixture.
+    """Return a test function that times encoding and decoding of each chosen SAE with pytest-benchmark's fixture.
 
     Use it as ``test_speed = speed_test()``.
     """

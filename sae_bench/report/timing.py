@@ -25,7 +25,7 @@ class Timing:
 
     @property
     def tokens_per_second(self) -> float:
-        """How many activations are encoded, decoded, or both."""
+        """Return the number of activations encoded, decoded, or both, per second."""
         return self.tokens / self.seconds
 
     @property
@@ -34,11 +34,11 @@ class Timing:
         return self.product_seconds / self.seconds
 
     def info(self) -> dict[str, float]:
-        """What is stored beside the times, and shown by JUnit."""
-        said = {
+        """Return the fields that pytest-benchmark stores with the timing."""
+        figures = {
             "tokens": self.tokens,
             "tokens_per_second": self.tokens_per_second,
             "share_of_product": self.share_of_product,
             "peak_mebibytes": self.peak_mebibytes,
         }
-        return {name: value for name, value in said.items() if value is not None}
+        return {name: value for name, value in figures.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What a measurement's numbers follow from: contents, settings and versions, never a name or a path.
+"""Fingerprint of a measurement: contents, settings and versions that its numbers follow from, never a name or path.
 
 Two runs whose contents agree would measure the same to the last bit, so one may take up what the other finished before
 it was killed.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_bench.engine.noise_floors import added_floors
+from sae_bench.model.files import file_sha256
 from sae_bench.registry.spec import LABELLED_FIELDS
 from sae_bench.report.provenance import hardware
 
@@ -29,7 +30,7 @@ _PACKAGES = ("torch", "transformer-lens", "transformers", "numpy", "scipy", "sci
 
 
 def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, Any]:
-    """Everything behind one property of one SAE, as JSON values."""
+    """Return everything that one property of one SAE follows from, as JSON values."""
     from sae_bench.sae import weights_sha256
 
     bench = loader.bench(spec)
@@ -52,7 +53,7 @@ def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, A
 
 @cache
 def sources_sha256(package: Path = Path(__file__).parents[1]) -> str:
-    """Hash of this package's code, demo and rendering aside: a formula in the making must not be taken up either."""
+    """Return the hash of this package's code, demo and rendering left out."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         if path.relative_to(package).parts[0] not in ("demo", "show"):
@@ -61,16 +62,16 @@ def sources_sha256(package: Path = Path(__file__).parents[1]) -> str:
 
 
 def _own_source(function: Callable[..., object]) -> str | None:
-    """Hash of the file of a property or noise floor of another package; None where its code is in no file."""
+    """Return the hash of the file of a property or noise floor of another package; None where its code is in no file."""
     try:
         path = inspect.getsourcefile(function)
     except TypeError:
         return None
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else None
+    return file_sha256(Path(path)) if path and Path(path).is_file() else None
 
 
 def _behaviour(bench: Bench) -> str | None:
-    """What an object of a user's makes of the first documents: its tensors need not be all that decides."""
+    """Return the hash of a user object's reconstructions: its tensors need not be all that decides."""
     if bench.sae.info.format != "object":
         return None
     reconstruction = bench.reconstruct(bench.batch(tuple(range(min(2, bench.n_documents)))))
@@ -78,12 +79,12 @@ def _behaviour(bench: Bench) -> str | None:
 
 
 def _files_sha256(path: str | None) -> dict[str, str] | None:
-    """Hashes of a labelled dataset and of its variants beside it."""
+    """Return the hashes of a labelled dataset and of its variants next to it."""
     if path is None:
         return None
-    given = Path(path)
-    beside = sorted(given.parent.glob(f"{given.stem}*{given.suffix}"))
-    return {file.name.removeprefix(given.stem): hashlib.sha256(file.read_bytes()).hexdigest() for file in beside}
+    named = Path(path)
+    files = sorted(named.parent.glob(f"{named.stem}*{named.suffix}"))
+    return {file.name.removeprefix(named.stem): file_sha256(file) for file in files}
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""From a registration to a `Bench`: read the SAE, complete what it leaves open, check that everything fits together.
+"""Load an SAE with its model and corpus: complete what the registration leaves open, check that all fits together.
 
 Whatever is wrong with one SAE is one sentence in a `LoadError`; the others are not touched by it.
 """
@@ -37,7 +37,7 @@ _CONTROL_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class ResolvedSpec:
-    """What an SAE is measured on, complete: registration first, then what its own config says."""
+    """Model, site and corpus of an SAE, complete: registration first, then the SAE's own config."""
 
     model: str
     model_kwargs: Mapping[str, Any]
@@ -49,7 +49,7 @@ class ResolvedSpec:
 
 
 class Loader:
-    """Loads SAEs with their models and corpora; models and corpora are shared, SAEs are kept until closed."""
+    """Loader of SAEs with their models and corpora; models and corpora are shared, SAEs stay until closed."""
 
     def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
         check_device(settings.device)
@@ -62,7 +62,7 @@ class Loader:
         self._checks: dict[str, tuple[LoadCheck, ...]] = {}
 
     def bench(self, spec: SAESpec) -> Bench:
-        """The bench of ``spec``, loaded once; a failure is remembered and raised again."""
+        """Return the bench of ``spec``, loaded once; a failure is remembered and raised again."""
         if spec.id in self._errors:
             raise self._errors[spec.id]
         if spec.id not in self._benches:
@@ -74,11 +74,11 @@ class Loader:
         return self._benches[spec.id]
 
     def forget(self, spec: SAESpec) -> None:
-        """Let go of an SAE's codes and weights; models and captured activations stay."""
+        """Release an SAE's codes and weights; models and captured activations stay."""
         self._benches.pop(spec.id, None)
 
     def context(self, spec: SAESpec) -> dict[str, Any]:
-        """What decides whether two results of ``spec`` speak of the same thing; settings of a property come on top."""
+        """Return the context of ``spec``, which decides whether two results may be compared; a property adds its settings."""
         bench = self.bench(spec)
         return {
             "corpus": bench.corpus.sha256,
@@ -101,7 +101,7 @@ class Loader:
         return SAEResult({}, provenance=provenance, load_checks=self._checks[spec.id])
 
     def weights(self, spec: SAESpec) -> str:
-        """Hash of the SAE's weights."""
+        """Return the hash of the SAE's weights."""
         return weights_sha256(self.bench(spec).sae)
 
     def _load(self, spec: SAESpec) -> Bench:
@@ -190,7 +190,7 @@ class Loader:
 
 
 def complete(spec: SAESpec, sae: SAE) -> ResolvedSpec:
-    """Model, site and corpus of an SAE; what nobody says is one error that lists all of it."""
+    """Return model, site and corpus of an SAE; everything that is missing is listed in one error."""
     model = spec.model or sae.info.model
     site, output = ends(spec, sae)
     missing = [name for name, value in (("model", model), ("site", site), ("corpus", spec.corpus)) if not value]
@@ -214,7 +214,7 @@ def complete(spec: SAESpec, sae: SAE) -> ResolvedSpec:
 
 
 def _check_explains(bench: Bench, spec: SAESpec, sae: SAE) -> None:
-    """Explained variance below 0 on the first documents: the activations are not those the SAE was trained on."""
+    """Raise a `LoadError` when explained variance is below 0: the SAE was trained on other activations."""
     explained = explained_variance(bench, next(iter(bench.batches())))
     if explained < 0:
         processing = dict(bench.model.identity.get("processing", {})) or "none"

@@ -57,22 +57,22 @@ def _site(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
 
 
 def _base_model(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
-    """A base model and what was tuned or distilled from it have one shape, and much of one another's activations."""
+    """Compare model names: a base model and one tuned from it have the same shapes and similar activations."""
     trained, read = bench.sae.info.model, bench.model.name
-    # A folder is called as its owner likes.
+    # The name of a folder says nothing about the model in it.
     if not bench.has_model or trained is None or Path(read).is_dir() or Path(trained).is_dir():
         return
     yield _check("model", _plain(trained) == _plain(read), read, f"the SAE was trained on {trained}")
 
 
 def _plain(model: str) -> str:
-    """A model's name without its owner; TransformerLens says gpt2-small for gpt2."""
+    """Return a model's name without its owner; TransformerLens calls gpt2 gpt2-small."""
     name = model.rpartition("/")[2].lower()
     return {"gpt2-small": "gpt2"}.get(name, name)
 
 
 def _place(site: Site) -> Site:
-    """A block's output is the next one's input."""
+    """Return a site in its simplest form: a block's output is the next one's input."""
     return Site(site.layer + 1, "hook_resid_pre") if site.kind == "hook_resid_post" else site
 
 
@@ -107,13 +107,15 @@ def _norms(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
 
 
 def _l0(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
-    found = float(bench.l0_per_token(batch)[batch.keep].double().mean())
+    measured = float(bench.l0_per_token(batch)[batch.keep].double().mean())
     claimed = spec.l0 or bench.sae.info.l0
     if claimed is None:
-        yield LoadCheck("l0", True, f"{found:.3g}, none is claimed")
+        yield LoadCheck("l0", True, f"{measured:.3g}, none is claimed")
         return
-    fits = claimed / L0_WITHIN <= found <= claimed * L0_WITHIN
-    yield _check("l0", fits, f"{found:.3g}, claimed {claimed:.3g}", "is a threshold, k or the scale of the input lost?")
+    fits = claimed / L0_WITHIN <= measured <= claimed * L0_WITHIN
+    yield _check(
+        "l0", fits, f"{measured:.3g}, claimed {claimed:.3g}", "is a threshold, k or the scale of the input lost?"
+    )
 
 
 def _explained(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
@@ -124,19 +126,19 @@ def _explained(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]
 def _clean_ce(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     if not bench.has_model or not bool(batch.keep_ce.any()):
         return
-    found = float(bench.intervene(batch, None).ce[batch.keep_ce].mean())
+    ce = float(bench.intervene(batch, None).ce[batch.keep_ce].mean())
     uniform = math.log(bench.model.d_vocab)
-    text = f"{found:.3f} nats a token, a uniform guess has {uniform:.3f}"
-    yield _check("clean_ce", found < UNIFORM * uniform, text, "another tokenizer, or a model without its weights?")
+    text = f"{ce:.3f} nats a token, a uniform guess has {uniform:.3f}"
+    yield _check("clean_ce", ce < UNIFORM * uniform, text, "another tokenizer, or a model without its weights?")
 
 
 def _bos(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
-    trained, given = bench.sae.info.prepend_bos, bench.corpus.has_bos
-    text = f"documents begin {'with' if given else 'without'} BOS"
+    trained, has_bos = bench.sae.info.prepend_bos, bench.corpus.has_bos
+    text = f"documents begin {'with' if has_bos else 'without'} BOS"
     if trained is None:
         yield LoadCheck("bos", True, f"{text}, the SAE does not say how it was trained")
         return
-    yield _check("bos", trained == given, text, f"the SAE was trained {'with' if trained else 'without'} it")
+    yield _check("bos", trained == has_bos, text, f"the SAE was trained {'with' if trained else 'without'} it")
 
 
 def _context(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
@@ -148,12 +150,12 @@ def _context(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
 def _processing(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:
     if not bench.has_model:
         return
-    said = {name: bool(value) for name, value in bench.sae.info.model_kwargs.items() if isinstance(value, bool)}
+    declared = {name: bool(value) for name, value in bench.sae.info.model_kwargs.items() if isinstance(value, bool)}
     done = {name for name, value in dict(bench.model.identity.get("processing", {})).items() if value is True}
-    wanted = {name for name, value in said.items() if value}
+    wanted = {name for name, value in declared.items() if value}
     text = f"weights are processed by {', '.join(sorted(done)) or 'nothing'}"
     wants = f"the SAE wants {', '.join(sorted(wanted)) or 'none'}"
-    yield _check("weight_processing", done == wanted or not said, text, wants)
+    yield _check("weight_processing", done == wanted or not declared, text, wants)
 
 
 def _batch_dependence(bench: Bench, batch: Batch, spec: SAESpec) -> Iterator[LoadCheck]:

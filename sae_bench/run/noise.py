@@ -1,4 +1,4 @@
-"""How much a measurement moves although the SAE does not: ``--sae-selfcheck`` measures again and keeps its noise.
+"""Noise of a measurement: ``--sae-selfcheck`` measures the unchanged SAE again and stores the spread.
 
 What should make no difference is changed: the batch size, the order of the documents, and the seed of every draw. The
 noise of a metric is the change that an SAE which did not change stays within, its interval included:
@@ -38,7 +38,7 @@ REPEATS = 2
 
 
 def measured_noise(declared: Property, bench: Bench, found: Measurement) -> dict[str, float]:
-    """Noise of each metric of ``found``, in its unit; left out where it has no finite value every time."""
+    """Return the noise of each metric, in its unit; a metric without a finite value every time is left out."""
     # Where the seed is part of what is measured (which features are steered), another one measures something else.
     same_seed = "seed" in found.settings
     again = [declared.measure(varied(bench, repeat, same_seed)) for repeat in range(1, REPEATS + 1)]
@@ -49,7 +49,7 @@ def measured_noise(declared: Property, bench: Bench, found: Measurement) -> dict
 
 
 def noise(measurements: Sequence[Measurement], metric: str, alpha: float) -> float | None:
-    """What the module says, from measurements of one SAE; None where one of them has no finite value.
+    """Return the noise of one metric from measurements of one SAE; None where one has no finite value.
 
     Args:
         measurements: two or more.
@@ -76,7 +76,7 @@ def noise(measurements: Sequence[Measurement], metric: str, alpha: float) -> flo
 
 
 def varied(bench: Bench, repeat: int, same_seed: bool = False) -> Bench:
-    """The same SAE, model and corpus, looked at in another way: no number may depend on it but by noise."""
+    """Return a bench of the same SAE, model and corpus with another batch size, order or seed."""
     settings = bench.settings
     changed = replace(
         settings,

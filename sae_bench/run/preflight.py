@@ -1,4 +1,4 @@
-"""What must be right before anything is measured: limits, known failures, and the accepted reports to compare with."""
+"""Check limits, known failures and accepted reports before anything is measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def rules_for(spec: SAESpec, declared: Property, given: Sequence[Rule]) -> tuple[Rule, ...]:
-    """All limits that may concern a property of an SAE, weakest source first; a control has none."""
+    """Return all limits that may concern a property of an SAE, weakest source first; a control has none."""
     if spec.control is not None:
         return ()
     rules = [parse_rule(f"{declared.name}.{limit}", "property") for limit in declared.limits]
@@ -34,7 +34,7 @@ def rules_for(spec: SAESpec, declared: Property, given: Sequence[Rule]) -> tuple
 
 
 def check_words(specs: Sequence[SAESpec], rules: Sequence[Rule], registered: Sequence[str] = ()) -> None:
-    """Every limit and known failure must name a declared metric; anything else is a `UsageError` before the run.
+    """Raise a `UsageError` for a limit or a known failure that names no declared metric.
 
     A limit for some SAEs must name one that is chosen or ``registered``.
     """
@@ -49,7 +49,7 @@ def check_words(specs: Sequence[SAESpec], rules: Sequence[Rule], registered: Seq
 
 
 def check_accepted_reports(specs: Sequence[SAESpec], properties: Sequence[str], options: RunOptions) -> None:
-    """Every accepted report that will be compared with must be readable, of its SAE, and give each limit a width.
+    """Raise a `UsageError` for an accepted report that is unreadable, of another SAE, or gives a limit no width.
 
     Raises:
         UsageError: before anything is measured, since a long run that cannot be judged helps nobody.
@@ -82,7 +82,7 @@ def _accepted(where: Path, spec: SAESpec, name: str) -> AcceptedProperty | None:
 
 
 def _check_files(specs: Sequence[SAESpec]) -> None:
-    """Each SAE has an accepted file of its own; ``a`` and ``a.json/b`` would need a file and a folder of one name."""
+    """Raise a `UsageError` when two SAEs would share an accepted file, or one file would be the folder of another."""
     owners: dict[PurePosixPath, SAESpec] = {}
     for spec in specs:
         path = PurePosixPath(f"{spec.accepted_id}.json")

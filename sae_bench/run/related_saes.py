@@ -1,4 +1,4 @@
-"""SAEs that are read beside a registered one: of later layers (`layers`), or of the same site in other sizes (`width`).
+"""Load SAEs that are compared with a registered one: of later layers (`layers`), or of other sizes (`width`).
 
 Each is the id of a registered SAE, or a path. One that does not belong there is refused in one sentence, because every
 number it took part in would be wrong.
@@ -26,7 +26,7 @@ STREAM = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_post": 2}
 
 @dataclass(frozen=True, eq=False)
 class MeasuredSAE:
-    """The measured SAE and where it is."""
+    """The measured SAE, its site and its model."""
 
     spec: SAESpec
     sae: SAE
@@ -40,7 +40,7 @@ class MeasuredSAE:
 
 
 def companions(field: Field, home: MeasuredSAE, read: Callable[[SAESpec], SAE]) -> tuple[RelatedSAE, ...]:
-    """The SAEs that ``field`` of the home's registration names; ``read`` loads one. Next layers: the nearest first.
+    """Return the SAEs that a field of the registration names; ``read`` loads one. The nearest layer comes first.
 
     A family may name the home itself, so that all of its members can be registered with one list. A `LoadError` for an
     SAE of another model, of a site that does not fit, or of another width.
@@ -70,7 +70,7 @@ def companions(field: Field, home: MeasuredSAE, read: Callable[[SAESpec], SAE]) 
 
 
 def ends(spec: SAESpec, sae: SAE) -> tuple[str | None, str | None]:
-    """Names of the sites that an SAE reads and writes: registration first, then its own config; None: nobody says."""
+    """Return the names of the sites that an SAE reads and writes: registration first, then its config; None if unknown."""
     if spec.output_site is not None:
         return spec.site or sae.site_in, spec.output_site
     # A transcoder's own config names its output; another site for an autoencoder moves both its ends.

@@ -1,4 +1,4 @@
-"""The better SAE handed back: per-feature scales folded into its decoder, saved in SAELens' format.
+"""Rescale an SAE: fold per-feature scales into its decoder and save it in SAELens' format.
 
 The encoder is left alone, so the same features fire as before; only how much each of them writes has changed.
 `calibrated_loss` is the training objective that has the same scales in it (Drori's comment on Gated SAEs, 2024): an
@@ -39,12 +39,12 @@ class RescaledSAE:
 
     @property
     def better(self) -> bool:
-        """Whether the KL on odd documents, which the scales were not fitted on, fell."""
+        """Return True when the KL fell on odd documents, which the scales were not fitted on."""
         return _value(self.after, "kl_heldout") < _value(self.before, "kl_heldout")
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What happened, for a terminal."""
+        """Return the outcome as lines for a terminal."""
         told = [f"{self.folder}: every decoder row times the scale of its feature, in SAELens' format"]
         for metric, words in (
             ("gamma_centred", "gamma_centred"),
@@ -73,7 +73,7 @@ class CalibratedLoss:
 
     @property
     def total(self) -> Tensor:
-        """What is minimised."""
+        """Return the sum of the terms, which training minimises."""
         return self.encoder + self.decoder + self.sparsity
 
 
@@ -100,7 +100,7 @@ def calibrated_loss(
 
 
 def rescale(sae: SAE, scales: Tensor) -> LinearDecoderSAE:
-    """``sae`` with decoder row i times ``scales[i]`` (n,); its codes stay the same.
+    """Return the SAE with decoder row i times ``scales[i]`` (n,); its codes stay the same.
 
     A `UsageError` for an SAE that is not made of tensors, or for scales that do not fit it or are not finite.
     """
@@ -134,13 +134,15 @@ def rescale_bench(bench: Bench, out: Path) -> RescaledSAE:
 def rescale_target(
     spec: SAESpec, out: Path, settings: Settings | None = None, progress: Progress | None = None
 ) -> RescaledSAE:
-    """`rescale_bench` of a registered SAE, or of a target with its model, site and corpus in a spec of its own."""
+    """Rescale a registered SAE, or a target with its model, site and corpus in a spec of its own."""
     return rescale_bench(Loader(settings or Settings(), progress).bench(spec), out)
 
 
 def _value(measurement: Measurement, name: str) -> float:
     estimate = measurement.estimates[name]
     if isinstance(estimate, Undefined):
-        raise MeasurementError(f"shrinkage.{name} has no value here ({estimate.full_reason}), so nothing can be rescaled")
+        raise MeasurementError(
+            f"shrinkage.{name} has no value here ({estimate.full_reason}), so nothing can be rescaled"
+        )
     assert isinstance(estimate, Ratio)
     return estimate.value

@@ -1,4 +1,4 @@
-"""How fast an SAE encodes and decodes: tokens a second and peak memory, beside the bare matrix product of its shape.
+"""Time encoding and decoding: tokens per second and peak memory, compared with the bare matrix product.
 
 These are numbers of a machine and a day, so no verdict, report or accepted file has them. pytest-benchmark takes the
 time, stores it (``--benchmark-save``) and compares it (``--benchmark-compare``).
@@ -64,13 +64,13 @@ def time_operation(bench: Bench, operation: str, id: str, benchmark: Any) -> Tim
 
 
 def tokens_in_a_call(d_in: int, d_sae: int, device: str, available: int) -> int:
-    """How many tokens are timed at once: a power of two that depends on shapes alone, so that runs can be compared."""
+    """Return the number of tokens timed at once: a power of two that depends on shapes alone."""
     fitting = OPERATIONS_PER_PRODUCT.get(device, OPERATIONS_PER_PRODUCT["cpu"]) // (2 * d_in * d_sae)
     return min(1 << (max(fitting, 1).bit_length() - 1), MOST_TOKENS, available)
 
 
 def peak_mebibytes(work: Work, device: str) -> float | None:
-    """The most memory that ``work`` holds at once, of what it allocates itself."""
+    """Return the peak memory that ``work`` allocates."""
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -93,7 +93,7 @@ def peak_mebibytes(work: Work, device: str) -> float | None:
 
 
 def _prepared(bench: Bench, operation: str) -> tuple[Work, Work, int]:
-    """The SAE's work, the bare product of the same shape, and how many tokens each has."""
+    """Return the SAE's work, the bare product of the same shape, and the number of tokens of each."""
     sae, source, device = bench.sae, bench.source, torch.device(bench.settings.device)
     tokens = tokens_in_a_call(int(sae.d_in), int(sae.d_sae), device.type, len(source.kept_positions))
     x = source.rows[source.kept_positions[:tokens]].to(device)  # (tokens, d_in)
@@ -121,7 +121,7 @@ def _seconds(work: Work, device: str) -> float:
 
 
 def _finish(work: Work, device: str) -> None:
-    """``work`` to its end: a GPU runs on after the call that started it."""
+    """Run ``work`` to its end: a GPU runs on after the call that started it."""
     with torch.no_grad():
         work()
     if device == "cuda":

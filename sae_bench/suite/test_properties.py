@@ -1,4 +1,4 @@
-"""Every property of the package, each as one test; a new property is picked up by itself."""
+"""One test per property; a new property is included without a change here."""
 
 from sae_bench.frontends.testing import property_test
 from sae_bench.measure.properties import property_names

@@ -1,4 +1,4 @@
-"""How fast every SAE is, for ``-k speed`` and pytest-benchmark's own options."""
+"""Timings of every SAE, for ``-k speed`` and pytest-benchmark's own options."""
 
 from sae_bench.frontends.testing import speed_test
 

@@ -1,4 +1,4 @@
-"""The console script: what is done between runs. Reports are compared, accepted and shown without torch or a GPU.
+"""Console script: compare, accept, show and check reports between runs, without torch or a GPU.
 
 Exit codes are those of a run: 0 acceptable, 1 worse or broken, 4 usage, 11 could not be judged.
 """
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> Parser:
-    """All commands and their options."""
+    """Return the parser with all commands and their options."""
     top = Parser(prog="pytest-sae-bench", description="Reports, accepted values and corpora of pytest-sae-bench.")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (reports, prune, render, history, metrics, corpus, rescale, check, other_tools):

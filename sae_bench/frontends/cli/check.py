@@ -1,4 +1,4 @@
-"""``check``: accepted files are sound, and every SAE that a change touches has one. Quick: it measures nothing."""
+"""Command ``check``: accepted files are sound, and every SAE that a change touches has one. It measures nothing."""
 
 from __future__ import annotations
 

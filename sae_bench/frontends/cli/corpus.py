@@ -1,4 +1,4 @@
-"""``corpus build``: a pinned evaluation corpus from a text file, a file of JSON lines or a dataset."""
+"""Command ``corpus build``: a pinned evaluation corpus from a text file, JSON lines or a dataset."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _texts(options: argparse.Namespace, documents: int | None) -> tuple[Iterator[Text], str]:
-    """The texts, and where they are from in words."""
+    """Return the texts, and a description of their source."""
     from sae_bench.engine.corpus_build import from_dataset, from_jsonl, from_text
 
     if options.text is not None:

@@ -30,7 +30,7 @@ class Entry:
 
     @property
     def day(self) -> str:
-        """The date without the time."""
+        """Return the date without the time."""
         return self.when[:10]
 
     def value(self, property: str, metric: str) -> float | None:

@@ -1,4 +1,4 @@
-"""``metrics``: every property with its question, metrics and default limits, as Markdown."""
+"""Command ``metrics``: every property with its question, metrics and default limits, as Markdown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _metrics(options: argparse.Namespace) -> int:
 
 
 def reference() -> str:
-    """The whole list; ``docs/metrics.md`` is this text."""
+    """Return the whole list; ``docs/metrics.md`` is this text."""
     from sae_bench.measure.properties import load_property, property_names
 
     head = [

@@ -1,4 +1,4 @@
-"""argparse, with the exit code that usage errors have here."""
+"""Argument parser with the exit code that usage errors have here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ USAGE_EXIT = 4
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with exit code 4 where argparse would end with 2, which pytest uses for an interruption."""
+    """Parser that ends with exit code 4; argparse ends with 2, which pytest uses for an interruption."""
 
     def error(self, message: str) -> NoReturn:
-        """Print usage and the one sentence."""
+        """Print the usage and the error, and exit."""
         self.print_usage(sys.stderr)
         self.exit(USAGE_EXIT, f"{self.prog}: {message}\n")
 

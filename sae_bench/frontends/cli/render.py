@@ -1,4 +1,4 @@
-"""``render``: the pages of a report again, from its JSON: on another machine, or for a report that was sent."""
+"""Command ``render``: write the pages of a report again, from its JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``rescale``: an SAE with its measured suppression undone, saved so that it can be shipped."""
+"""Command ``rescale``: save an SAE with its measured suppression undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the hooks know of collected items and of their run: which SAE, which property, and the session behind them."""
+"""Look up the SAE and the property of collected items, and the session that they belong to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SESSION = pytest.StashKey["Session"]()
 
 
 def session_of(config: pytest.Config) -> Session:
-    """The run's session, made when it is first needed: options resolved, SAEs chosen, registrations frozen."""
+    """Return the session of a run; on the first call options are resolved, SAEs chosen and registrations frozen."""
     if SESSION not in config.stash:
         from sae_bench.registry.package_clash import PackageClash, verify_identity
 
@@ -33,28 +33,28 @@ def session_of(config: pytest.Config) -> Session:
 
 
 def is_timed(function: Any) -> bool:
-    """Whether a test times SAEs."""
+    """Return True for a test that times SAEs."""
     from sae_bench.frontends.testing import SPEED_ATTRIBUTE
 
     return getattr(function, SPEED_ATTRIBUTE, False)
 
 
 def spec_of(item: pytest.Item) -> Any:
-    """The SAE of one of our items; None where no SAE was chosen."""
+    """Return the SAE of an item; None where no SAE was chosen."""
     found = item.callspec.params.get("sae_spec") if hasattr(item, "callspec") else None
     # An empty set of parameters is filled with a placeholder.
     return found if hasattr(found, "accepted_id") else None
 
 
 def property_of(item: pytest.Item) -> str | None:
-    """The property that one of our items measures."""
+    """Return the property that an item measures."""
     from sae_bench.frontends.testing import PROPERTY_ATTRIBUTE
 
     return getattr(getattr(item, "function", None), PROPERTY_ATTRIBUTE, None)
 
 
 class MissingItem(pytest.Item):
-    """Fails because something accepted is not measured any more: an SAE, or one property of one."""
+    """Item that fails because an accepted SAE, or one of its properties, is not measured any more."""
 
     def __init__(self, *, sae: str, property: str | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -62,13 +62,13 @@ class MissingItem(pytest.Item):
 
     @classmethod
     def of(cls, parent: pytest.Collector | pytest.Session, sae: str, property: str | None) -> MissingItem:
-        """The item for an SAE that is registered no more, or for one of its properties."""
+        """Return the item for an SAE that is registered no more, or for one of its properties."""
         name = f"accepted[{sae}]" if property is None else f"accepted_{property}[{sae}]"
         item: MissingItem = cls.from_parent(parent, name=name, sae=sae, property=property)
         return item
 
     def runtest(self) -> None:
-        """Always MISSING: the item exists only where nothing else does."""
+        """Fail with the verdict MISSING: the item exists only where nothing measures."""
         session = session_of(self.config)
         session.open()
         checked = session.run.missing(self.sae, self.property)
@@ -76,9 +76,9 @@ class MissingItem(pytest.Item):
         pytest.fail(str(checked.failure), pytrace=False)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
-        """The sentence alone."""
+        """Return the failure as one sentence."""
         return str(excinfo.value)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Shown under the name of the accepted report."""
+        """Return the name of the accepted report, which pytest shows for the item."""
         return self.path, None, self.name

@@ -1,4 +1,4 @@
-"""Every ``--sae-*`` option, declared once: the command line, else ``SAE_BENCH_*``, else the ini file, else a default.
+"""Every ``--sae-*`` option, declared once: command line, then ``SAE_BENCH_*``, then ini file, then default.
 
 pytest and the console script build their options from the same table.
 """
@@ -35,22 +35,22 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """``--sae-docs``."""
+        """Return the option as it is typed: ``--sae-docs``."""
         return f"--sae-{self.name}" if self.name else "--sae"
 
     @property
     def dest(self) -> str:
-        """``sae_docs``: attribute and ini key."""
+        """Return the attribute and ini key: ``sae_docs``."""
         return self.flag[2:].replace("-", "_")
 
     @property
     def environment(self) -> str:
-        """``SAE_BENCH_DOCS``."""
+        """Return the environment variable: ``SAE_BENCH_DOCS``."""
         return "SAE_BENCH_" + (self.name or "sae").upper().replace("-", "_")
 
     @property
     def ini_key(self) -> str:
-        """The ini key; the list of limits is called ``sae_limits`` there."""
+        """Return the ini key; the list of limits is called ``sae_limits`` there."""
         return "sae_limits" if self.name == "limit" else self.dest
 
 
@@ -144,14 +144,14 @@ def add_options(add: Callable[..., Any]) -> None:
 
 
 def count(text: str) -> int:
-    """A whole number, 0 or more, for argparse."""
+    """Parse a whole number, 0 or more, for argparse."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
 def size(text: str) -> int:
-    """Bytes of a size such as ``8GB`` or ``512MiB``, for argparse."""
+    """Parse a size such as ``8GB`` or ``512MiB`` for argparse; return bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
     found = round(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if found < _LEAST:
@@ -178,11 +178,11 @@ class Resolved:
         return self.values[dest]
 
     def from_user(self) -> dict[str, str]:
-        """Options that differ from their default, as ``--sae-tier smoke (environment)`` is shown in headers."""
+        """Return options that differ from their default, as headers show them: ``--sae-tier smoke (environment)``."""
         return {dest: source for dest, source in self.sources.items() if source != "default"}
 
     def typed(self, names: Collection[str]) -> tuple[str, ...]:
-        """Options of ``names`` that are from the command line, each as it would be typed there: ``--sae-docs 8``."""
+        """Return those options of ``names`` that are from the command line, as typed there: ``--sae-docs 8``."""
         found: list[str] = []
         for option in OPTIONS:
             if option.name in names and self.sources[option.dest] == "command line":
@@ -196,7 +196,7 @@ class Resolved:
 
 
 def resolve(given: Callable[[str], Any], ini: Callable[[str], Any]) -> Resolved:
-    """Values by precedence; ``given(dest)`` is the command line's, ``ini(key)`` the ini file's, both None if unsaid."""
+    """Return all options by precedence; the two functions return None for an option that is not set."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for option in OPTIONS:
@@ -205,7 +205,7 @@ def resolve(given: Callable[[str], Any], ini: Callable[[str], Any]) -> Resolved:
 
 
 def given_limits(given: Callable[[str], Any], ini: Callable[[str], Any]) -> list[tuple[str, Source]]:
-    """Limits of the ini file, the environment and the command line with their source, weakest first."""
+    """Return the limits of ini file, environment and command line with their source, weakest first."""
     option = next(option for option in OPTIONS if option.name == "limit")
     texts: list[tuple[str, Source]] = [(text, "ini") for text in ini(option.ini_key) or ()]
     texts += [(text, "ini") for text in os.environ.get(option.environment, "").split()]
@@ -224,7 +224,7 @@ def _resolve_one(option: Option, given: Any, ini: Callable[[str], Any]) -> tuple
 
 
 def _parse(option: Option, text: str, where: str) -> Any:
-    """A value that came as text from the environment or the ini file."""
+    """Parse a value that came as text from the environment or the ini file."""
     if option.kind == "list":
         return text.split()
     if option.kind == "flag":

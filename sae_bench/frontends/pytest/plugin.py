@@ -1,4 +1,4 @@
-"""pytest hooks: options, one item per (SAE, property), the report at the end, and the exit code.
+"""Hooks of the pytest plugin: options, one item per SAE and property, the report at the end, the exit code.
 
 Importing this module imports neither torch nor scipy, so that suites which have nothing to do with SAEs are not slowed.
 One process writes: xdist workers leave records, the controller collects them.
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
-    """A conftest that registers wrongly, or finds another package's ``sae_bench``, fails with one line that says so."""
+    """Turn a wrong registration, or a foreign ``sae_bench``, in a conftest into a one-line error."""
     try:
         return (yield)
     except Exception as error:
@@ -72,7 +72,7 @@ def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """``--sae-list`` prints and stops."""
+    """Print the list and stop, for ``--sae-list``."""
     if not config.getoption("sae_list"):
         return None
     from sae_bench.show.terminal import listing
@@ -85,7 +85,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """A mistake in the options stops the run before anything is collected."""
+    """Stop before anything is collected when an option is wrong."""
     config = session.config
     if _given(config):
         from sae_bench.registry.package_clash import clash_message
@@ -98,7 +98,7 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One item for each chosen SAE; ids are the SAEs' ids, so ``-k`` and node ids work."""
+    """Parametrise a test by the chosen SAEs; ids are the SAEs' ids, so ``-k`` and node ids work."""
     from sae_bench.frontends.testing import OPERATIONS, PROPERTY_ATTRIBUTE
 
     name, timed = getattr(metafunc.function, PROPERTY_ATTRIBUTE, None), is_timed(metafunc.function)
@@ -154,7 +154,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Where a Ray cluster measures, it begins as soon as it is known what."""
+    """Start a Ray cluster on the collected items, if one is to measure them."""
     sae_session = session.config.stash.get(SESSION, None)
     if sae_session is None or session.config.getoption("collectonly") or hasattr(session.config, "workerinput"):
         return
@@ -182,7 +182,7 @@ def _mark_timed(config: pytest.Config, timed: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def sae_run(request: pytest.FixtureRequest) -> Generator[Run]:
-    """What measures and judges; it keeps models, activations and SAEs between items."""
+    """Return the run that measures and judges; it shares models, activations and SAEs between items."""
     session = session_of(request.config)
     session.open()
     session.show_progress()
@@ -192,7 +192,7 @@ def sae_run(request: pytest.FixtureRequest) -> Generator[Run]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """An item of ours that is skipped although its values were accepted is MISSING: nothing passes unmeasured."""
+    """Turn a skipped item whose values were accepted into MISSING: nothing passes unmeasured."""
     report = yield
     name, spec = property_of(item), spec_of(item)
     if report.skipped and name is not None and spec is not None and not hasattr(report, "wasxfail"):
@@ -206,7 +206,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 class RecordIntake:
-    """Takes in the records that items leave, in this process or in a worker."""
+    """Collector of the records that items write, in this process or in a worker."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -237,7 +237,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Generator[None, Any, Any]:
-    """Print the table below what other plugins print, and where one of them stops (``--benchmark-compare-fail``)."""
+    """Print the table below the output of other plugins, also when one of them stops the run."""
     try:
         return (yield)
     finally:
@@ -268,7 +268,7 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Only workers collect, so they say where the tests are."""
+    """Take over from a worker where the tests are; only workers collect."""
     session = node.config.stash.get(SESSION, None)
     if session is not None and (place := getattr(node, "workeroutput", {}).get(PLACE)) is not None:
         session.locate(place)
@@ -276,7 +276,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Items of one SAE run on one worker, so that it is loaded once; suites without SAEs are left to xdist."""
+    """Schedule all items of one SAE on one worker; leave suites without SAEs to xdist."""
     if not _concerned(config) or config.getoption("dist") != "load":
         return None
     from sae_bench.frontends.pytest.scheduling import by_sae
@@ -285,7 +285,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def _concerned(config: pytest.Config) -> bool:
-    """Whether this run measures SAEs, as far as a process that collects nothing can know: some are registered."""
+    """Return True when this run measures SAEs, as far as a process that collects nothing can know."""
     if SESSION in config.stash or any(_given(config)):
         return True
     registration = sys.modules.get("sae_bench.registry.register")

@@ -1,4 +1,4 @@
-"""How far a long measurement is: one rewritten line where a terminal is, a line every half minute elsewhere."""
+"""Progress of a long measurement: one rewritten line on a terminal, a line every half minute elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTERVAL_LOG = 30.0
 
 @dataclass
 class ProgressLine:
-    """Called with (what, done, total); writes to ``stream`` past pytest's capture."""
+    """Progress line, called with (what, done, total); writes to ``stream`` past pytest's capture."""
 
     stream: TextIO
     interactive: bool
@@ -62,7 +62,7 @@ class ProgressLine:
 
     @classmethod
     def for_pytest(cls, config: Any) -> ProgressLine | None:
-        """A line that shows under pytest's capture; None under ``-q``."""
+        """Return a line that shows under pytest's capture; None under ``-q``."""
         if config.get_verbosity() < 0:
             return None
         capture = config.pluginmanager.getplugin("capturemanager")

@@ -1,4 +1,4 @@
-"""Spreading items over xdist workers: those of one SAE stay together, so that it is loaded and captured once."""
+"""Spread items over xdist workers: items of one SAE stay together, so that it is loaded and captured once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PARAMETER = re.compile(r"\[([^\[\]]+)\]$")
 
 
 def group_of(nodeid: str, saes: Collection[str]) -> str:
-    """The SAE in an item's brackets; every other item is a group of its own."""
+    """Return the SAE in the brackets of a node id; every other item is a group of its own."""
     match = _PARAMETER.search(nodeid)
     return match[1] if match and match[1] in saes else nodeid
 
 
 def by_sae(config: Any, log: Any, saes: Collection[str]) -> Any:
-    """An xdist scheduler that hands out whole SAEs (its own ``loadgroup`` does not group on every pytest)."""
+    """Return an xdist scheduler that assigns whole SAEs; ``loadgroup`` does not group on every pytest."""
     from xdist.scheduler.loadscope import LoadScopeScheduling
 
     class BySAE(LoadScopeScheduling):  # type: ignore[misc]
@@ -31,7 +31,7 @@ def by_sae(config: Any, log: Any, saes: Collection[str]) -> Any:
 
 
 def device_of(worker: str, device: str) -> str:
-    """The device of an xdist worker (``gw0``, ``gw1`` ...): with several GPUs, ``cuda`` means one each in turn."""
+    """Return the device of an xdist worker (``gw0``, ``gw1`` ...): with several GPUs, ``cuda`` means one each in turn."""
     if device != "cuda":
         return device
     import torch
@@ -41,7 +41,7 @@ def device_of(worker: str, device: str) -> str:
 
 
 def check_gpus(workers: int, device: str) -> None:
-    """A `UsageError` where xdist workers would have to share GPUs that nobody named: each loads a model of its own."""
+    """Raise a `UsageError` where xdist workers would share GPUs that nobody named: each loads its own model."""
     if device != "cuda":
         return
     import torch

@@ -1,4 +1,4 @@
-"""From options to what a run will do: which SAEs and properties, measured how, judged by what."""
+"""Turn options into a selection: which SAEs and properties are measured, with which settings and limits."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ NARROWING = {
 
 
 def narrowed_by(config: pytest.Config) -> list[str]:
-    """Options and node ids that make a run leave out what it would otherwise measure."""
+    """Return the options and node ids that make a run leave out what it would otherwise measure."""
     used = [flag for flag, dest in NARROWING.items() if config.getoption(dest, None)]
     return used + [argument for argument in config.args if "::" in argument]
 
 
 def run_options(config: pytest.Config, resolved: Resolved) -> RunOptions:
-    """What the run measures with and judges against."""
+    """Return the settings and limits of the run."""
     root = Path(config.rootpath)
     reference = Path(config.invocation_params.dir) / resolved["sae_compare"] if resolved["sae_compare"] else None
     if reference is not None:
@@ -76,7 +76,7 @@ def _rules(config: pytest.Config) -> tuple[Rule, ...]:
 
 
 def chosen_saes(resolved: Resolved) -> list[SAESpec]:
-    """The SAEs that ``--sae`` means; nothing can be registered from here on."""
+    """Return the SAEs that ``--sae`` selects; nothing can be registered after this call."""
     try:
         load_entry_points()
     except SAEBenchError:
@@ -101,7 +101,7 @@ def chosen_saes(resolved: Resolved) -> list[SAESpec]:
 
 
 def chosen_properties(patterns: list[str]) -> list[str]:
-    """The properties that ``--sae-property`` means, sorted; a pattern that means nothing is a `UsageError`."""
+    """Return the properties that ``--sae-property`` selects, sorted; a pattern without a match is a `UsageError`."""
     names = property_names()
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in (*names, SPEED)):
@@ -110,5 +110,5 @@ def chosen_properties(patterns: list[str]) -> list[str]:
 
 
 def speed_chosen(patterns: list[str]) -> bool:
-    """Whether ``--sae-property`` means timings as well; without it, they are taken."""
+    """Return True when ``--sae-property`` selects timings as well; without the option, they are taken."""
     return not patterns or any(fnmatchcase(SPEED, pattern) for pattern in patterns)

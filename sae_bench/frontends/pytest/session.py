@@ -74,7 +74,7 @@ class Session:
 
     @property
     def folder(self) -> Path | None:
-        """Where this run writes; None where nothing can be written."""
+        """Folder of this run; None where nothing can be written."""
         return self.run.folder
 
     def open(self) -> None:

@@ -1,1 +1,1 @@
-"""Past one machine: SAEs of one model and site are measured by tasks of a Ray cluster, and judged where pytest runs."""
+"""Measure on a Ray cluster: tasks measure the SAEs of one model and site, the pytest process judges."""

@@ -1,4 +1,4 @@
-"""The side of pytest: groups SAEs into Ray tasks, waits for their answers, and says when a task finds no place."""
+"""Client of a Ray cluster: group SAEs into tasks, wait for answers, report tasks that find no place."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RayTask:
 
 
 class RayFront:
-    """Measures on a Ray cluster what the process of pytest judges."""
+    """Measurer on a Ray cluster, for the pytest process that judges."""
 
     def __init__(self, address: str, wait: float, root: Path, progress: Callable[[str, int, int], None]) -> None:
         self.address, self.wait, self.root, self.progress = address, wait, root, progress
@@ -60,7 +60,7 @@ class RayFront:
         self._moved = time.monotonic()
 
     def submit(self, pairs: Sequence[Pair], options: RunOptions) -> None:
-        """Start measuring; `record` gives what was found."""
+        """Start measuring; `record` returns the results."""
         work: dict[str, tuple[SAESpec, list[str]]] = {}
         for spec, name in pairs:
             work.setdefault(spec.id, (spec, []))[1].append(name)
@@ -91,7 +91,7 @@ class RayFront:
             self._start(RayTask(job, {"num_cpus": cpus, "num_gpus": gpus, "memory": memory(part, options)}))
 
     def record(self, sae: str, name: str) -> run_folder.Record:
-        """What was found; waits for it. An error of the task, or of its placing, is a `MeasurementError`."""
+        """Return the record of one property; wait for it. An error of the task or its placing is a `MeasurementError`."""
         while (sae, name) not in self._found:
             self._step()
             self.progress(f"Ray tasks at {self.address}", min(len(self._found), self._asked - 1), self._asked)
@@ -107,7 +107,7 @@ class RayFront:
             return run_folder.read_record(path)
 
     def close(self) -> None:
-        """Give up what is still to be measured, and the connection if it is ours."""
+        """Cancel the remaining tasks, and disconnect if the connection is ours."""
         for part in self._open():
             self.ray.cancel(part.answers, force=True)
         self._parts.clear()
@@ -125,7 +125,7 @@ class RayFront:
         return [part for part in self._parts if part.answers is not None]
 
     def _step(self) -> None:
-        """Take in the next answer, whosever it is, or find that nothing can come."""
+        """Take in the next answer of any task, or find that nothing can come."""
         parts = self._open()
         ready = self.ray.wait([part.answers for part in parts], num_returns=1, timeout=0.5)[0] if parts else []
         for part in parts:
@@ -153,7 +153,7 @@ class RayFront:
                 self._found[answer.sae, answer.property] = answer
 
     def _end(self, part: RayTask, why: str) -> None:
-        """No more answers of ``part``; what it still owes is an error."""
+        """End a task: every property without an answer becomes an error."""
         part.answers = None
         for spec, names in part.job.work:
             for name in names:
@@ -170,7 +170,7 @@ class RayFront:
         return f"a task needs {gpu}{needs['num_cpus']:g} CPU and {needs['memory'] / 1e9:.1f} GB, nodes have {has}"
 
     def _pinned(self, specs: Sequence[SAESpec]) -> dict[tuple[str, str], pinned_files.PinnedPath]:
-        """Files that registrations name, each read once; a cluster that is this machine alone has them."""
+        """Return the files that registrations name, each read once; a cluster on this machine alone has them."""
         ours = self.ray.util.get_node_ip_address()
         alone = all(node["NodeManagerAddress"] == ours for node in self.ray.nodes() if node["Alive"])
         paths = {
@@ -183,7 +183,7 @@ class RayFront:
         return {key: held for key, held in found.items() if held is not None}
 
     def _places(self, gpus: int) -> int:
-        """How many tasks can run at once: one on each GPU, else one on each machine, with its cores."""
+        """Return the number of tasks that can run at once: one per GPU, else one per machine, with its cores."""
         if gpus:
             return max(1, int(self._total("GPU")))
         return max(
@@ -195,7 +195,7 @@ class RayFront:
         return found
 
     def _by_value(self, functions: Sequence[Any]) -> None:
-        """Functions of this repository's own files travel with their code: workers cannot import a conftest.py."""
+        """Send functions of this repository's own files with their code: workers cannot import a conftest.py."""
         for function in functions:
             module = sys.modules.get(getattr(inspect.unwrap(function), "__module__", "")) if function else None
             file = getattr(module, "__file__", None)
@@ -205,7 +205,7 @@ class RayFront:
 
 
 def divided(specs: Sequence[SAESpec], places: int) -> list[list[SAESpec]]:
-    """SAEs of one model and site together, in as many parts as there are places, so that none stands empty."""
+    """Return groups of SAEs of one model and site, as many as there are places, so that none stays empty."""
     groups: dict[tuple[Any, ...], list[SAESpec]] = defaultdict(list)
     for spec in specs:
         # What an SAE's own config says is not known before it is read; those of one folder belong together.
@@ -220,14 +220,14 @@ def divided(specs: Sequence[SAESpec], places: int) -> list[list[SAESpec]]:
 
 
 def memory(part: Sequence[SAESpec], options: RunOptions) -> int:
-    """Bytes that a task may need: model, the widest SAE with its partner and copies, activations, the interpreter."""
+    """Return the bytes that a task may need: model, widest SAE with its partner and copies, activations, interpreter."""
     widest = max(3 * pinned_files.size(spec, "path") + pinned_files.size(spec, "partner") for spec in part)
     model = max(pinned_files.size(spec, "model") for spec in part)
     return 2 * model + widest + options.settings().memory_bytes + BESIDE
 
 
 def _connect(address: str) -> tuple[Any, bool]:
-    """Ray, connected, and whether that was done here."""
+    """Connect to Ray; return the module, and whether the connection is new."""
     try:
         import ray
         import ray.cloudpickle

@@ -1,4 +1,4 @@
-"""Files of the process that asks, known by their content: a worker has them already, or gets and keeps a copy."""
+"""Files of the pytest process, identified by content: a worker has them already, or fetches and stores a copy."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import LoadError
+from sae_bench.model.files import file_sha256
 from sae_bench.registry.spec import LABELLED_FIELDS, RELATED_FIELDS, SAESpec
 
 SAES = ("path", *RELATED_FIELDS)
@@ -24,7 +25,7 @@ FIELDS = (*SAES, "model", *DATA)
 
 @dataclass(frozen=True)
 class PinnedPath:
-    """A path of a registration, with what lies there."""
+    """Path of a registration, with the hashes of its files."""
 
     path: str
     sha256: str
@@ -36,12 +37,12 @@ class PinnedPath:
 
     @property
     def name(self) -> str:
-        """`path` as it is named below `folder`."""
+        """Return `path` relative to `folder`."""
         return os.path.relpath(self.path, self.folder)
 
 
 def pinned(path: str, field: str, put: Callable[[bytes], Any] | None) -> PinnedPath | None:
-    """What lies at ``path``, each file handed to ``put``; None where nothing does (a name on the hub, a module)."""
+    """Return the files at ``path``, each passed to ``put``; None for a hub name or a module."""
     path = os.path.abspath(path)
     folder, files = _listed(path, field)
     if not files:
@@ -51,7 +52,7 @@ def pinned(path: str, field: str, put: Callable[[bytes], Any] | None) -> PinnedP
 
 
 def here(held: PinnedPath, field: str, fetch: Callable[[Any], bytes]) -> str:
-    """A path of this machine with the content of ``held``: the same one, or a copy's."""
+    """Return a path on this machine with the same content: the original, or a copy."""
     if _same(held, field):
         return held.path
     if not held.files:
@@ -60,13 +61,13 @@ def here(held: PinnedPath, field: str, fetch: Callable[[Any], bytes]) -> str:
 
 
 def named(spec: SAESpec, field: str) -> tuple[str, ...]:
-    """What a field of a registration says, none, one or several."""
+    """Return the paths that a field of a registration names: none, one or several."""
     said: str | tuple[str, ...] | None = getattr(spec, field)
     return said if isinstance(said, tuple) else (said,) if said else ()
 
 
 def localised(spec: SAESpec, paths: Mapping[tuple[str, str], str]) -> SAESpec:
-    """``spec`` with paths of this machine; ``paths`` is by field and path of the registration."""
+    """Return ``spec`` with paths of this machine; ``paths`` is by field and path of the registration."""
     changed: dict[str, Any] = {}
     for field in FIELDS:
         here = tuple(paths.get((field, path), path) for path in named(spec, field))
@@ -76,7 +77,7 @@ def localised(spec: SAESpec, paths: Mapping[tuple[str, str], str]) -> SAESpec:
 
 
 def size(spec: SAESpec, field: str) -> int:
-    """Bytes of the files that a field names; 0 where it names none."""
+    """Return the bytes of the files that a field names; 0 where it names none."""
     return sum(file.stat().st_size for path in named(spec, field) for file in _listed(path, field)[1].values())
 
 
@@ -99,7 +100,7 @@ def _copy(held: PinnedPath, fetch: Callable[[Any], bytes]) -> str:
 
 @cache
 def copies() -> Path:
-    """Where copies are kept, each under the hash of its content."""
+    """Return the folder of copies, each under the hash of its content."""
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("pytest-sae-bench")) / "content"
@@ -111,7 +112,7 @@ def _same(held: PinnedPath, field: str) -> bool:
 
 
 def _listed(path: str, field: str) -> tuple[Path, dict[str, Path]]:
-    """The folder that holds what a path means, and its files by name, sorted."""
+    """Return the folder that holds a path, and its files by name, sorted."""
     given = Path(path)
     if given.is_dir():
         # With its own name, which is also an SAE's when nothing else names it.
@@ -130,6 +131,5 @@ def _named(folder: Path, files: Any) -> dict[str, Path]:
 def _sha256(files: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
     for name, file in files.items():
-        with file.open("rb") as opened:
-            digest.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{name}\0{file_sha256(file)}\n".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a Ray task does: measure some SAEs of one model and site, one answer for each property as soon as it is found.
+"""Worker of a Ray task: measure some SAEs of one model and site, and answer per property as soon as it is done.
 
 Records stay on the worker's machine until the task has ended, so that a task whose process died takes up what it had
 finished when Ray runs it again there.
@@ -29,7 +29,7 @@ from sae_bench.run.run import Run
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """One task."""
+    """Request of one task."""
 
     name: str
     "Unique: where it keeps its records."
@@ -50,7 +50,7 @@ class TaskRequest:
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """One property of one SAE, or, without a property, that the task has found its place."""
+    """Answer about one property of one SAE; without a property, that the task has found its place."""
 
     sae: str = ""
     property: str = ""
@@ -62,7 +62,7 @@ class TaskAnswer:
 
 
 def measure(job: TaskRequest, fetch: Callable[[Any], bytes]) -> Iterator[TaskAnswer]:
-    """Every answer of a task; ``fetch`` gets the bytes of a file."""
+    """Yield every answer of a task; ``fetch`` returns the bytes of a file."""
     yield TaskAnswer(host=socket.gethostname())
     try:
         paths = _prepared(job, fetch)
@@ -79,7 +79,7 @@ def measure(job: TaskRequest, fetch: Callable[[Any], bytes]) -> Iterator[TaskAns
 
 
 def _prepared(job: TaskRequest, fetch: Callable[[Any], bytes]) -> dict[tuple[str, str], str]:
-    """Where the job's files lie on this machine; the properties of its ``conftest.py`` are known from here on."""
+    """Return the paths of the request's files on this machine; load the properties of its ``conftest.py``."""
     if job.sources != sources_sha256():
         raise LoadError(
             f"the Ray worker on {socket.gethostname()} has another version of pytest-sae-bench; install the same one"
@@ -109,6 +109,6 @@ def _answer(run: Run, spec: SAESpec, name: str) -> TaskAnswer:
 
 
 def _unjudged(options: RunOptions) -> RunOptions:
-    """How to measure, without anything to judge by; a GPU that Ray lends is the only one its task sees."""
+    """Return options that measure without judging; a GPU that Ray lends is the only one that its task sees."""
     device = "cuda" if options.device.startswith("cuda") else options.device
     return replace(options, device=device, compare=False, reference=None, rules=(), strict=False)
