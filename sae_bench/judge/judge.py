@@ -89,7 +89,7 @@ def judge(
     Args:
         property: its name.
         metrics: all it declares; error rates depend on these, not on what was selected or measured.
-        primary_metric: the metric that stands for the property when all is well.
+        primary_metric: the metric shown for the property when all is well.
         measurement: the measured values, or the text of the error that prevented them.
         accepted: the accepted report's entry; None when there is none.
         sae: the id that rules and messages name.

@@ -136,7 +136,7 @@ def parse_rule(text: str, source: Source = "command line") -> Rule:
     if not (property and dot and metric):
         raise UsageError(
             f"limit {text!r} ({source}) must name property and metric, as in 'kl_gap.kl_sae:5%'; "
-            f"'{pattern.strip('.') or '*'}.*' stands for all judged metrics of a property"
+            f"'{pattern.strip('.') or '*'}.*' means all judged metrics of a property"
         )
     written, at, sae = rest.rpartition("@") if "@" in rest else (rest, "", "*")
     if at and not sae.strip():

@@ -1,4 +1,4 @@
-"""What changed since a report was accepted: influences subtracted by cluster id, over the clusters that both have.
+"""Compare a measurement with its accepted values by cluster id, over the clusters that both have.
 
 A change over some of the accepted clusters has to stand for all of them. Where a few clusters hold much of a quantity
 (1% of the documents, 18% of the KL), a run without those few is calm, its error is too small, and nothing in the run
@@ -22,7 +22,7 @@ from sae_bench.measure.uncertainty import NUMERIC_FLOOR, degrees_of_freedom, sta
 
 
 def restrict(estimate: Estimate, clusters: Sequence[int], wanted: Sequence[int]) -> Estimate | None:
-    """The estimate over ``wanted`` clusters, in that order; ``clusters`` are the ids that it has now.
+    """Return the estimate over ``wanted`` clusters, in that order; ``clusters`` are the ids that it has now.
 
     Exact for a `Ratio`. An `Influence` has no value on a subset: None unless the clusters are the same ones.
     None as well when a wanted cluster is not there, and for a `Summary`, which has none.
@@ -42,7 +42,7 @@ def restrict(estimate: Estimate, clusters: Sequence[int], wanted: Sequence[int])
 
 @dataclass(frozen=True)
 class Change:
-    """What an estimate changed by since it was accepted, over the clusters that both have."""
+    """Change of an estimate since it was accepted, over the clusters that both have."""
 
     value: float
     se: float | None
@@ -94,17 +94,17 @@ def _difference(now: Estimate, accepted: Estimate, weight: float = 1.0) -> Estim
 
 
 def paired_error(now: Estimate, accepted: Estimate, inflation: float = 1.0, weight: float = 1.0) -> float | None:
-    """Standard error of ``now - weight * accepted`` over the same clusters, times ``inflation``; None as elsewhere."""
+    """Return the standard error of ``now - weight * accepted`` over the same clusters, times ``inflation``."""
     error = standard_error(_difference(now, accepted, weight))
     return None if error is None else inflation * error
 
 
 def _inflation(accepted: Estimate, shared: Estimate) -> float:
-    """How much more the accepted value varies from cluster to cluster over all of its clusters than over the shared."""
+    """Return the accepted value's spread over all clusters, divided by that over the shared ones; at least 1."""
     if not (isinstance(accepted, Ratio) and isinstance(shared, Ratio)) or len(shared.numerator) < 2:
         return 1.0
-    everywhere, here = _spread(accepted), _spread(shared)
-    return max(everywhere / here, 1.0) if here > 0 and math.isfinite(everywhere) else 1.0
+    over_all, over_shared = _spread(accepted), _spread(shared)
+    return max(over_all / over_shared, 1.0) if over_shared > 0 and math.isfinite(over_all) else 1.0
 
 
 def _spread(ratio: Ratio) -> float:
@@ -121,7 +121,7 @@ def _snap(now: Floats, accepted: Floats) -> Floats:
 
 
 def same_number(now: float, accepted: float) -> bool:
-    """True within the numeric floor: six significant digits and the last bits of another batch size don't count."""
+    """Return True within the numeric floor, which covers six significant digits and another batch size."""
     return abs(now - accepted) <= NUMERIC_FLOOR * abs(accepted)
 
 
@@ -151,7 +151,7 @@ def _snapped(now: Estimate, accepted: Estimate) -> Estimate | None:
 def paired_change(
     now: Estimate, accepted: Estimate, clusters_now: Sequence[int], clusters_accepted: Sequence[int]
 ) -> Change | None:
-    """The change over the shared clusters, with influences subtracted by cluster id; its error stands for all accepted.
+    """Return the change over the shared clusters; its error is scaled to that over all accepted clusters.
 
     None when the two cannot be paired: kinds of evidence that differ, no cluster in common, or `Influence` values
     over different clusters.

@@ -58,7 +58,13 @@ def weight_files(name: str, folder: Path) -> list[Path]:
 def tokenizer_sha256(folder: Path) -> str | None:
     """Hash of the folder's tokenizer.json; None when it has none."""
     file = folder / "tokenizer.json"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    return file_sha256(file) if file.is_file() else None
+
+
+def file_sha256(file: Path) -> str:
+    """Return the hash of a file's bytes, as hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def files_sha256(files: Iterable[Path]) -> str:

@@ -100,7 +100,7 @@ def vanished(folder: Path, registered: Iterable[str]) -> tuple[str, ...]:
 
 
 def accepted_text(report: Report) -> str:
-    """The text of an accepted file: canonical JSON, metrics at six significant digits, contexts as they are."""
+    """Return the text of an accepted file: canonical JSON, metrics at six significant digits, contexts as they are."""
     tree = plain(report)
     for sae in tree["saes"].values():
         for result in sae["properties"].values():
@@ -110,7 +110,7 @@ def accepted_text(report: Report) -> str:
 
 @dataclass(frozen=True)
 class StaleEntry:
-    """An accepted entry that nothing registered or declared stands behind any more."""
+    """An accepted entry whose SAE, property or metric is registered or declared no more."""
 
     sae: str
     property: str | None = None
@@ -130,7 +130,7 @@ def prune(
     *,
     write: bool = False,
 ) -> tuple[StaleEntry, ...]:
-    """List accepted entries without an SAE, a property or a metric behind them; remove them when ``write`` is true.
+    """List accepted entries whose SAE, property or metric is gone; remove them when ``write`` is true.
 
     Args:
         folder: of accepted reports.
@@ -165,15 +165,15 @@ def _stale(file: AcceptedFile, declared: Mapping[str, Collection[str]]) -> list[
 
 def _rewrite_without(file: AcceptedFile, stale: Collection[StaleEntry]) -> None:
     gone = {(entry.property, entry.metric) for entry in stale}
-    kept = {
+    remaining = {
         name: replace(
             result, metrics={metric: each for metric, each in result.metrics.items() if (name, metric) not in gone}
         )
         for name, result in file.result.properties.items()
         if (name, None) not in gone
     }
-    if kept:
-        report = replace(file.report, saes={file.sae: replace(file.result, properties=kept)})
+    if remaining:
+        report = replace(file.report, saes={file.sae: replace(file.result, properties=remaining)})
         write_text(file.path, accepted_text(report))
     else:
         file.path.unlink()

@@ -1,4 +1,4 @@
-"""A report for the dashboards of others: github-action-benchmark's JSON and Weights & Biases."""
+"""Write a report for other dashboards: github-action-benchmark's JSON and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sae_bench.report.report import Report
 
 
 def action_benchmark(report: Report, better: Literal["lower", "higher"]) -> list[dict[str, Any]]:
-    """Entries of ``customSmallerIsBetter`` (lower) or ``customBiggerIsBetter`` (higher).
+    """Return entries of ``customSmallerIsBetter`` (lower) or ``customBiggerIsBetter`` (higher).
 
     That tool knows one direction a file, and draws and compares points without their intervals: use it to draw, and
     gate on pytest's exit code.
@@ -29,7 +29,7 @@ def action_benchmark(report: Report, better: Literal["lower", "higher"]) -> list
 
 
 def log_to_wandb(report: Report, run: Any, step: int | None = None) -> dict[str, Any]:
-    """Log every value as ``sae/property.metric``, with ``.se`` and ``.verdict`` beside it, to ``wandb.init()``'s run.
+    """Log every value as ``sae/property.metric``, with ``.se`` and ``.verdict``, to ``wandb.init()``'s run.
 
     ``run`` is whatever has a ``log(dict, step=...)``. Returns what was logged.
     """
@@ -45,9 +45,9 @@ def log_to_wandb(report: Report, run: Any, step: int | None = None) -> dict[str,
 
 
 def _values(report: Report) -> Iterator[tuple[str, MetricResult]]:
-    """Metrics that have a value."""
-    for sae, found in report.saes.items():
-        for name, result in found.properties.items():
+    """Yield the metrics that have a value."""
+    for sae, results in report.saes.items():
+        for name, result in results.properties.items():
             for metric, each in result.metrics.items():
                 if each.value is not None:
                     yield f"{sae}/{name}.{metric}", each

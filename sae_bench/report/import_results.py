@@ -1,4 +1,4 @@
-"""Results of SAEBench and of SAELens' evals as a `Report`: to be looked at beside ours, never compared with it.
+"""Read results of SAEBench and of SAELens' evals as a `Report`: to be looked at, never compared with one of ours.
 
 One number has several definitions under one name (explained variance has four), so every metric carries whose formula
 it is. Both tools write -1 where they found NaN, and SAELens writes NaN as bare words: neither is a value.
@@ -36,7 +36,7 @@ _SENTINEL = -1
 
 
 def read_results(path: Path | str) -> Report:
-    """The results in a file of SAEBench (one evaluation) or of SAELens' evals (one SAE, or a list of them).
+    """Read the results in a file of SAEBench (one evaluation) or of SAELens' evals (one SAE, or a list of them).
 
     Raises:
         StoreError: the file is missing, no JSON, or of something else.
@@ -45,7 +45,7 @@ def read_results(path: Path | str) -> Report:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StoreError(f"{path} cannot be read as results of SAEBench or SAELens: {error}") from None
-    found: dict[str, dict[str, PropertyResult]] = {}
+    saes: dict[str, dict[str, PropertyResult]] = {}
     started = None
     for each in tree if isinstance(tree, list) else [tree]:
         if not isinstance(each, dict):
@@ -60,12 +60,12 @@ def read_results(path: Path | str) -> Report:
                 f"{path} is neither a result of SAEBench (it has no eval_result_metrics) nor of SAELens' evals (no "
                 f"metrics and eval_cfg)"
             )
-        found.setdefault(sae, {})[result.name] = result
-    if not found:
+        saes.setdefault(sae, {})[result.name] = result
+    if not saes:
         raise StoreError(f"{path} holds no result")
     when = utc(started / 1000) if isinstance(started, int | float) else ""
     run = Provenance(commit=None, dirty=None, started=when, command=f"read from {Path(path).name}")
-    return Report(run, {sae: SAEResult(properties) for sae, properties in found.items()})
+    return Report(run, {sae: SAEResult(properties) for sae, properties in saes.items()})
 
 
 def _saebench(tree: Mapping[str, Any], where: str) -> tuple[str, PropertyResult]:
@@ -95,7 +95,7 @@ def _result(name: str, owner: str, tree: Any, context: Mapping[str, Any], where:
             better="reported",
             version=1,
             kind="undefined" if gone else "exact",
-            reason=f"{value}, which stands for NaN there" if gone else "",
+            reason=f"its tool wrote {value:g}, which means that it found NaN" if gone else "",
             meaning=f"{owner}: {formula}",
         )
     if not metrics:
@@ -103,12 +103,20 @@ def _result(name: str, owner: str, tree: Any, context: Mapping[str, Any], where:
     plain = json.loads(json.dumps(context, default=str).replace("NaN", "null"))
     note = f"measured by {owner}, by its formulas; not comparable with metrics of the same name here"
     return PropertyResult(
-        name, 1, plain, context_digest(plain), metrics, primary_metric=next(iter(metrics)), notes=(note,), lines=(note,)
+        name,
+        1,
+        plain,
+        context_digest(plain),
+        metrics,
+        primary_metric=next(iter(metrics)),
+        notes=(note,),
+        message=note,
+        lines=(note,),
     )
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Numbers by their path; a category's name stays, since two categories share names of metrics."""
+    """Yield numbers by their path; a category's name stays, since two categories share names of metrics."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, (*path, str(name)))

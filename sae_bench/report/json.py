@@ -1,6 +1,6 @@
-"""Frozen dataclasses to JSON and back, strictly: a value of the wrong type, a missing or an unknown field is named.
+"""Convert frozen dataclasses to JSON and back, strictly: a wrong type, a missing or an unknown field is named.
 
-Fields at their default are left out, so that what is read in a pull request is what was said. Numbers are finite or
+Fields at their default are left out, so that a pull request shows what differs from it. Numbers are finite or
 they are not written: there is no NaN in JSON, and a NaN that became a number is how a broken run turns green.
 """
 
@@ -23,9 +23,9 @@ T = TypeVar("T")
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON types: dataclasses without their defaults, arrays as lists, anything not finite as None."""
+    """Convert ``value`` to JSON types: dataclasses without defaults, arrays as lists, what is not finite as None."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if _said(value, field)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if _is_written(value, field)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -41,7 +41,7 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _said(record: Any, field: Field[Any]) -> bool:
+def _is_written(record: Any, field: Field[Any]) -> bool:
     value = getattr(record, field.name)
     if field.default_factory is not MISSING:
         return bool(value)
@@ -49,7 +49,7 @@ def _said(record: Any, field: Field[Any]) -> bool:
 
 
 def rounded(tree: Any, digits: int = 6) -> Any:
-    """A JSON tree with every float at ``digits`` significant digits."""
+    """Return a JSON tree with every float at ``digits`` significant digits."""
     if isinstance(tree, float):
         return float(f"{tree:.{digits}g}")
     if isinstance(tree, dict):
@@ -58,7 +58,7 @@ def rounded(tree: Any, digits: int = 6) -> Any:
 
 
 def dumps(tree: Any, indent: int = 0) -> str:
-    """Canonical JSON text: sorted keys, one key a line, a list of scalars on one line."""
+    """Write canonical JSON text: sorted keys, one key a line, a list of scalars on one line."""
     pad = " " * (indent + 1)
     if isinstance(tree, dict) and tree:
         rows = [f"{pad}{json.dumps(key)}: {dumps(tree[key], indent + 1)}" for key in sorted(tree)]
@@ -69,7 +69,7 @@ def dumps(tree: Any, indent: int = 0) -> str:
 
 
 def loads(text: str, where: str) -> Any:
-    """The tree that ``text`` holds; a `StoreError` for broken JSON, NaN, infinities and keys given twice."""
+    """Read the tree in ``text``; a `StoreError` for broken JSON, NaN, infinities and keys given twice."""
 
     def constant(name: str) -> Any:
         raise StoreError(f"{where} holds {name}, which is not a number; it was not written by pytest-sae-bench")
@@ -95,7 +95,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def decode(kind: type[T], tree: Any, where: str) -> T:
-    """A ``kind`` from its JSON tree; ``where`` (file and dotted path) begins the `StoreError` when it cannot be one."""
+    """Make a ``kind`` of its JSON tree; ``where``, file and dotted path, begins the `StoreError` where that fails."""
     result: T = _decode(kind, tree, where)
     return result
 

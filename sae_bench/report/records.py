@@ -113,7 +113,7 @@ class LoadCheck:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Who accepted a property's values, and why."""
+    """Person, time and reason of accepted values."""
 
     who: str
     when: str

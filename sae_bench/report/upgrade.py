@@ -73,15 +73,15 @@ def _property(result: Tree) -> Tree:
     if not new["metrics"] and result.get("verdict") == "ERROR":
         error = _ERROR.fullmatch(lines[0])
         new["error"] = error[1] if error else lines[0]
-    new["commands"] = [{"purpose": found[1], "text": found[2]} for line in lines if (found := _COMMAND.fullmatch(line))]
+    new["commands"] = [{"purpose": match[1], "text": match[2]} for line in lines if (match := _COMMAND.fullmatch(line))]
     new["differences"] = list(_differences(lines))
     return new
 
 
 def _differences(lines: list[str]) -> Iterator[Tree]:
     for line in lines:
-        if found := _DIFFERENCE.fullmatch(line):
-            yield {"field": found[1], "now": _literal(found[2]), "accepted": _literal(found[3])}
+        if match := _DIFFERENCE.fullmatch(line):
+            yield {"field": match[1], "now": _literal(match[2]), "accepted": _literal(match[3])}
 
 
 def _literal(text: str) -> Any:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "transformer-lens", "transformers", "numpy", "scipy", "scikit-learn")
 
 
-def content_of(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, Any]:
+def measurement_content(loader: Loader, spec: SAESpec, declared: Property) -> dict[str, Any]:
     """Return everything that one property of one SAE follows from, as JSON values."""
     from sae_bench.sae import weights_sha256
 
@@ -62,7 +62,7 @@ def sources_sha256(package: Path = Path(__file__).parents[1]) -> str:
 
 
 def _own_source(function: Callable[..., object]) -> str | None:
-    """Return the hash of the file of a property or noise floor of another package; None where its code is in no file."""
+    """Return the hash of the file of another package's property or noise floor; None where there is no file."""
     try:
         path = inspect.getsourcefile(function)
     except TypeError:

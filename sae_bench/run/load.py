@@ -25,7 +25,7 @@ from sae_bench.registry.site import INPUTS, Site, parse_site
 from sae_bench.registry.spec import CONTROL, LABELLED_FIELDS, SAESpec
 from sae_bench.report.records import LoadCheck, SAEResult
 from sae_bench.run.load_checks import check_loaded, explained_variance
-from sae_bench.run.related_saes import MeasuredSAE, companions, ends
+from sae_bench.run.related_saes import MeasuredSAE, load_related_saes, site_names
 from sae_bench.sae import SAE, check_outputs, check_width, weights_sha256
 from sae_bench.sae.controls import make_control
 from sae_bench.sae.controls.known_quality import AT_THE_OUTPUT
@@ -78,7 +78,7 @@ class Loader:
         self._benches.pop(spec.id, None)
 
     def context(self, spec: SAESpec) -> dict[str, Any]:
-        """Return the context of ``spec``, which decides whether two results may be compared; a property adds its settings."""
+        """Return the context, which decides whether two results may be compared; a property adds its settings."""
         bench = self.bench(spec)
         return {
             "corpus": bench.corpus.sha256,
@@ -138,8 +138,8 @@ class Loader:
             progress=self.progress,
             related=RelatedInputs(
                 partner=self._partner(spec, sae),
-                next_layers=companions("next_layers", home, self._read),
-                family=companions("family", home, self._read),
+                next_layers=load_related_saes("next_layers", home, self._read),
+                family=load_related_saes("family", home, self._read),
                 **{name: getattr(spec, name) for name in LABELLED_FIELDS},
             ),
             id=spec.id,
@@ -192,7 +192,7 @@ class Loader:
 def complete(spec: SAESpec, sae: SAE) -> ResolvedSpec:
     """Return model, site and corpus of an SAE; everything that is missing is listed in one error."""
     model = spec.model or sae.info.model
-    site, output = ends(spec, sae)
+    site, output = site_names(spec, sae)
     missing = [name for name, value in (("model", model), ("site", site), ("corpus", spec.corpus)) if not value]
     if missing:
         remedy = [f"register_sae(..., {name}=...) or --sae-{name}" for name in missing]

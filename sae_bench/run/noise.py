@@ -41,7 +41,7 @@ def measured_noise(declared: Property, bench: Bench, found: Measurement) -> dict
     """Return the noise of each metric, in its unit; a metric without a finite value every time is left out."""
     # Where the seed is part of what is measured (which features are steered), another one measures something else.
     same_seed = "seed" in found.settings
-    again = [declared.measure(varied(bench, repeat, same_seed)) for repeat in range(1, REPEATS + 1)]
+    again = [declared.measure(varied_bench(bench, repeat, same_seed)) for repeat in range(1, REPEATS + 1)]
     rules = [parse_rule(f"{declared.name}.{limit}", "property") for limit in declared.limits]
     alpha = ALPHA / judged_by_declaration(rules, declared.name, declared.metrics)
     noises = {name: noise([found, *again], name, alpha) for name in sorted(found.estimates)}
@@ -75,7 +75,7 @@ def noise(measurements: Sequence[Measurement], metric: str, alpha: float) -> flo
     return 2 * t_quantile(alpha, clusters - 1) * max(apart, math.sqrt(np.mean(variances)))
 
 
-def varied(bench: Bench, repeat: int, same_seed: bool = False) -> Bench:
+def varied_bench(bench: Bench, repeat: int, same_seed: bool = False) -> Bench:
     """Return a bench of the same SAE, model and corpus with another batch size, order or seed."""
     settings = bench.settings
     changed = replace(

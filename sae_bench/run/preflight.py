@@ -33,7 +33,7 @@ def rules_for(spec: SAESpec, declared: Property, given: Sequence[Rule]) -> tuple
     return (*rules, *given)
 
 
-def check_words(specs: Sequence[SAESpec], rules: Sequence[Rule], registered: Sequence[str] = ()) -> None:
+def check_names(specs: Sequence[SAESpec], rules: Sequence[Rule], registered: Sequence[str] = ()) -> None:
     """Raise a `UsageError` for a limit or a known failure that names no declared metric.
 
     A limit for some SAEs must name one that is chosen or ``registered``.

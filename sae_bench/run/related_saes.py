@@ -39,7 +39,7 @@ class MeasuredSAE:
     "Where it reads."
 
 
-def companions(field: Field, home: MeasuredSAE, read: Callable[[SAESpec], SAE]) -> tuple[RelatedSAE, ...]:
+def load_related_saes(field: Field, home: MeasuredSAE, read: Callable[[SAESpec], SAE]) -> tuple[RelatedSAE, ...]:
     """Return the SAEs that a field of the registration names; ``read`` loads one. The nearest layer comes first.
 
     A family may name the home itself, so that all of its members can be registered with one list. A `LoadError` for an
@@ -69,8 +69,8 @@ def companions(field: Field, home: MeasuredSAE, read: Callable[[SAESpec], SAE]) 
     return tuple(sorted(found, key=lambda each: _depth(each.site)) if field == "next_layers" else found)
 
 
-def ends(spec: SAESpec, sae: SAE) -> tuple[str | None, str | None]:
-    """Return the names of the sites that an SAE reads and writes: registration first, then its config; None if unknown."""
+def site_names(spec: SAESpec, sae: SAE) -> tuple[str | None, str | None]:
+    """Return the sites that an SAE reads and writes: registration first, then its config; None if unknown."""
     if spec.output_site is not None:
         return spec.site or sae.site_in, spec.output_site
     # A transcoder's own config names its output; another site for an autoencoder moves both its ends.
@@ -95,7 +95,7 @@ def _check_model(what: str, home: MeasuredSAE, other: SAESpec, sae: SAE) -> None
 
 
 def _family_site(what: str, home: MeasuredSAE, other: SAESpec, sae: SAE) -> Site:
-    for said, ours, verb in zip(ends(other, sae), (home.source, home.site), ("reads", "writes"), strict=True):
+    for said, ours, verb in zip(site_names(other, sae), (home.source, home.site), ("reads", "writes"), strict=True):
         theirs = ours if said is None else home.model.canonical(parse_site(said))
         if theirs != ours:
             raise LoadError(f"{what} {verb} {theirs}, not {ours}; a family is of one site")
@@ -108,7 +108,7 @@ def _family_site(what: str, home: MeasuredSAE, other: SAESpec, sae: SAE) -> Site
 
 
 def _next_site(what: str, home: MeasuredSAE, other: SAESpec, sae: SAE) -> Site:
-    read, written = ends(other, sae)
+    read, written = site_names(other, sae)
     if read is None or written is None:
         raise LoadError(f"{what} does not say its site; register it with site=... and name its id instead of its path")
     site = home.model.canonical(parse_site(written))

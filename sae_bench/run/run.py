@@ -20,7 +20,7 @@ from sae_bench.report import baselines, run_folder
 from sae_bench.report.convert import PropertyDeclaration, property_result
 from sae_bench.report.records import Command, PropertyResult, SAEResult
 from sae_bench.report.rerun_commands import RerunCommand
-from sae_bench.run.fingerprint import content_of
+from sae_bench.run.fingerprint import measurement_content
 from sae_bench.run.measured_property import MeasuredProperty, noisy, restored, with_noise
 from sae_bench.run.noise import check_noise, measured_noise
 from sae_bench.run.options import RunOptions
@@ -191,7 +191,7 @@ class Run:
     def _key(self, loader: Loader, spec: SAESpec, declared: Property) -> str | None:
         if self.folder is None:
             return None
-        content = content_of(loader, spec, declared)
+        content = measurement_content(loader, spec, declared)
         return run_folder.content_key({**content, "selfcheck": self.options.selfcheck})
 
     def _check_noise(self, spec: SAESpec, declared: Property, measured: MeasuredProperty) -> None:

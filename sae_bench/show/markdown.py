@@ -15,7 +15,7 @@ from sae_bench.show import context
 from sae_bench.show.rows import Row, accept_commands, all_rows, changed, properties, undefined, unmeasured, verdict_line
 
 LONGEST = 60_000
-"Characters beyond which what is folded is left out, the least needed first: GitHub takes 65,536 in a comment."
+"Largest number of characters; folded parts that exceed it are left out, as GitHub takes 65,536 in a comment."
 _HEAD = ("SAE", "metric", "accepted", "now", "change", "interval", "allowed", "verdict")
 _SPECIAL = re.compile(r"[\\`*\[\]{}<>|~#@&]|(?<!\w)_|_(?!\w)")
 

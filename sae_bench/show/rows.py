@@ -143,7 +143,7 @@ def _briefly(row: Row) -> Row:
 
 
 def _for_all(head: Row, result: PropertyResult, more: int) -> Row:
-    """Return the row of a primary metric that stands for ``more`` others with its verdict."""
+    """Return the row of a primary metric, with the number of others of its verdict that have no row."""
     notes = head.notes
     if head.verdict is Verdict.INCOMPARABLE and result.differences:
         notes = tuple(map(str, result.differences))

@@ -60,7 +60,7 @@ def test_what_stood_for_nan_is_no_value(tmp_path: Path) -> None:
     (sae,) = read_results(written(tmp_path, SAEBENCH)).saes.values()
     kl = sae.properties["saebench_core"].metrics["model_behavior_preservation.kl_div_with_sae"]
     assert kl.value is None
-    assert "stands for NaN" in kl.reason
+    assert "found NaN" in kl.reason
     (sae,) = read_results(written(tmp_path, [SAE_LENS])).saes.values()
     assert sae.properties["sae_lens_evals"].metrics["sparsity.l1"].value is None
 

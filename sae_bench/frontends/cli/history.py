@@ -91,7 +91,7 @@ def _write_page(chosen: Mapping[str, Sequence[Entry]], options: argparse.Namespa
 def _narrowed(result: SAEResult, globs: Sequence[str]) -> SAEResult:
     """Return a result with the chosen metrics only."""
     properties = {
-        name: replace(each, metrics={m: one for m, one in each.metrics.items() if _wanted((name, m), globs)})
+        name: replace(each, metrics={m: one for m, one in each.metrics.items() if _is_chosen((name, m), globs)})
         for name, each in result.properties.items()
     }
     return replace(result, properties=properties)
@@ -111,7 +111,7 @@ def _block(sae: str, entries: Sequence[Entry], options: argparse.Namespace) -> l
     """Return a heading, a row per metric, a column per commit, and the subjects of the commits."""
     if not entries:
         return [f"{sae}: its accepted report was never committed"]
-    names = [name for name in judged(entries) if not options.metric or _wanted(name, options.metric)]
+    names = [name for name in judged(entries) if not options.metric or _is_chosen(name, options.metric)]
     head = ["", *(f"{entry.day} {entry.commit}" for entry in entries)]
     rows = [[f"{property}.{metric}", *_cells(entries, property, metric)] for property, metric in names]
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
@@ -119,7 +119,7 @@ def _block(sae: str, entries: Sequence[Entry], options: argparse.Namespace) -> l
     return [sae, *table, *(f"  {entry.commit}  {entry.subject}" for entry in entries)]
 
 
-def _wanted(name: tuple[str, str], globs: Sequence[str]) -> bool:
+def _is_chosen(name: tuple[str, str], globs: Sequence[str]) -> bool:
     return any(fnmatchcase(".".join(name), pattern) for pattern in globs)
 
 

@@ -26,7 +26,7 @@ from sae_bench.report.provenance import Provenance, author, utc
 from sae_bench.report.records import PropertyResult, SAEResult
 from sae_bench.report.report import Report, write_report
 from sae_bench.report.rerun_commands import SAME, RerunCommand
-from sae_bench.run.preflight import check_accepted_reports, check_words, rules_for
+from sae_bench.run.preflight import check_accepted_reports, check_names, rules_for
 from sae_bench.run.run import Run
 from sae_bench.show import github, terminal
 from sae_bench.show.speed_lines import speed_lines
@@ -51,7 +51,7 @@ class Session:
         self.properties = chosen_properties(resolved["sae_property"])
         self.speed = speed_chosen(resolved["sae_property"])
         "True when SAEs are timed."
-        check_words(self.specs, self.options.rules, list(SAES))
+        check_names(self.specs, self.options.rules, list(SAES))
         check_accepted_reports(self.specs, self.properties, self.options)
         self.narrowed = bool(resolved["sae"] or resolved["sae_property"] or resolved["sae_no_compare"])
         self.collected = False

@@ -42,7 +42,7 @@ class RayTask:
 
     job: TaskRequest
     needs: dict[str, float]
-    "As Ray's options: ``num_cpus``, ``num_gpus``, ``memory`` in bytes."
+    "As Ray's options: ``num_cpus``, ``num_gpus``, ``bytes_needed`` in bytes."
     answers: Any = None
     "Ray's generator; None when the task has ended."
     placed: bool = False
@@ -75,7 +75,7 @@ class RayFront:
         self._by_value([floor.replacement for floor in floors])
         pinned = self._pinned([*specs, *others])
         gpus = int(options.device.startswith("cuda"))
-        parts = divided(specs, self._places(gpus))
+        parts = divide_saes(specs, self._places(gpus))
         cpus = max(1, int(self._total("CPU")) // max(len(parts), self._places(0)))
         for part in parts:
             job = TaskRequest(
@@ -88,10 +88,10 @@ class RayFront:
                 floors=floors,
                 sources=sources_sha256(),
             )
-            self._start(RayTask(job, {"num_cpus": cpus, "num_gpus": gpus, "memory": memory(part, options)}))
+            self._start(RayTask(job, {"num_cpus": cpus, "num_gpus": gpus, "memory": bytes_needed(part, options)}))
 
     def record(self, sae: str, name: str) -> run_folder.Record:
-        """Return the record of one property; wait for it. An error of the task or its placing is a `MeasurementError`."""
+        """Wait for the record of one property; an error of the task or its placing is a `MeasurementError`."""
         while (sae, name) not in self._found:
             self._step()
             self.progress(f"Ray tasks at {self.address}", min(len(self._found), self._asked - 1), self._asked)
@@ -174,11 +174,11 @@ class RayFront:
         ours = self.ray.util.get_node_ip_address()
         alone = all(node["NodeManagerAddress"] == ours for node in self.ray.nodes() if node["Alive"])
         paths = {
-            (field, path) for spec in specs for field in pinned_files.FIELDS for path in pinned_files.named(spec, field)
+            (field, path) for spec in specs for field in pinned_files.FIELDS for path in pinned_files.named_paths(spec, field)
         }
         paths = {(field, path) for field, path in paths if path not in SAES}
         found = {
-            (field, path): pinned_files.pinned(path, field, None if alone else self.ray.put) for field, path in paths
+            (field, path): pinned_files.pin_path(path, field, None if alone else self.ray.put) for field, path in paths
         }
         return {key: held for key, held in found.items() if held is not None}
 
@@ -204,7 +204,7 @@ class RayFront:
                 self.ray.cloudpickle.register_pickle_by_value(module)
 
 
-def divided(specs: Sequence[SAESpec], places: int) -> list[list[SAESpec]]:
+def divide_saes(specs: Sequence[SAESpec], places: int) -> list[list[SAESpec]]:
     """Return groups of SAEs of one model and site, as many as there are places, so that none stays empty."""
     groups: dict[tuple[Any, ...], list[SAESpec]] = defaultdict(list)
     for spec in specs:
@@ -219,10 +219,10 @@ def divided(specs: Sequence[SAESpec], places: int) -> list[list[SAESpec]]:
     return parts
 
 
-def memory(part: Sequence[SAESpec], options: RunOptions) -> int:
-    """Return the bytes that a task may need: model, widest SAE with its partner and copies, activations, interpreter."""
-    widest = max(3 * pinned_files.size(spec, "path") + pinned_files.size(spec, "partner") for spec in part)
-    model = max(pinned_files.size(spec, "model") for spec in part)
+def bytes_needed(part: Sequence[SAESpec], options: RunOptions) -> int:
+    """Return the bytes that a task may need: model, widest SAE with partner and copies, activations, interpreter."""
+    widest = max(3 * pinned_files.bytes_of(spec, "path") + pinned_files.bytes_of(spec, "partner") for spec in part)
+    model = max(pinned_files.bytes_of(spec, "model") for spec in part)
     return 2 * model + widest + options.settings().memory_bytes + BESIDE
 
 

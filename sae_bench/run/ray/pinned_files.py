@@ -41,7 +41,7 @@ class PinnedPath:
         return os.path.relpath(self.path, self.folder)
 
 
-def pinned(path: str, field: str, put: Callable[[bytes], Any] | None) -> PinnedPath | None:
+def pin_path(path: str, field: str, put: Callable[[bytes], Any] | None) -> PinnedPath | None:
     """Return the files at ``path``, each passed to ``put``; None for a hub name or a module."""
     path = os.path.abspath(path)
     folder, files = _listed(path, field)
@@ -51,7 +51,7 @@ def pinned(path: str, field: str, put: Callable[[bytes], Any] | None) -> PinnedP
     return PinnedPath(path, _sha256(files), str(folder), given)
 
 
-def here(held: PinnedPath, field: str, fetch: Callable[[Any], bytes]) -> str:
+def local_path(held: PinnedPath, field: str, fetch: Callable[[Any], bytes]) -> str:
     """Return a path on this machine with the same content: the original, or a copy."""
     if _same(held, field):
         return held.path
@@ -60,29 +60,29 @@ def here(held: PinnedPath, field: str, fetch: Callable[[Any], bytes]) -> str:
     return _copy(held, fetch)
 
 
-def named(spec: SAESpec, field: str) -> tuple[str, ...]:
+def named_paths(spec: SAESpec, field: str) -> tuple[str, ...]:
     """Return the paths that a field of a registration names: none, one or several."""
     said: str | tuple[str, ...] | None = getattr(spec, field)
     return said if isinstance(said, tuple) else (said,) if said else ()
 
 
-def localised(spec: SAESpec, paths: Mapping[tuple[str, str], str]) -> SAESpec:
+def with_local_paths(spec: SAESpec, paths: Mapping[tuple[str, str], str]) -> SAESpec:
     """Return ``spec`` with paths of this machine; ``paths`` is by field and path of the registration."""
     changed: dict[str, Any] = {}
     for field in FIELDS:
-        here = tuple(paths.get((field, path), path) for path in named(spec, field))
-        if here:
-            changed[field] = here if isinstance(getattr(spec, field), tuple) else here[0]
+        local_path = tuple(paths.get((field, path), path) for path in named_paths(spec, field))
+        if local_path:
+            changed[field] = local_path if isinstance(getattr(spec, field), tuple) else local_path[0]
     return replace(spec, **changed)
 
 
-def size(spec: SAESpec, field: str) -> int:
+def bytes_of(spec: SAESpec, field: str) -> int:
     """Return the bytes of the files that a field names; 0 where it names none."""
-    return sum(file.stat().st_size for path in named(spec, field) for file in _listed(path, field)[1].values())
+    return sum(file.stat().st_size for path in named_paths(spec, field) for file in _listed(path, field)[1].values())
 
 
 def _copy(held: PinnedPath, fetch: Callable[[Any], bytes]) -> str:
-    target = copies() / held.sha256
+    target = copies_folder() / held.sha256
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(dir=target.parent))
@@ -99,7 +99,7 @@ def _copy(held: PinnedPath, fetch: Callable[[Any], bytes]) -> str:
 
 
 @cache
-def copies() -> Path:
+def copies_folder() -> Path:
     """Return the folder of copies, each under the hash of its content."""
     from platformdirs import user_cache_dir
 

@@ -23,7 +23,7 @@ from sae_bench.registry.spec import SAESpec
 from sae_bench.report import run_folder
 from sae_bench.run.fingerprint import sources_sha256
 from sae_bench.run.options import RunOptions
-from sae_bench.run.ray.pinned_files import PinnedPath, here, localised
+from sae_bench.run.ray.pinned_files import PinnedPath, local_path, with_local_paths
 from sae_bench.run.run import Run
 
 
@@ -72,7 +72,7 @@ def measure(job: TaskRequest, fetch: Callable[[Any], bytes]) -> Iterator[TaskAns
     folder = Path(tempfile.gettempdir()) / "sae-bench-ray" / job.name
     run = Run(_unjudged(job.options), folder, earlier=run_folder.earlier_records([folder]))
     for spec, names in job.work:
-        unjudged = replace(localised(spec, paths), known_failures={}, limits=())
+        unjudged = replace(with_local_paths(spec, paths), known_failures={}, limits=())
         for name in names:
             yield _answer(run, unjudged, name)
     shutil.rmtree(folder, ignore_errors=True)
@@ -92,9 +92,9 @@ def _prepared(job: TaskRequest, fetch: Callable[[Any], bytes]) -> dict[tuple[str
         register_property(declared)
     for floor in job.floors:
         noise_floors.EXTENSIONS.register(floor.name, floor)
-    paths = {(field, path): here(held, field, fetch) for (field, path), held in job.files.items()}
+    paths = {(field, path): local_path(held, field, fetch) for (field, path), held in job.files.items()}
     for spec in job.others:
-        SAES.add(spec.id, partial(localised, spec, paths), origin=spec.origin)
+        SAES.add(spec.id, partial(with_local_paths, spec, paths), origin=spec.origin)
     return paths
 
 

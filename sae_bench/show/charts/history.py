@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_bench.report.records import Limit, MetricResult
-from sae_bench.show import cells
 from sae_bench.show.charts.figure import SYMBOLS, Figure, axis, label, shorten
 
 Z95 = 1.96
