@@ -93,7 +93,7 @@ class Cycle:
     name: str
     classes: tuple[tuple[str, ...], ...]
     "The words of each class, in the order of the cycle."
-    latents: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     "Features that represent the cycle, by SAE id; empty where the property has to choose them."
 
 

@@ -1,8 +1,8 @@
-"""The properties: one file each, found by file name. A file declares metrics and limits as data and one `measure`.
+"""Registry of the properties: each one is a file or a folder of its name that declares metrics, limits and ``measure``.
 
 Others come from outside: `register_property` in a ``conftest.py``, or an entry point of the group
-``sae_bench.properties``. A property module imports no torch while it is imported: listing, collecting and checking
-limits must stay quick.
+``sae_bench.properties``. A property module does not import torch at import time, so that listing, collecting and
+checking limits are quick.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
 
 Marker = Literal["fidelity", "geometry", "steering", "concepts", "contract"]
-NO_MODEL = "needs the model, and only activations were given"
-"Why a metric is undefined in ``check_sae(activations=...)``."
-TRANSCODER = "a transcoder reads elsewhere than it writes, and what it would read there is not known"
-"Why a metric of circuits is undefined for an SAE whose `Bench.source` is another site."
+NO_MODEL = "the metric needs the model, and the run has activations only"
+"Reason of an undefined metric in ``check_sae(activations=...)``."
+TRANSCODER = "a transcoder reads another site than it writes, and its input on these prompts is not known"
+"Reason of undefined metrics of circuits for an SAE whose `Bench.source` is another site."
 
 
 @dataclass(frozen=True)
 class Property:
-    """One question asked of an SAE: what is measured, and the limits that stand unless somebody sets others."""
+    """Property of an SAE: a question, the metrics that answer it, and the limits that hold unless others are set."""
 
     name: str
     question: str
     "One sentence, shown by ``--sae-list``."
     primary_metric: str
-    "The metric shown when all is well."
+    "The metric that reports show when every verdict is PASS."
     metrics: tuple[Metric, ...]
     limits: tuple[str, ...]
     "Default limits, ``metric:LIMIT``; a metric without one is reported and never judged."
@@ -51,7 +51,12 @@ class Property:
         names = {metric.name for metric in self.metrics}
         unknown = {self.primary_metric, *(limit.split(":", 1)[0] for limit in self.limits)} - names
         if unknown:
-            raise ValueError(f"property {self.name!r} speaks of metrics it does not declare: {sorted(unknown)}")
+            raise ValueError(f"property {self.name!r} names metrics that it does not declare: {sorted(unknown)}")
+
+
+def condition_metric(name: str, condition: str) -> str:
+    """Return a metric's name under a steering condition; those of condition ``feature`` have no suffix."""
+    return name if condition == "feature" else f"{name}_{condition}"
 
 
 def register_property(declared: Property) -> Property:
@@ -67,12 +72,12 @@ def register_property(declared: Property) -> Property:
 
 
 def property_names() -> tuple[str, ...]:
-    """Names of all properties, sorted; found by file name, entry point or registration, nothing is imported."""
+    """Return the names of all properties, sorted, without importing any."""
     return tuple(sorted({*built_in(), *EXTENSIONS.names()}))
 
 
 def load_property(name: str) -> Property:
-    """The property called ``name``; unknown is a `UsageError` with near names."""
+    """Return the property called ``name``; an unknown name is a `UsageError` with near names."""
     if name in built_in():
         return _checked(name, importlib.import_module(f"{__name__}.{name}").PROPERTY)
     if name in EXTENSIONS:
@@ -82,15 +87,17 @@ def load_property(name: str) -> Property:
 
 @cache
 def built_in() -> tuple[str, ...]:
-    """Names of this package's own properties, sorted."""
+    """Return the names of this package's own properties, sorted."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 
 
-def _checked(name: str, found: object) -> Property:
-    if isinstance(found, Property) and found.name == name:
-        return found
-    said = f"a Property called {found.name!r}" if isinstance(found, Property) else f"a {type(found).__name__}"
-    raise UsageError(f"what is registered as property {name!r} is {said}; it must be a Property with that name")
+def _checked(name: str, candidate: object) -> Property:
+    if isinstance(candidate, Property) and candidate.name == name:
+        return candidate
+    description = (
+        f"a Property called {candidate.name!r}" if isinstance(candidate, Property) else f"a {type(candidate).__name__}"
+    )
+    raise UsageError(f"what is registered as property {name!r} is {description}; it must be a Property with that name")
 
 
 EXTENSIONS: Extensions[Property] = Extensions("property", built_in, _checked)

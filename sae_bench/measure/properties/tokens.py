@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Series, Undefined
 from sae_bench.measure.properties import Property
+from sae_bench.measure.shared.multiple_testing import benjamini_hochberg
 from sae_bench.measure.shared.token_type_gaps import MINIMUM_OCCURRENCES, frequency_correlation, token_gap, type_sums
 
 if TYPE_CHECKING:
@@ -76,18 +77,16 @@ class TokenTypes:
         found: Floats = self.mean + weight * (self.gap - self.mean)
         return found
 
-    def q(self) -> Floats:
+    def adjusted_p(self) -> Floats:
         """Benjamini-Hochberg adjusted p of the difference from the mean, two-sided.
 
         By t with the clusters that carry the error less one as degrees of freedom: KL is skewed, and with all clusters
         the far tail that a list of types is picked from holds more than twice what it should.
         """
         from scipy.stats import t
-        from statsmodels.stats.multitest import multipletests
 
-        p = 2 * t.sf(np.abs(self.gap - self.mean) / np.maximum(self.error, 1e-300), np.maximum(self.carriers - 1, 1))
-        found: Floats = np.asarray(multipletests(p, method="fdr_bh")[1], dtype=np.float64)
-        return found
+        statistic = np.abs(self.gap - self.mean) / np.maximum(self.error, 1e-300)
+        return benjamini_hochberg(2 * t.sf(statistic, np.maximum(self.carriers - 1, 1)))
 
 
 def measure(bench: Bench) -> Measurement:
@@ -108,7 +107,7 @@ def measure(bench: Bench) -> Measurement:
     sums, counts, ids = sums[:, enough], counts[:, enough], ids[enough]
     found = compare_types(total, count, sums, counts, ids)
     estimates |= _with_errors(total, count, sums, counts)
-    q = found.q()
+    q = found.adjusted_p()
     differ = int((q < FALSE_DISCOVERIES).sum())
     note = f"the gap of {differ} of {len(ids)} token types differs from the mean (false discoveries at 5%)"
     return Measurement(estimates, bench.clusters, {"token_types": _table(bench, found, q)}, notes=(note,))

@@ -1,7 +1,7 @@
 """KL gap by token type: sums per cluster, and the rank correlation of the gap with frequency.
 
-Only types that occur at least `MINIMUM_OCCURRENCES` times count: the variance of a mean falls with 1/n, so means of rare
-types are noise.
+Only types that occur at least `MINIMUM_OCCURRENCES` times count: the variance of a mean falls with 1/n, so means of
+rare types are noise.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _gap(bench: Bench, batch: Batch) -> Tensor:
 def type_sums(bench: Bench, table: Tensor) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Return sums and counts of ``table`` (documents, pos) by cluster and token type, and the types' token ids.
 
-    Returns two (clusters, types) arrays over the types with at least `MINIMUM_OCCURRENCES` kept occurrences, and their ids.
+    Both are (clusters, types), over the types with at least `MINIMUM_OCCURRENCES` kept occurrences.
     """
     keep = bench.keep.cpu().numpy()
     tokens = bench.corpus.tokens[: bench.n_documents].cpu().numpy()[keep]

@@ -1,27 +1,27 @@
 """Are cyclic concepts, such as the days of the week, circles at the site, and how much of the circle does the SAE keep?
 
-Of the tokens of each class take the mean activation. With K the products of the means in odd and in even documents,
-which share no noise, and P_f = sum_kl K[k, l] cos(2 pi f (k - l) / C) the power at frequency f of the order,
+Each class has its mean activation over the tokens of its words. With K the products of the means in odd and in even
+documents, which share no noise, and P_f = sum_kl K[k, l] cos(2 pi f (k - l) / C) the power at frequency f of the order,
 
     circular_share     P_1 / (P_1 + P_2 + P_3) at the site: 1 for a circle, a third where the order means nothing,
-                       .66 for seven classes on a line; p over all 360 orders of seven classes, drawn ones of twelve
+                       .66 for seven classes on a line; p over all 360 orders of seven classes, a sample for twelve
     roundness          smaller over larger axis of the frequency-1 part, squared: 0 for a line
-    kept               what of the site's circle lies in the reconstruction: P_1 of K between the two over P_1 of the
-                       site, 1 for all of it, 0 for a circle elsewhere; cluster_kept: in what some features write
-    residual_power     P_1 of the residual x - xhat over P_1 of the site: what of the circle is not represented
-    class_kept         the same as `kept` of the class means' whole spread, in whatever order they are
+    kept               share of the site's circle in the reconstruction: P_1 of K between the two over P_1 of the site,
+                       1 for all of it, 0 for a circle elsewhere; cluster_kept: in the contribution of some features
+    residual_power     P_1 of the residual x - xhat over P_1 of the site: the part of the circle outside the features
+    class_kept         share of the class means' whole spread, in any order, in the reconstruction
     span_energy        |P (x - mean)|^2 / |x - mean|^2, P the projector on the span of the cluster's decoder rows
     span_residual      |P (x - xhat)|^2 / |P (x - mean)|^2
 
-Shares, ratios and p; numbers of metrics are means over the declared cycles, the table has each with its p. A cluster is
-given in the file of cycles, or found by the similarity of decoder rows (Engels et al. 2405.14860: components of the
-graph of the two nearest with cosine above .5), or else the features in which the classes differ most; never by their
-order, so that the test stays exact. Backward elimination takes features out one by one: `needed` are the last ones
-that hold the cluster's circular power within a standard error.
+Shares, ratios and p. Metrics are means over the declared cycles; the table lists each cycle with its p. The file of
+cycles may name the cluster of features. Otherwise it is found by the similarity of decoder rows (Engels et al.
+2405.14860: components of the graph of the two nearest with cosine above .5), or consists of the features in which the
+classes differ most. The order never takes part in the choice, so that the test stays exact. Backward elimination
+removes features one by one: `needed` are the last ones that have the cluster's circular power within a standard error.
 
-A `kept` well below 1 says that the SAE flattens the circle; a `residual_power` above 0 that it is still there, but not
-in the features. Where the site itself has no circle (a large p), none of this speaks of one. Not used: regression of
-the angle on class means, whose R^2 is .975 for seven random points.
+A `kept` well below 1 says that the SAE flattens the circle; a `residual_power` above 0 says that it is still present,
+but not in the features. Where the site itself has no circle (a large p), none of these numbers speaks of one. Not used:
+regression of the angle on class means, whose R^2 is .975 for seven random points.
 """
 
 from __future__ import annotations
@@ -32,14 +32,22 @@ from typing import TYPE_CHECKING
 from sae_bench.measure.datasets.concept_file import ConceptFile, read_concepts
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
-from sae_bench.measure.properties.circles import circular_power
-from sae_bench.measure.properties.circles.cycle_activations import (
+from sae_bench.measure.properties.circles.circular_power import (
+    circular_share,
+    jackknife_products,
+    mean_over_cycles,
+    mean_retained_circle,
+    retained_circle,
+    retained_class_spread,
+    roundness,
+    share_of_site_power,
+)
+from sae_bench.measure.properties.circles.cycle_activations import MOST_TOKENS, locate_cycle
+from sae_bench.measure.properties.circles.cycle_features import (
     LARGEST_CLUSTER,
-    MOST_TOKENS,
     PER_CLASS,
     SIMILAR_COSINE,
     SUFFICIENT_POWER,
-    locate_cycle,
 )
 from sae_bench.measure.properties.circles.measured_cycle import MeasuredCycle, measure_cycle
 from sae_bench.measure.properties.circles.series import circle_series, corrected_site_p, cycle_notes
@@ -68,80 +76,73 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """Class means of every declared cycle at the site, through the SAE and in the features that hold it."""
+    """Measure the class means of every declared cycle at the site, through the SAE and in a cluster of features."""
     if bench.related.concepts is None:
         return Measurement({metric.name: Undefined(NO_CYCLES) for metric in METRICS})
     file = read_concepts(bench.related.concepts)
     if not file.cycles:
         return Measurement({metric.name: Undefined(NO_CYCLES) for metric in METRICS})
-    found, missing = _each(bench, file)
-    estimates = {cycle: _of_a_cycle(each) for cycle, each in found.items()}
-    corrected = corrected_site_p(found, len(file.cycles), bench.settings.seed)
+    cycles, missing = _measure_cycles(bench, file)
+    estimates = {name: _cycle_estimates(cycle) for name, cycle in cycles.items()}
+    corrected = corrected_site_p(cycles, len(file.cycles), bench.settings.seed)
     return Measurement(
-        {metric.name: _over_cycles(metric.name, estimates, missing) for metric in METRICS},
+        {metric.name: _mean_estimate(metric.name, estimates, missing) for metric in METRICS},
         bench.clusters,
-        series=circle_series(found, estimates, corrected, bench.settings.seed) if found else {},
+        series=circle_series(cycles, estimates, corrected, bench.settings.seed) if cycles else {},
         settings=_settings(bench, file),
-        notes=(*cycle_notes(found, estimates, corrected), *missing.values()),
+        notes=(*cycle_notes(cycles, estimates, corrected), *missing.values()),
     )
 
 
-def _each(bench: Bench, file: ConceptFile) -> tuple[dict[str, MeasuredCycle], dict[str, str]]:
-    """What was found by cycle, and why of the others nothing."""
-    found, missing = {}, {}
+def _measure_cycles(bench: Bench, file: ConceptFile) -> tuple[dict[str, MeasuredCycle], dict[str, str]]:
+    """Return the measured cycles, and for each other one the reason why it cannot be measured."""
+    cycles, missing = {}, {}
     for rank, cycle in enumerate(file.cycles):
-        at = locate_cycle(bench, file, cycle)
-        held = measure_cycle(bench, cycle, at)
-        if isinstance(held, MeasuredCycle):
-            found[cycle.name] = held
+        result = measure_cycle(bench, cycle, locate_cycle(bench, file, cycle))
+        if isinstance(result, MeasuredCycle):
+            cycles[cycle.name] = result
         else:
-            missing[cycle.name] = held
+            missing[cycle.name] = result
         bench.show_progress("circles: cycles", rank + 1, len(file.cycles))
-    return found, missing
+    return cycles, missing
 
 
-def _of_a_cycle(found: MeasuredCycle) -> dict[str, Estimate]:
-    site, ours, residual = found.products["site"], found.products["reconstruction"], found.products["residual"]
-    flat, still = "the class means have no power at the first frequencies", "the site has no circular power"
+def _cycle_estimates(cycle: MeasuredCycle) -> dict[str, Estimate]:
+    site, ours, residual = cycle.products["site"], cycle.products["reconstruction"], cycle.products["residual"]
+    no_power = "the class means have no power at the first frequencies"
+    no_circle = "the site has no circular power"
+    no_spread = "the classes do not differ at the site"
     estimates: dict[str, Estimate] = {
-        "circular_share": circular_power.jackknife_products([site], circular_power.circular_share, flat),
-        "circular_share_reconstruction": circular_power.jackknife_products([ours], circular_power.circular_share, flat),
-        "circular_share_residual": circular_power.jackknife_products([residual], circular_power.circular_share, flat),
-        "roundness": circular_power.jackknife_products([site], circular_power.roundness, still),
-        "roundness_reconstruction": circular_power.jackknife_products([ours], circular_power.roundness, still),
-        "kept": circular_power.jackknife_products([ours, residual, site], circular_power.retained_circle, still),
-        "class_kept": circular_power.jackknife_products(
-            [ours, residual, site], circular_power.retained_class_spread, "the classes do not differ at the site"
-        ),
-        "residual_power": circular_power.jackknife_products(
-            [residual, site], circular_power.share_of_site_power, still
-        ),
+        "circular_share": jackknife_products([site], circular_share, no_power),
+        "circular_share_reconstruction": jackknife_products([ours], circular_share, no_power),
+        "circular_share_residual": jackknife_products([residual], circular_share, no_power),
+        "roundness": jackknife_products([site], roundness, no_circle),
+        "roundness_reconstruction": jackknife_products([ours], roundness, no_circle),
+        "kept": jackknife_products([ours, residual, site], retained_circle, no_circle),
+        "class_kept": jackknife_products([ours, residual, site], retained_class_spread, no_spread),
+        "residual_power": jackknife_products([residual, site], share_of_site_power, no_circle),
     }
-    if not found.features:
-        why = Undefined("the SAE has no feature in which the classes differ, or shows no decoder")
-        return {metric.name: estimates.get(metric.name, why) for metric in METRICS}
-    cluster = found.products["cluster"]
-    inside, whole, left = found.energy
+    if not cycle.features:
+        no_cluster = Undefined("the SAE has no feature in which the classes differ, or shows no decoder")
+        return {metric.name: estimates.get(metric.name, no_cluster) for metric in METRICS}
+    cluster, rest = cycle.products["cluster"], cycle.products["rest"]
+    inside, whole, residual_inside = cycle.energy
     return estimates | {
-        "circular_share_cluster": circular_power.jackknife_products([cluster], circular_power.circular_share, flat),
-        "cluster_kept": circular_power.jackknife_products(
-            [cluster, found.products["rest"], site], circular_power.retained_circle, still
-        ),
-        "cluster_kept_random": circular_power.jackknife_products(
-            [*found.random, site], circular_power.mean_retained_circle, still
-        )
-        if found.random
+        "circular_share_cluster": jackknife_products([cluster], circular_share, no_power),
+        "cluster_kept": jackknife_products([cluster, rest, site], retained_circle, no_circle),
+        "cluster_kept_random": jackknife_products([*cycle.random, site], mean_retained_circle, no_circle)
+        if cycle.random
         else Undefined("no other feature fires on the words of the cycle"),
         "span_energy": Ratio(inside, whole),
-        "span_energy_random": Exact(found.dimensions / found.width),
-        "span_residual": Ratio(left, inside),
+        "span_energy_random": Exact(cycle.dimensions / cycle.width),
+        "span_residual": Ratio(residual_inside, inside),
     }
 
 
-def _over_cycles(name: str, estimates: Mapping[str, Mapping[str, Estimate]], missing: Mapping[str, str]) -> Estimate:
-    """The mean over cycles of one metric."""
-    values: Sequence[Estimate] = [each[name] for each in estimates.values()]
-    return circular_power.mean_over_cycles(values) if values else Undefined("; ".join(missing.values()))
+def _mean_estimate(name: str, estimates: Mapping[str, Mapping[str, Estimate]], missing: Mapping[str, str]) -> Estimate:
+    """Return the mean of one metric over cycles."""
+    values: Sequence[Estimate] = [by_metric[name] for by_metric in estimates.values()]
+    return mean_over_cycles(values) if values else Undefined("; ".join(missing.values()))
 
 
 def _settings(bench: Bench, file: ConceptFile) -> dict[str, object]:

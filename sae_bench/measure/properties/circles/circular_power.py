@@ -1,4 +1,4 @@
-"""How circular the means of ordered classes are: their power at frequency 1, unbiased, and its permutation test. numpy.
+"""Circularity of the means of ordered classes: unbiased power at frequency 1 and its permutation test. numpy only.
 
 The class means of odd and of even documents are multiplied with each other, so that noise, which the two halves do not
 share, adds nothing on average. With K[k, l] the product of class k's mean in odd and class l's in even documents,
@@ -8,10 +8,10 @@ share, adds nothing on average. With K[k, l] the product of class k's mean in od
                             classes on a straight line
     roundness               smaller over larger axis of the frequency-1 part, squared; 1 for a circle, 0 for a line
 
-Rotating or reflecting the order changes nothing, so C classes have (C - 1)! / 2 orders; the test looks at all of them
-up to `EXACT` classes (360 for seven), and draws them at random beyond. Where the order means nothing every one is as
-likely to have the largest share, whatever the noise and however the vectors were chosen, as long as the order had no
-part in it.
+Rotating or reflecting the order changes nothing, so C classes have (C - 1)! / 2 orders. The test uses all of them up to
+`EXACT` classes (360 for seven) and draws them at random beyond. Where the order means nothing, each order is as likely
+as any other to have the largest share, whatever the noise and the choice of vectors, as long as the choice did not
+depend on the order.
 
 Shapes: N tokens, S clusters of documents, C classes, d width.
 """
@@ -27,19 +27,19 @@ import numpy as np
 
 from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Ratio, Undefined
-from sae_bench.measure.uncertainty import leave_one_out
+from sae_bench.measure.uncertainty import jackknife
 
 FREQUENCIES = 3
 "The share is that of frequency 1 among these."
 EXACT = 8
-"Classes up to which all orders are looked at: 2,520 of them."
+"Most classes for which all orders are tested: 2,520 of them."
 DRAWN = 4999
-"Orders drawn where there are more."
+"Orders drawn for more classes."
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledTokens:
-    """Which class, which cluster and which half each token belongs to."""
+    """Class, cluster and half of every token."""
 
     of_class: Ints
     "(N,)"
@@ -50,24 +50,27 @@ class LabelledTokens:
 
     @property
     def odd(self) -> Ints:
-        """(N,) 1 in every second cluster."""
+        """Return (N,) 1 in every second cluster."""
         return self.cluster_of % 2
 
     def counts(self) -> Floats:
-        """(S, C) tokens."""
+        """Return (S, C) tokens."""
         flat = np.bincount(self.cluster_of * self.classes + self.of_class, minlength=self.clusters * self.classes)
         return np.asarray(flat.reshape(self.clusters, self.classes), dtype=np.float64)
 
-    def thin(self) -> int | None:
-        """A class that fewer than two clusters of a half hold, so that leaving one out might empty it; None else."""
-        held = self.counts() > 0
-        fewest = np.minimum(held[::2].sum(0), held[1::2].sum(0))
+    def undersampled_class(self) -> int | None:
+        """Return a class in fewer than two clusters of a half; None without one.
+
+        Leaving a cluster out might empty such a class.
+        """
+        present = self.counts() > 0
+        fewest = np.minimum(present[::2].sum(0), present[1::2].sum(0))
         return int(fewest.argmin()) if fewest.min() < 2 else None
 
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """Products of the halves' class means, with all that leaving a cluster out changes."""
+    """Products of the halves' class means, with the sums that leaving a cluster out needs."""
 
     whole: Floats
     "(C, C): K."
@@ -77,19 +80,19 @@ class Products:
     "(S, C)"
 
     @classmethod
-    def of(cls, rows: Floats, given: LabelledTokens) -> Products:
-        """Of vectors (N, d)."""
-        means = class_means(rows, given)  # (2, C, d)
-        counts = given.counts()
-        parts = np.zeros((given.clusters, given.classes, given.classes))
+    def from_rows(cls, rows: Floats, labels: LabelledTokens) -> Products:
+        """Return the products of vectors (N, d)."""
+        means = class_means(rows, labels)  # (2, C, d)
+        counts = labels.counts()
+        parts = np.zeros((labels.clusters, labels.classes, labels.classes))
         for half in (0, 1):
-            inside = np.flatnonzero(given.odd == half)
+            inside = np.flatnonzero(labels.odd == half)
             products = rows[inside] @ means[1 - half].T  # (n, C)
-            np.add.at(parts, (given.cluster_of[inside], given.of_class[inside]), products)
+            np.add.at(parts, (labels.cluster_of[inside], labels.of_class[inside]), products)
         return cls(means[1] @ means[0].T, parts, counts)
 
     def without(self, cluster: int) -> Floats:
-        """(C, C) K without one cluster."""
+        """Return (C, C) K without one cluster."""
         half = self.counts[cluster % 2 :: 2].sum(0)  # (C,)
         left = half - self.counts[cluster]
         if cluster % 2:
@@ -97,39 +100,39 @@ class Products:
         return np.asarray((half[None, :] * self.whole - self.parts[cluster].T) / left[None, :])
 
 
-def class_means(rows: Floats, given: LabelledTokens) -> Floats:
-    """(2, C, d) of vectors (N, d), in even and in odd clusters."""
-    sums = np.zeros((2, given.classes, rows.shape[1]))
-    np.add.at(sums, (given.odd, given.of_class), rows)
-    count = np.bincount(given.odd * given.classes + given.of_class, minlength=2 * given.classes)
-    return sums / count.reshape(2, given.classes, 1)
+def class_means(rows: Floats, labels: LabelledTokens) -> Floats:
+    """Return (2, C, d) class means of vectors (N, d), in even and in odd clusters."""
+    sums = np.zeros((2, labels.classes, rows.shape[1]))
+    np.add.at(sums, (labels.odd, labels.of_class), rows)
+    count = np.bincount(labels.odd * labels.classes + labels.of_class, minlength=2 * labels.classes)
+    return sums / count.reshape(2, labels.classes, 1)
 
 
 @cache
 def _waves(classes: int) -> Floats:
-    """(frequencies from 1, C, C) cos(2 pi f (k - l) / C); the last one is half the number of classes."""
+    """Return (frequencies from 1, C, C) cos(2 pi f (k - l) / C); the last frequency is half the number of classes."""
     step = np.arange(classes)[:, None] - np.arange(classes)[None, :]
     return np.stack([np.cos(2 * np.pi * f * step / classes) for f in range(1, classes // 2 + 1)])
 
 
 def powers(products: Floats) -> Floats:
-    """(frequencies from 1,) of K (C, C)."""
+    """Return (frequencies from 1,) powers of K (C, C)."""
     return np.asarray(np.einsum("kl,fkl->f", products, _waves(len(products))))
 
 
 def class_power(products: Floats) -> float:
-    """The spread of the class means, all frequencies together; in whatever order they are."""
+    """Return the spread of the class means over all frequencies; it does not depend on their order."""
     return float(np.trace(products) - products.sum() / len(products))
 
 
 def circular_share(products: Floats) -> float:
-    """NaN where the first frequencies have no power together."""
+    """Return P_1 over the sum of the first powers; NaN where they have no power together."""
     first = powers(products)[:FREQUENCIES]
     return float(first[0] / first.sum()) if first.sum() > 0 else np.nan
 
 
 def roundness(products: Floats) -> float:
-    """Of K (C, C); NaN where frequency 1 has no power."""
+    """Return the roundness of K (C, C); NaN where frequency 1 has no power."""
     angle = 2 * np.pi * np.arange(len(products)) / len(products)
     axes = np.stack([np.cos(angle), np.sin(angle)])
     form = axes @ products @ axes.T
@@ -139,9 +142,9 @@ def roundness(products: Floats) -> float:
 
 @cache
 def orders(classes: int, seed: int) -> Ints:
-    """(orders, C): all of them that are not rotations or reflections of each other, or a sample; the first is as given.
+    """Return (orders, C) all orders up to rotation and reflection, or a sample; the first is the given one.
 
-    Exact up to `EXACT` classes.
+    All of them up to `EXACT` classes.
     """
     if classes <= EXACT:
         rest = permutations(range(1, classes))
@@ -152,10 +155,10 @@ def orders(classes: int, seed: int) -> Ints:
 
 
 def permutation_p(products: Floats, seed: int = 0) -> float:
-    """How many orders have at least the circular share of the given one, itself among them."""
-    each = orders(len(products), seed)
+    """Return the share of orders with at least the circular share of the given one, itself among them."""
+    candidates = orders(len(products), seed)
     waves = _waves(len(products))[:FREQUENCIES]
-    flat = products[each[:, :, None], each[:, None, :]].reshape(len(each), -1)
+    flat = products[candidates[:, :, None], candidates[:, None, :]].reshape(len(candidates), -1)
     first = flat @ waves.reshape(len(waves), -1).T  # (orders, frequencies)
     total = first.sum(1)
     # An order without power has no share and is taken for the least circular: any fixed rule keeps the test exact.
@@ -166,28 +169,26 @@ def permutation_p(products: Floats, seed: int = 0) -> float:
 
 
 def jackknife_products(parts: Sequence[Products], value: Callable[..., float], reason: str) -> Estimate:
-    """A value of several K, with influences from leaving a cluster out; undefined for the reason where it is no number.
+    """Return a value of several K with influences from leaving a cluster out; Undefined for ``reason``.
 
     A cluster without a token of the classes changes nothing.
     """
-    full = value(*(each.whole for each in parts))
-    others = [
-        value(*(each.without(cluster) for each in parts)) if parts[0].counts[cluster].any() else full
+    full = value(*(products.whole for products in parts))
+    without = [
+        value(*(products.without(cluster) for products in parts)) if parts[0].counts[cluster].any() else full
         for cluster in range(len(parts[0].counts))
     ]
-    if not np.isfinite([full, *others]).all():
-        return Undefined(reason)
-    return Influence(full, leave_one_out(others, full))
+    return jackknife(full, without, reason)
 
 
 def share_of_site_power(ours: Floats, site: Floats) -> float:
-    """Circular power of one K over that of the site, wherever it points; NaN where the site has none."""
+    """Return the circular power of one K over that of the site, in any plane; NaN where the site has none."""
     power = powers(site)[0]
     return float(powers(ours)[0] / power) if power > 0 else np.nan
 
 
 def retained_circle(ours: Floats, rest: Floats, site: Floats) -> float:
-    """What of the site's circle lies in a part of x: 1 for all, 0 for a circle of any size that points elsewhere.
+    """Return the share of the site's circle in a part of x: 1 for all of it, 0 for a circle elsewhere.
 
     ``ours`` and ``rest`` are K of the part and of x without it: their products with each other are half of what the
     site's K has beyond both.
@@ -196,42 +197,42 @@ def retained_circle(ours: Floats, rest: Floats, site: Floats) -> float:
 
 
 def retained_class_spread(ours: Floats, rest: Floats, site: Floats) -> float:
-    """The same of the class means' whole spread."""
+    """Return the share of the class means' whole spread in a part of x, in any order of the classes."""
     power = class_power(site)
     return class_power((site + ours - rest) / 2) / power if power > 0 else np.nan
 
 
 def mean_retained_circle(*each: Floats) -> float:
-    """Mean of `retained_circle` over parts of x: K of each part and of x without it by turns, the site's last."""
+    """Return the mean of `retained_circle` over parts of x: K of each part and of x without it, site last."""
     return float(
         np.mean([retained_circle(ours, rest, each[-1]) for ours, rest in zip(each[:-1:2], each[1::2], strict=True)])
     )
 
 
 def mean_over_cycles(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean over cycles of what has a value; the first one's reason where none has."""
-    held = [each for each in estimates if not isinstance(each, Undefined)]
-    if not held:
+    """Return the mean over cycles of the estimates with a value; the first one's reason where none has one."""
+    defined = [each for each in estimates if not isinstance(each, Undefined)]
+    if not defined:
         return estimates[0]
-    value = float(np.mean([each.value for each in held]))
-    influence = [each.influence for each in held if isinstance(each, Ratio | Influence)]
+    value = float(np.mean([each.value for each in defined]))
+    influence = [each.influence for each in defined if isinstance(each, Ratio | Influence)]
     return Influence(value, np.mean(influence, axis=0)) if influence else Exact(value)
 
 
 @dataclass(frozen=True)
 class EliminationStep:
-    """One step of backward elimination: what is left when a feature goes."""
+    """Step of backward elimination: the features that remain when one is removed."""
 
-    gone: int
+    removed: int
     "Index of the feature."
-    retained_circle: float
-    "What of the site's circle the others hold."
+    retained: float
+    "Share of the site's circle in the remaining features."
     products: Floats
-    "(C, C) K of what they write."
+    "(C, C) K of their contributions."
 
 
 def eliminate_features(means: Floats, directions: Floats, site: Floats) -> list[EliminationStep]:
-    """Features out of a cluster one by one, first the one that holds the least of the site's circle.
+    """Remove features from a cluster one by one, first the one with the least of the site's circle.
 
     What features hold of the circle adds up, so each one's part decides when it goes.
 
@@ -245,9 +246,9 @@ def eliminate_features(means: Floats, directions: Floats, site: Floats) -> list[
     crossed = (np.einsum("km,ml->mkl", means[1], along[0]) + np.einsum("km,ml->mkl", means[0], along[1])) / 2
     whole = site[1] @ site[0].T
     parts = [share_of_site_power(each, whole) for each in crossed]
-    inside, steps = sorted(range(len(parts)), key=lambda index: parts[index]), []
-    while inside:
-        gone, *inside = inside
-        products = means[1][:, inside] @ gram[np.ix_(inside, inside)] @ means[0][:, inside].T
-        steps.append(EliminationStep(gone, float(sum(parts[index] for index in inside)), products))
+    remaining, steps = sorted(range(len(parts)), key=lambda index: parts[index]), []
+    while remaining:
+        removed, *remaining = remaining
+        products = means[1][:, remaining] @ gram[np.ix_(remaining, remaining)] @ means[0][:, remaining].T
+        steps.append(EliminationStep(removed, float(sum(parts[index] for index in remaining)), products))
     return steps

@@ -1,7 +1,4 @@
-"""The tokens of a cycle in the corpus, what an SAE makes of them, and the features that hold the cycle.
-
-Features are chosen without looking at the order of the classes, over the whole corpus, so that every tier has the same
-ones and the permutation test stays exact.
+"""Tokens of a cycle in the corpus, and their activations at the site and through an SAE.
 
 Shapes: N tokens, C classes, n features, m of them in a cluster, d site width.
 """
@@ -17,7 +14,8 @@ from sae_bench.errors import MeasurementError
 from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.datasets.concept_file import ConceptFile, Cycle
 from sae_bench.measure.properties.circles.circular_power import LabelledTokens
-from sae_bench.measure.shared.alive_features import dictionary_neighbours
+from sae_bench.measure.properties.circles.cycle_features import choose_cycle_features
+from sae_bench.measure.shared.document_halves import half_of_documents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,22 +24,14 @@ if TYPE_CHECKING:
     from sae_bench.sae.sparse_codes import SparseCodes
 
 MOST_TOKENS = 20_000
-"Tokens of a cycle that are looked at, at most."
-SIMILAR_COSINE = 0.5
-"Features are joined to each of their two nearest where the cosine of their directions is above this."
-LARGEST_CLUSTER = 32
-"Features of a cluster, at most; beyond that directions are joined that have nothing to do with each other."
-SUFFICIENT_POWER = 0.5
-"Share of the reconstruction's class power that a cluster of similar directions must hold to be the cycle's."
-PER_CLASS = 2
-"Features for each class where no such cluster is found."
+"Most tokens of a cycle that are measured."
 RANDOM_SETS = 8
-"Sets of other features that a cluster is held against."
+"Random sets of other features that a cluster is compared with."
 
 
 @dataclass(frozen=True, eq=False)
 class CycleActivations:
-    """A cycle's tokens in the documents of the tier, at the site and through the SAE."""
+    """Activations of a cycle's tokens in the documents of the tier, at the site and through the SAE."""
 
     labels: LabelledTokens
     x: Floats
@@ -49,19 +39,19 @@ class CycleActivations:
     xhat: Floats
     "(N, d)"
     features: tuple[int, ...]
-    "The cluster's, by how much the classes differ in them, the most first; none where none was found."
-    found_by: str
+    "The cluster's, those in which the classes differ most first; empty where no feature qualifies."
+    selection: str
     "``file``, ``decoder similarity`` or ``class differences``."
     codes: Floats
     "(N, m) of the cluster."
     directions: Floats
     "(m, d) decoder rows of the cluster."
-    others: tuple[Floats, ...]
-    "(N, d) each: what random sets of m other features write, of those that fire on the cycle's words."
+    controls: tuple[Floats, ...]
+    "(N, d) each: contributions of random sets of m other features that fire on the cycle's words."
 
 
 def cycle_words(bench: Bench) -> tuple[str, ...]:
-    """The word of every token of the model's vocabulary."""
+    """Return the word of every token of the model's vocabulary."""
     from sae_bench.measure.datasets.concept_tokens import vocabulary_words
     from sae_bench.measure.shared.prompts import require_tokenizer
 
@@ -71,7 +61,7 @@ def cycle_words(bench: Bench) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class CyclePositions:
-    """Where the words of a cycle stand in the whole corpus, document by document."""
+    """Positions of a cycle's words in the whole corpus, document by document."""
 
     document: Ints
     "(N,)"
@@ -80,7 +70,10 @@ class CyclePositions:
 
 
 def locate_cycle(bench: Bench, file: ConceptFile, cycle: Cycle) -> CyclePositions:
-    """Kept positions of the corpus that hold a word of the cycle, at most `MOST_TOKENS`; the same for all SAEs of a site."""
+    """Return kept positions of the corpus with a word of the cycle, at most `MOST_TOKENS`.
+
+    They are the same for all SAEs of a site.
+    """
 
     def compute() -> CyclePositions:
         from sae_bench.measure.datasets.concept_tokens import cycle_tokens
@@ -96,155 +89,103 @@ def locate_cycle(bench: Bench, file: ConceptFile, cycle: Cycle) -> CyclePosition
     return bench.site_data.shared(("cycle", file.sha256, cycle.name), compute)
 
 
-def label_tokens(bench: Bench, at: CyclePositions, classes: int) -> LabelledTokens:
-    """The tokens in documents of the tier."""
-    inside = at.document < bench.n_documents
-    return LabelledTokens(at.of_class[inside], bench.cluster_of[at.document[inside]], classes, len(bench.clusters))
-
-
-def encode_cycle(bench: Bench, cycle: Cycle, at: CyclePositions) -> CycleActivations:
-    """What the site and the SAE hold of a cycle."""
-    import torch
-
-    document, position = torch.from_numpy(at.document), torch.from_numpy(at.position)
-    given = label_tokens(bench, at, len(cycle.classes))
-    tier = torch.from_numpy(at.document < bench.n_documents)
-    codes, xhat = _through(bench, at)
-    W_dec = _decoder(bench.sae)
-    means = _means(bench, codes, at, given.classes)  # (2, C, n)
-    features, found_by = _cluster(bench, cycle, means, W_dec)
-    chosen = list(features)
-    return CycleActivations(
-        labels=given,
-        x=bench.site_data.x[document, position][tier].double().numpy(),
-        xhat=xhat[tier].double().numpy(),
-        features=features,
-        found_by=found_by,
-        codes=_columns(codes, chosen)[tier].double().numpy(),
-        directions=np.zeros((0, xhat.shape[1])) if W_dec is None else W_dec[chosen].double().numpy(),
-        others=_others(bench, codes, W_dec, features, tier),
+def label_tokens(bench: Bench, positions: CyclePositions, classes: int) -> LabelledTokens:
+    """Return the class and cluster of the tokens in documents of the tier."""
+    inside = positions.document < bench.n_documents
+    return LabelledTokens(
+        positions.of_class[inside], bench.cluster_of[positions.document[inside]], classes, len(bench.clusters)
     )
 
 
-def _through(bench: Bench, at: CyclePositions) -> tuple[SparseCodes, Tensor]:
-    """Codes and reconstructions (N, d) of the places, a document at a time."""
+def encode_cycle(bench: Bench, cycle: Cycle, positions: CyclePositions) -> CycleActivations:
+    """Return the activations of a cycle's tokens at the site and through the SAE, and the cycle's features."""
+    import torch
+
+    document, position = torch.from_numpy(positions.document), torch.from_numpy(positions.position)
+    labels = label_tokens(bench, positions, len(cycle.classes))
+    tier = torch.from_numpy(positions.document < bench.n_documents)
+    codes, xhat = _run_sae(bench, positions)
+    W_dec = _decoder(bench.sae)
+    means = _class_means(bench, codes, positions, labels.classes)  # (2, C, n)
+    features, selection = choose_cycle_features(bench, cycle, means, W_dec)
+    chosen = list(features)
+    return CycleActivations(
+        labels=labels,
+        x=bench.site_data.x[document, position][tier].double().numpy(),
+        xhat=xhat[tier].double().numpy(),
+        features=features,
+        selection=selection,
+        codes=_code_columns(codes, chosen)[tier].double().numpy(),
+        directions=np.zeros((0, xhat.shape[1])) if W_dec is None else W_dec[chosen].double().numpy(),
+        controls=_random_contributions(bench, codes, W_dec, features, tier),
+    )
+
+
+def _run_sae(bench: Bench, positions: CyclePositions) -> tuple[SparseCodes, Tensor]:
+    """Return codes and reconstructions (N, d) at the positions, a document at a time."""
     import torch
 
     from sae_bench.sae.sparse_codes import SparseCodes
 
     codes, xhat = [], []
-    for document in dict.fromkeys(at.document.tolist()):
-        rows = torch.from_numpy(at.position[at.document == document])
+    for document in dict.fromkeys(positions.document.tolist()):
+        rows = torch.from_numpy(positions.position[positions.document == document])
         x = bench.source.x[document, rows].to(bench.settings.device)
         with torch.no_grad():
-            found = bench.sae.encode(x)
-            xhat.append(bench.sae.decode(found, like=x).float().cpu())
-        codes.append(SparseCodes.from_dense(found.float().cpu()))
+            encoded = bench.sae.encode(x)
+            xhat.append(bench.sae.decode(encoded, like=x).float().cpu())
+        codes.append(SparseCodes.from_dense(encoded.float().cpu()))
         if not bool(torch.isfinite(xhat[-1]).all()):
             raise MeasurementError(f"the SAE's reconstruction is NaN or infinite in document {document}")
     return SparseCodes.join(codes), torch.cat(xhat)
 
 
-def _columns(codes: SparseCodes, features: list[int]) -> Tensor:
-    """(N, m) codes of some features, in their order."""
+def _code_columns(codes: SparseCodes, features: list[int]) -> Tensor:
+    """Return (N, m) codes of some features, in their order."""
     import torch
 
-    wanted = torch.zeros(codes.features, dtype=torch.bool)
-    wanted[features] = True
-    some = codes.only(wanted)
+    chosen = torch.zeros(codes.features, dtype=torch.bool)
+    chosen[features] = True
+    selected = codes.only(chosen)
     dense = torch.zeros(codes.tokens, len(features))
-    dense[some.token.long(), some.feature.long()] = some.value
+    dense[selected.token.long(), selected.feature.long()] = selected.value
     ascending = sorted(features)
     return dense[:, [ascending.index(feature) for feature in features]]
 
 
-def _means(bench: Bench, codes: SparseCodes, at: CyclePositions, classes: int) -> Tensor:
-    """float32 (2, C, n) class means in even and odd clusters of the corpus; 0 for a class without a token there."""
+def _class_means(bench: Bench, codes: SparseCodes, positions: CyclePositions, classes: int) -> Tensor:
+    """Return float32 (2, C, n) class means in even and odd clusters of the corpus; 0 for a class without a token."""
     import torch
 
-    rank = {name: index for index, name in enumerate(dict.fromkeys(bench.corpus.cluster))}
-    half = torch.tensor([rank[bench.corpus.cluster[document]] % 2 for document in at.document.tolist()])
-    place = half * classes + torch.from_numpy(at.of_class)
+    half = torch.from_numpy(half_of_documents(bench.corpus.cluster)[positions.document])
+    group = half * classes + torch.from_numpy(positions.of_class)
     sums = torch.zeros(2 * classes * codes.features, dtype=torch.float64)
-    sums.index_add_(0, place[codes.token.long()] * codes.features + codes.feature.long(), codes.value.double())
-    count = place.bincount(minlength=2 * classes).clamp(min=1)
+    sums.index_add_(0, group[codes.token.long()] * codes.features + codes.feature.long(), codes.value.double())
+    count = group.bincount(minlength=2 * classes).clamp(min=1)
     return (sums.view(2 * classes, -1) / count[:, None]).view(2, classes, -1).float()
 
 
 def _decoder(sae: object) -> Tensor | None:
-    """float32 (n, d); None for an SAE that shows no decoder."""
+    """Return float32 (n, d) decoder rows; None for an SAE without a known decoder."""
     try:
-        found: Tensor = sae.W_dec.float().cpu()  # type: ignore[attr-defined]
+        decoder: Tensor = sae.W_dec.float().cpu()  # type: ignore[attr-defined]
     except MeasurementError:
         return None
-    return found
+    return decoder
 
 
-def _cluster(bench: Bench, cycle: Cycle, means: Tensor, W_dec: Tensor | None) -> tuple[tuple[int, ...], str]:
-    """The features that hold the cycle: those the file names, similar directions, or those the classes differ in."""
-    centred = means - means.mean(1, keepdim=True)
-    if W_dec is None:
-        return (), "no decoder"
-    # What the classes differ by in each feature, in units of the activation; the halves share no noise.
-    apart = (centred[0] * centred[1]).sum(0) * W_dec.square().sum(1)  # (n,)
-    named = cycle.latents.get(bench.id)
-    if named is not None:
-        exceeds_limit = [index for index in named if index >= len(apart)]
-        if exceeds_limit:
-            raise MeasurementError(
-                f"cycle {cycle.name!r} names latent {exceeds_limit[0]} of {bench.id!r}, which has {len(apart)}; count from 0"
-            )
-        return tuple(sorted(named, key=lambda index: -float(apart[index]))), "file"
-    best, power = _strongest(bench.shared("similar directions", lambda: _similar(bench)), centred, W_dec)
-    written = centred @ W_dec
-    if best and power >= SUFFICIENT_POWER * float((written[0] * written[1]).sum()):
-        return tuple(sorted(best, key=lambda index: -float(apart[index]))), "decoder similarity"
-    order = apart.argsort(descending=True)[: PER_CLASS * centred.shape[1]]
-    return tuple(int(index) for index in order if apart[index] > 0), "class differences"
-
-
-def _similar(bench: Bench) -> list[list[int]]:
-    """Groups of 2 to `LARGEST_CLUSTER` features: components of the graph of nearest neighbours (Engels et al. 2405.14860)."""
-    import torch
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    found = dictionary_neighbours(bench).alive
-    features = found.features.cpu()
-    number = torch.full((int(bench.sae.d_sae),), -1)
-    number[features] = torch.arange(found.n)
-    rows, columns = (found.cosine[:, :2].cpu() > SIMILAR_COSINE).nonzero(as_tuple=True)
-    others = number[found.index[:, :2].cpu()[rows, columns].long()]
-    edges = coo_matrix((np.ones(len(rows)), (rows.numpy(), others.numpy())), shape=(found.n, found.n))
-    _, component = connected_components(edges, directed=False)
-    order = np.argsort(component, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(component[order])) + 1)
-    return [features[torch.from_numpy(group)].tolist() for group in groups if 2 <= len(group) <= LARGEST_CLUSTER]
-
-
-def _strongest(groups: list[list[int]], centred: Tensor, W_dec: Tensor) -> tuple[list[int], float]:
-    """The group whose own reconstruction differs most between the classes, and by how much."""
-    best, most = list[int](), 0.0
-    for group in groups:
-        written = centred[:, :, group] @ W_dec[group]  # (2, C, d)
-        power = float((written[0] * written[1]).sum())
-        if power > most:
-            best, most = group, power
-    return best, most
-
-
-def _others(
+def _random_contributions(
     bench: Bench, codes: SparseCodes, W_dec: Tensor | None, features: tuple[int, ...], tier: Tensor
 ) -> tuple[Floats, ...]:
-    """(N, d) each, what random sets of other features write at the tier's tokens (bool)."""
+    """Return (N, d) each: contributions of random sets of other features at the tier's tokens (bool)."""
     import torch
 
     if W_dec is None:
         return ()
     pool = sorted(set(codes.feature.tolist()) - set(features))
     generator = torch.Generator().manual_seed(bench.settings.seed)
-    found = []
+    contributions = []
     for _ in range(RANDOM_SETS if pool else 0):
         drawn = [pool[index] for index in torch.randperm(len(pool), generator=generator)[: len(features)].tolist()]
-        found.append((_columns(codes, drawn)[tier] @ W_dec[drawn]).double().numpy())
-    return tuple(found)
+        contributions.append((_code_columns(codes, drawn)[tier] @ W_dec[drawn]).double().numpy())
+    return tuple(contributions)

@@ -1,4 +1,4 @@
-"""One cycle at the site, in the reconstruction, in a cluster of features and in the residual.
+"""Measurement of one cycle at the site, in the reconstruction, in a cluster of features and in the residual.
 
 Shapes: N tokens, S clusters of documents, C classes, m features of the cluster, d site width.
 """
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("site", "reconstruction", "cluster", "residual")
 PLANES = 4
-"Pairs of neighbouring principal components that are looked at."
+"Most pairs of neighbouring principal components in the report."
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """Two neighbouring principal components of what a cluster writes."""
+    """Two neighbouring principal components of a cluster's contribution."""
 
     first: int
     "From 1."
@@ -43,109 +43,119 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredCycle:
-    """A cycle as it was measured."""
+    """Measurement of one cycle."""
 
     classes: tuple[str, ...]
     "The first word of each."
     tokens: int
     products: Mapping[str, circular_power.Products]
-    "By arm; `cluster` only where there are features, and with it `rest`: x without what they write."
+    "By condition; `cluster` only where there are features, and with it `rest`: x without their contribution."
     features: tuple[int, ...]
-    found_by: str
+    selection: str
     steps: tuple[circular_power.EliminationStep, ...]
     "Backward elimination of the features."
     planes: tuple[Plane, ...]
     outline: Mapping[str, Floats]
     "(C, 2) class means at the site and in the reconstruction, along the site's first two principal components."
     random: tuple[circular_power.Products, ...]
-    "Of what random sets of as many other features write, and of x without it, by turns."
+    "Of the contributions of random sets of as many other features, and of x without them, by turns."
     energy: tuple[Floats, Floats, Floats]
-    "(S,) each: squared norms inside the span of the cluster's directions, altogether, and of the residual inside."
+    "(S,) each: squared norms inside the span of the cluster's directions, in total, and of the residual inside."
     dimensions: int
     "Of that span."
     width: int
 
 
-def measure_cycle(bench: Bench, cycle: Cycle, at: CyclePositions) -> MeasuredCycle | str:
-    """What was found, or why there is nothing: a class with too few documents of the tier."""
-    given = label_tokens(bench, at, len(cycle.classes))
-    thin = given.thin()
-    if thin is not None:
+def measure_cycle(bench: Bench, cycle: Cycle, positions: CyclePositions) -> MeasuredCycle | str:
+    """Return the measurement, or the reason for none: a class in too few documents of the tier."""
+    labels = label_tokens(bench, positions, len(cycle.classes))
+    undersampled = labels.undersampled_class()
+    if undersampled is not None:
         return (
-            f"{cycle.name}: class {cycle.classes[thin][0]!r} is in fewer than two odd or two even documents; measure "
-            f"more documents, or a corpus that holds it more often"
+            f"{cycle.name}: class {cycle.classes[undersampled][0]!r} is in fewer than two odd or two even documents; "
+            f"measure more documents, or a corpus that holds it more often"
         )
-    return _found(bench, cycle, encode_cycle(bench, cycle, at))
+    return _measurement(bench, cycle, encode_cycle(bench, cycle, positions))
 
 
-def _found(bench: Bench, cycle: Cycle, held: CycleActivations) -> MeasuredCycle:
-    written = held.codes @ held.directions  # (N, d)
-    conditions = {"site": held.x, "reconstruction": held.xhat, "residual": held.x - held.xhat}
-    if held.features:
-        conditions |= {"cluster": written, "rest": held.x - written}
-    products = {condition: circular_power.Products.of(rows, held.labels) for condition, rows in conditions.items()}
-    basis = _span(held.directions)  # (dimensions, d)
-    centred = held.x - bench.site_data.mean.numpy()
+def _measurement(bench: Bench, cycle: Cycle, activations: CycleActivations) -> MeasuredCycle:
+    contribution = activations.codes @ activations.directions  # (N, d)
+    conditions = {
+        "site": activations.x,
+        "reconstruction": activations.xhat,
+        "residual": activations.x - activations.xhat,
+    }
+    if activations.features:
+        conditions |= {"cluster": contribution, "rest": activations.x - contribution}
+    products = {
+        condition: circular_power.Products.from_rows(rows, activations.labels) for condition, rows in conditions.items()
+    }
+    basis = _span(activations.directions)  # (dimensions, d)
+    centred = activations.x - bench.site_data.mean.numpy()
     return MeasuredCycle(
         classes=tuple(words[0] for words in cycle.classes),
-        tokens=len(held.x),
+        tokens=len(activations.x),
         products=products,
-        features=held.features,
-        found_by=held.found_by,
-        steps=tuple(_steps(held)),
-        planes=tuple(_planes(written, held.labels)) if held.features else (),
-        outline=_outline({condition: conditions[condition] for condition in ("site", "reconstruction")}, held.labels),
+        features=activations.features,
+        selection=activations.selection,
+        steps=tuple(_steps(activations)),
+        planes=tuple(_planes(contribution, activations.labels)) if activations.features else (),
+        outline=_outline(
+            {condition: conditions[condition] for condition in ("site", "reconstruction")}, activations.labels
+        ),
         random=tuple(
-            circular_power.Products.of(part, held.labels) for rows in held.others for part in (rows, held.x - rows)
+            circular_power.Products.from_rows(part, activations.labels)
+            for rows in activations.controls
+            for part in (rows, activations.x - rows)
         ),
         energy=(
-            _energy(centred @ basis.T, held.labels),
-            _energy(centred, held.labels),
-            _energy((held.x - held.xhat) @ basis.T, held.labels),
+            _energy(centred @ basis.T, activations.labels),
+            _energy(centred, activations.labels),
+            _energy((activations.x - activations.xhat) @ basis.T, activations.labels),
         ),
         dimensions=len(basis),
-        width=held.x.shape[1],
+        width=activations.x.shape[1],
     )
 
 
-def _steps(held: CycleActivations) -> list[circular_power.EliminationStep]:
-    codes, site = (circular_power.class_means(rows, held.labels) for rows in (held.codes, held.x))
-    return circular_power.eliminate_features(codes, held.directions, site)
+def _steps(activations: CycleActivations) -> list[circular_power.EliminationStep]:
+    codes, site = (circular_power.class_means(rows, activations.labels) for rows in (activations.codes, activations.x))
+    return circular_power.eliminate_features(codes, activations.directions, site)
 
 
-def _outline(conditions: Mapping[str, Floats], given: circular_power.LabelledTokens) -> dict[str, Floats]:
-    """Principal components know nothing of the order; in a plane that is fitted to it anything looks like a circle."""
-    means = {condition: circular_power.class_means(rows, given).mean(0) for condition, rows in conditions.items()}
+def _outline(conditions: Mapping[str, Floats], labels: circular_power.LabelledTokens) -> dict[str, Floats]:
+    """Return (C, 2) class means along the first two principal components of the site's, by condition."""
+    means = {condition: circular_power.class_means(rows, labels).mean(0) for condition, rows in conditions.items()}
     centre = means["site"].mean(0)
     _, _, components = np.linalg.svd(means["site"] - centre, full_matrices=False)
     return {condition: (each - centre) @ components[:2].T for condition, each in means.items()}
 
 
 def _span(directions: Floats) -> Floats:
-    """(dimensions, d) orthonormal basis of the rows (m, d)."""
+    """Return (dimensions, d) an orthonormal basis of the rows (m, d)."""
     if not len(directions):
         return directions
     _, size, rows = np.linalg.svd(directions, full_matrices=False)
     return np.asarray(rows[size > 1e-6 * size[0]])
 
 
-def _energy(rows: Floats, given: circular_power.LabelledTokens) -> Floats:
-    """(S,) squared norms of rows (N, ...) by cluster."""
-    return np.asarray(np.bincount(given.cluster_of, np.square(rows).sum(1), given.clusters), dtype=np.float64)
+def _energy(rows: Floats, labels: circular_power.LabelledTokens) -> Floats:
+    """Return (S,) squared norms of rows (N, ...) by cluster."""
+    return np.asarray(np.bincount(labels.cluster_of, np.square(rows).sum(1), labels.clusters), dtype=np.float64)
 
 
-def _planes(written: Floats, given: circular_power.LabelledTokens) -> list[Plane]:
-    """Neighbouring principal components of what the cluster writes, where any of its features fires."""
-    fires = np.any(written != 0, axis=1)
+def _planes(contribution: Floats, labels: circular_power.LabelledTokens) -> list[Plane]:
+    """Return neighbouring principal components of the cluster's contribution, over tokens where a feature fires."""
+    fires = np.any(contribution != 0, axis=1)
     if fires.sum() < 2:
         return []
-    rows = written[fires] - written[fires].mean(0)
+    rows = contribution[fires] - contribution[fires].mean(0)
     _, size, components = np.linalg.svd(rows, full_matrices=False)
     share = np.square(size) / np.square(size).sum()
-    means = circular_power.class_means(written, given)
+    means = circular_power.class_means(contribution, labels)
     count = min(PLANES, int((size > 1e-6 * size[0]).sum()) - 1)
-    found = []
+    planes = []
     for first in range(count):
         inside = means @ components[first : first + 2].T  # (2, C, 2)
-        found.append(Plane(first + 1, float(share[first : first + 2].sum()), inside[1] @ inside[0].T))
-    return found
+        planes.append(Plane(first + 1, float(share[first : first + 2].sum()), inside[1] @ inside[0].T))
+    return planes

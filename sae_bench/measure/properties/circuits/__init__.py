@@ -4,22 +4,22 @@ The indirect-object task: "when Mary and John went to the store , John gave the 
 a wrong one, John; prompts name the receiver first (ABBA) or second (BABA). With m a prompt's logit difference, right
 minus wrong, in nats,
 
-    kept                   sum m(reconstruction) / sum m(clean); over mean ablation, m(mean) is taken off both
+    kept                   sum m(reconstruction) / sum m(clean); over mean ablation, m(mean) is subtracted from both
     lost                   y = m(clean) - m(reconstruction) of a prompt: its mean, its spread over prompts
     worst_level_sign       share of prompts with m(reconstruction) > 0 in the worst order or template
-    variance_explained_F   omega squared of factor F in y: what the order or the template explains of the spread
-    latent_effect          y = m(clean) - m(x less what the feature writes), the feature that matters most, mean
+    variance_explained_F   omega squared of factor F in y: the share of the spread that the order or template explains
+    latent_effect          y = m(clean) - m(x without the feature's contribution), mean, for the most important feature
 
-The SAE's reconstruction, or what is left of x without a feature, stands at all positions but the first. Features are
-chosen on half of the clusters (a template with a pair of names), everything is measured on the other half; only the
-declared factors are looked at, p by permutation with Holm's correction. `_isotropic` and `_random` stand beside as
-floors: noise of the error's length, a random direction of the length of what the feature writes.
+The SAE's reconstruction, or x without a feature, replaces the activation at all positions but the first. Features are
+chosen on half of the clusters (a template with a pair of names), and everything is measured on the other half. Only the
+declared factors are tested, p by permutation with Holm's correction. `_isotropic` and `_random` are floors: noise of
+the error's length, and a random direction of the length of the feature's contribution.
 
-Tan, An interpretability illusion from population statistics in causal analysis (2024): a mean over all prompts called
-a feature important that works in BABA prompts only. So the spread stands beside every mean, and the table of features
-names those that matter for one order only. A `kept` below 1, or a low worst level, says that the SAE loses what the
-circuit reads; `kept` above 1 exaggerates it. A feature with a low `latent_worst_level_sign` explains some prompts, not
-the task.
+Tan, An interpretability illusion from population statistics in causal analysis (2024): a mean over all prompts made a
+feature look important that works in BABA prompts only. So every mean is reported with its spread, and the table of
+features names those that matter for one order only. A `kept` below 1, or a low worst level, says that the SAE loses
+what the circuit reads; `kept` above 1 exaggerates it. A feature with a low `latent_worst_level_sign` explains some
+prompts, not the task.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
 
 NO_PROMPTS = "no prompts of a circuit are registered: register_sae(..., circuit='prompts.jsonl')"
-SOLVED = 3.0
-"Standard errors by which the clean model must prefer the right answer."
-NOT_KEPT = ("kept", "kept_over_ablation", "kept_isotropic")
+LEAST_PREFERENCE = 3.0
+"Standard errors by which the clean model must prefer the right answer to solve the task."
+SHARES_OF_CLEAN = ("kept", "kept_over_ablation", "kept_isotropic")
 
 
 def _target(name: str, meaning: str) -> Metric:
@@ -90,26 +90,26 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """Logit differences of the scored half in every arm, and what leaving out single features does to them."""
+    """Measure logit differences of the scored half under every condition, and the effects of single features."""
     if bench.related.circuit is None:
         return Measurement({metric.name: Undefined(NO_PROMPTS) for metric in METRICS})
     if bench.source is not bench.site_data:
         return Measurement({metric.name: Undefined(TRANSCODER) for metric in METRICS})
-    asked = read_circuit(bench.related.circuit)
-    found = measure_conditions(bench, asked)
-    design = PromptDesign(found.cluster_of, found.factors)
-    features = compare_features(design, found.effects, bench.settings.seed)
+    circuit = read_circuit(bench.related.circuit)
+    result = measure_conditions(bench, circuit)
+    design = PromptDesign(result.cluster_of, result.factors)
+    features = compare_features(design, result.effects, bench.settings.seed)
     return Measurement(
-        {**_of_the_sae(design, found), **_of_the_first_feature(design, found)},
-        found.clusters,
-        series=circuit_series(found, design, features, bench.settings.seed),
-        settings=_settings(bench, asked),
-        notes=_notes(asked, found, features),
+        {**_sae_estimates(design, result), **_first_feature_estimates(design, result)},
+        result.clusters,
+        series=circuit_series(result, design, features, bench.settings.seed),
+        settings=_settings(bench, circuit),
+        notes=_notes(circuit, result, features),
     )
 
 
-def _of_the_sae(design: PromptDesign, found: CircuitConditions) -> dict[str, Estimate]:
-    clean, ours, ablated = (found.conditions[name] for name in ("clean", "sae", "mean_ablation"))
+def _sae_estimates(design: PromptDesign, result: CircuitConditions) -> dict[str, Estimate]:
+    clean, ours, ablated = (result.conditions[name] for name in ("clean", "sae", "mean_ablation"))
     lost = clean - ours
     estimates: dict[str, Estimate] = {
         "logit_difference_clean": design.mean(clean),
@@ -118,7 +118,7 @@ def _of_the_sae(design: PromptDesign, found: CircuitConditions) -> dict[str, Est
         "logit_difference_sae_sd": design.spread(ours),
         "kept": design.share(ours, clean),
         "kept_over_ablation": design.share(ours - ablated, clean - ablated),
-        "kept_isotropic": design.share(found.conditions["isotropic"], clean),
+        "kept_isotropic": design.share(result.conditions["isotropic"], clean),
         "lost": design.mean(lost),
         "lost_sd": design.spread(lost),
         **{f"variance_explained_{factor}": design.explained(lost, factor) for factor in FACTORS},
@@ -126,39 +126,39 @@ def _of_the_sae(design: PromptDesign, found: CircuitConditions) -> dict[str, Est
         "worst_level_sign": design.worst_sign(ours),
         "worst_level_share": design.worst_share(ours),
     }
-    return estimates | _unsolved(design, clean)
+    return estimates | _undefined_shares(design, clean)
 
 
-def _unsolved(design: PromptDesign, clean: Floats) -> dict[str, Estimate]:
-    """Shares of a difference that the model itself hardly has mean nothing."""
+def _undefined_shares(design: PromptDesign, clean: Floats) -> dict[str, Estimate]:
+    """Return undefined shares where the model itself does not solve the task."""
     mean = design.mean(clean)
     error = standard_error(mean)
-    if error is None or mean.value > SOLVED * error:
+    if error is None or mean.value > LEAST_PREFERENCE * error:
         return {}
     why = f"the model itself does not prefer the right answer (mean logit difference {mean.value:.3g} nats)"
-    return dict.fromkeys(NOT_KEPT, Undefined(why))
+    return dict.fromkeys(SHARES_OF_CLEAN, Undefined(why))
 
 
-def _of_the_first_feature(design: PromptDesign, found: CircuitConditions) -> dict[str, Estimate]:
-    if not found.features:
+def _first_feature_estimates(design: PromptDesign, result: CircuitConditions) -> dict[str, Estimate]:
+    if not result.features:
         names = [metric.name for metric in METRICS if metric.name.startswith("latent_")]
-        return dict.fromkeys(names, Undefined(found.missing))
-    effect, turned = found.effects[0], found.signs[0] * found.effects[0]
+        return dict.fromkeys(names, Undefined(result.missing))
+    effect, signed_effect = result.effects[0], result.signs[0] * result.effects[0]
     return {
         "latent_effect": design.mean(effect),
-        "latent_effect_random": design.mean(found.random[0]),
+        "latent_effect_random": design.mean(result.random[0]),
         "latent_effect_sd": design.spread(effect),
         **{f"latent_variance_explained_{factor}": design.explained(effect, factor) for factor in FACTORS},
-        "latent_sign_consistency": design.mean((turned > 0).astype(np.float64)),
-        "latent_worst_level_sign": design.worst_sign(turned),
-        "latent_worst_level_share": design.worst_share(turned),
+        "latent_sign_consistency": design.mean((signed_effect > 0).astype(np.float64)),
+        "latent_worst_level_sign": design.worst_sign(signed_effect),
+        "latent_worst_level_share": design.worst_share(signed_effect),
     }
 
 
-def _settings(bench: Bench, asked: CircuitSet) -> dict[str, object]:
+def _settings(bench: Bench, circuit: CircuitSet) -> dict[str, object]:
     return {
         "choosing": CHOOSING,
-        "dataset": asked.sha256,
+        "dataset": circuit.sha256,
         "include_bos": bench.include_bos,
         "latents": FEATURES,
         "seed": bench.settings.seed,
@@ -166,16 +166,16 @@ def _settings(bench: Bench, asked: CircuitSet) -> dict[str, object]:
     }
 
 
-def _notes(asked: CircuitSet, found: CircuitConditions, features: FeatureComparison) -> tuple[str, ...]:
+def _notes(circuit: CircuitSet, result: CircuitConditions, features: FeatureComparison) -> tuple[str, ...]:
     notes = [
-        f"{len(asked.prompts)} prompts in {len(asked.clusters)} clusters, {len(found.prompts)} of them in "
-        f"{len(found.clusters)} clusters scored"
+        f"{len(circuit.prompts)} prompts in {len(circuit.clusters)} clusters, {len(result.prompts)} of them in "
+        f"{len(result.clusters)} clusters scored"
     ]
-    for feature, only in zip(found.features, features.only, strict=True):
-        if only >= 0:
-            notes.append(f"feature {feature} matters for {found.names['order'][only]} prompts only")
-    if found.features:
-        notes.append(f"feature {found.features[0]} matters most of those that were tried")
+    for feature, order in zip(result.features, features.only, strict=True):
+        if order >= 0:
+            notes.append(f"feature {feature} matters for {result.names['order'][order]} prompts only")
+    if result.features:
+        notes.append(f"feature {result.features[0]} has the largest effect of the features that were tried")
     return tuple(notes)
 
 

@@ -1,10 +1,10 @@
-"""What replacing a site, and leaving single features out, does to a circuit's logit differences.
+"""Conditions of `circuits`: the site replaced, and single features left out.
 
 Features are chosen on one half of the clusters and measured on the other. First-order effects, code times the slope of
-the logit difference along the feature's direction, say which ones are tried; the true effects on the choosing half say
-which ones are taken. Effects are averaged over the prompts of an order and the largest over the orders counts, so that
-a feature that matters for one order only, or helps one and harms the other, is not lost in a mean over both. Two
-standard errors are taken off, so that a feature of a single name does not win by a few prompts.
+the logit difference along the feature's direction, select the candidates; their true effects on the choosing half
+select the features. Effects are averaged over the prompts of an order and the largest over the orders counts, so that a
+feature that matters for one order only, or helps one and harms the other, is not lost in a mean over both. Two standard
+errors are subtracted, so that a feature of a single name does not win by a few prompts.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from sae_bench.measure.properties.circuits.logit_differences import EncodedPrompts, TokenisedPrompts
 
 FEATURES = 8
-"Features that are measured."
+"Most features that are measured."
 CANDIDATES = 16
-"Features that are left out one by one on the choosing half."
+"Most features that are left out one by one on the choosing half."
 ROUNDING = 1e-5
-"Nats, and share of the largest clean logit difference, below which a difference is rounding: it is none."
+"Nats, and share of the largest clean logit difference, below which a difference is rounding and counts as 0."
 CHOOSING = 48
-"About how many prompts choose them, in every tier, so that every tier chooses the same ones."
+"About how many prompts choose the features, in every tier, so that every tier chooses the same ones."
 
 
 @dataclass(frozen=True, eq=False)
 class CircuitConditions:
-    """All that was found on one SAE. N scored prompts, S clusters, K features."""
+    """Logit differences of one SAE. N scored prompts, S clusters, K features."""
 
     prompts: tuple[CircuitPrompt, ...]
     cluster_of: Ints
@@ -49,7 +49,7 @@ class CircuitConditions:
     conditions: Mapping[str, Floats]
     "(N,) logit differences, nats: `clean`, `sae`, `isotropic`, `mean_ablation`."
     features: tuple[int, ...]
-    "The chosen ones, the best first; none where no feature of the SAE has an effect."
+    "Chosen features, the largest effect first; empty where no feature of the SAE has an effect."
     signs: Floats
     "(K,) of their effects on the choosing half, in the order where that is largest."
     fires: Floats
@@ -57,42 +57,42 @@ class CircuitConditions:
     effects: Floats
     "(K, N) clean logit difference minus that without the feature, nats; 0 where it does not fire."
     random: Floats
-    "(K, N) the same for a random direction of the length of what the feature writes, wherever it writes."
+    "(K, N) effects of leaving out a random direction as long as the feature's contribution, where the feature fires."
     missing: str = ""
-    "Why no feature could be looked at."
+    "Reason why no feature could be measured."
 
 
-def measure_conditions(bench: Bench, asked: CircuitSet) -> CircuitConditions:
-    """Choose features on one half of the clusters, and run the scored half through every arm."""
+def measure_conditions(bench: Bench, circuit: CircuitSet) -> CircuitConditions:
+    """Choose features on one half of the clusters, and measure the scored half under every condition."""
     from sae_bench.measure.datasets.balanced_sampling import sample_cells, split_cells
     from sae_bench.measure.properties.circuits import logit_differences
 
-    choosing, scored = split_cells(asked.clusters)
-    chosen, missing = _choose(bench, asked, sample_cells(choosing, _clusters(asked, CHOOSING)))
-    kept = sample_cells(scored, _clusters(asked, bench.settings.tier.questions))
-    prompts = tuple(prompt for cluster in kept for prompt in cluster.prompts)
-    given = logit_differences.tokenise_prompts(bench, asked, prompts)
-    seen = logit_differences.encode_prompts(bench, given)
+    choosing, scored = split_cells(circuit.clusters)
+    chosen, missing = _choose_features(bench, circuit, sample_cells(choosing, _cluster_count(circuit, CHOOSING)))
+    scored_clusters = sample_cells(scored, _cluster_count(circuit, bench.settings.tier.questions))
+    prompts = tuple(prompt for cluster in scored_clusters for prompt in cluster.prompts)
+    tokenised = logit_differences.tokenise_prompts(bench, circuit, prompts)
+    encoded = logit_differences.encode_prompts(bench, tokenised)
     rows = range(len(prompts))
-    clean = logit_differences.clean_differences(bench, given)
+    clean = logit_differences.clean_differences(bench, tokenised)
     conditions = {
         "clean": clean,
-        "sae": logit_differences.patched_differences(bench, given, rows, seen.xhat),
+        "sae": logit_differences.patched_differences(bench, tokenised, rows, encoded.xhat),
         "isotropic": logit_differences.patched_differences(
-            bench, given, rows, logit_differences.isotropic_noise(bench, given, seen)
+            bench, tokenised, rows, logit_differences.isotropic_noise(bench, tokenised, encoded)
         ),
-        "mean_ablation": logit_differences.mean_ablation_differences(bench, given),
+        "mean_ablation": logit_differences.mean_ablation_differences(bench, tokenised),
     }
     features = tuple(chosen)
-    effects, fires = _effects(bench, given, seen, features, clean)
-    random, _ = _effects(bench, given, seen, features, clean, elsewhere=True)
+    effects, fires = _effects(bench, tokenised, encoded, features, clean)
+    random, _ = _effects(bench, tokenised, encoded, features, clean, random=True)
     return CircuitConditions(
         prompts=prompts,
-        cluster_of=np.repeat(np.arange(len(kept)), [len(cluster.prompts) for cluster in kept]),
-        clusters=tuple(cluster.id for cluster in kept),
+        cluster_of=np.repeat(np.arange(len(scored_clusters)), [len(cluster.prompts) for cluster in scored_clusters]),
+        clusters=tuple(cluster.id for cluster in scored_clusters),
         factors={name: level_numbers([prompt.factors[name] for prompt in prompts]) for name in FACTORS},
         names={name: tuple(sorted({prompt.factors[name] for prompt in prompts})) for name in FACTORS},
-        conditions={name: _rounded(values, clean) for name, values in conditions.items()},
+        conditions={name: _without_rounding(values, clean) for name, values in conditions.items()},
         features=features,
         signs=np.array(list(chosen.values())),
         fires=fires,
@@ -102,39 +102,45 @@ def measure_conditions(bench: Bench, asked: CircuitSet) -> CircuitConditions:
     )
 
 
-def _clusters(asked: CircuitSet, prompts: int | None) -> int | None:
-    """Clusters that hold about so many prompts."""
-    return None if prompts is None else -(-prompts * len(asked.clusters) // len(asked.prompts))
+def _cluster_count(circuit: CircuitSet, prompts: int | None) -> int | None:
+    """Return the number of clusters with about so many prompts."""
+    return None if prompts is None else -(-prompts * len(circuit.clusters) // len(circuit.prompts))
 
 
-def _choose(bench: Bench, asked: CircuitSet, clusters: tuple[PromptCluster, ...]) -> tuple[dict[int, float], str]:
-    """The features with the largest effects in any order, each with its sign there; else none, and why."""
+def _choose_features(
+    bench: Bench, circuit: CircuitSet, clusters: tuple[PromptCluster, ...]
+) -> tuple[dict[int, float], str]:
+    """Return the features with the largest effects in any order, each with its sign; else none, and the reason."""
     from sae_bench.measure.properties.circuits import logit_differences
 
-    given = logit_differences.tokenise_prompts(
-        bench, asked, [prompt for cluster in clusters for prompt in cluster.prompts]
+    tokenised = logit_differences.tokenise_prompts(
+        bench, circuit, [prompt for cluster in clusters for prompt in cluster.prompts]
     )
-    seen = logit_differences.encode_prompts(bench, given)
-    orders = level_numbers([prompt.factors["order"] for prompt in given.asked])
+    encoded = logit_differences.encode_prompts(bench, tokenised)
+    orders = level_numbers([prompt.factors["order"] for prompt in tokenised.items])
     cluster_of = np.repeat(np.arange(len(clusters)), [len(cluster.prompts) for cluster in clusters])
     try:
-        first = logit_differences.first_order_effects(bench, given, seen).numpy().T
+        effects_by_feature = logit_differences.first_order_effects(bench, tokenised, encoded).numpy().T
     except MeasurementError as error:
         return {}, str(error)
-    told = np.max([np.abs(first[:, orders == order].mean(1)) for order in np.unique(orders)], axis=0)
-    tried = tuple(int(feature) for feature in np.argsort(-told, kind="stable")[:CANDIDATES] if told[feature] > 0)
-    effects, _ = _effects(bench, given, seen, tried, logit_differences.clean_differences(bench, given))
-    score, sign = _sure(effects, orders, cluster_of)
+    first_order = np.max(
+        [np.abs(effects_by_feature[:, orders == order].mean(1)) for order in np.unique(orders)], axis=0
+    )
+    candidates = tuple(
+        int(feature) for feature in np.argsort(-first_order, kind="stable")[:CANDIDATES] if first_order[feature] > 0
+    )
+    effects, _ = _effects(bench, tokenised, encoded, candidates, logit_differences.clean_differences(bench, tokenised))
+    score, sign = _lower_bounds(effects, orders, cluster_of)
     chosen = {
-        tried[rank]: float(sign[rank]) for rank in np.argsort(-score, kind="stable")[:FEATURES] if score[rank] > 0
+        candidates[rank]: float(sign[rank]) for rank in np.argsort(-score, kind="stable")[:FEATURES] if score[rank] > 0
     }
     return chosen, "" if chosen else "leaving out any feature of the SAE changes no logit difference"
 
 
-def _sure(effects: Floats, orders: Ints, cluster_of: Ints) -> tuple[Floats, Floats]:
-    """Of effects (K, N), the size that their mean surely has in the order where that is largest, and its sign; (K,).
+def _lower_bounds(effects: Floats, orders: Ints, cluster_of: Ints) -> tuple[Floats, Floats]:
+    """Return mean effects less two standard errors, in the order where they are largest, and their signs; (K,) each.
 
-    The mean's size less two standard errors, between clusters of prompts (N,); 0 where that is less.
+    Standard errors of effects (K, N) are between clusters of prompts (N,). A size that would be negative is 0.
     """
     member = (cluster_of[:, None] == np.unique(cluster_of)[None, :]).astype(np.float64)
     sizes, signs = [], []
@@ -150,15 +156,15 @@ def _sure(effects: Floats, orders: Ints, cluster_of: Ints) -> tuple[Floats, Floa
 
 def _effects(
     bench: Bench,
-    given: TokenisedPrompts,
-    seen: EncodedPrompts,
+    tokenised: TokenisedPrompts,
+    encoded: EncodedPrompts,
     features: tuple[int, ...],
     clean: Floats,
-    elsewhere: bool = False,
+    random: bool = False,
 ) -> tuple[Floats, Floats]:
-    """Effects (K, N) of leaving each feature out, and the share of prompts it fires in.
+    """Return effects (K, N) of leaving each feature out, and the share of prompts in which it fires.
 
-    ``elsewhere`` takes the length of what it writes out of a random direction instead, one for each rank.
+    With ``random``, a random direction as long as the feature's contribution is left out instead, one for each rank.
     """
     from sae_bench.measure.properties.circuits import logit_differences
     from sae_bench.measure.shared.keyed_random import random_directions
@@ -166,23 +172,23 @@ def _effects(
     effects, fires = np.zeros((len(features), len(clean))), np.zeros(len(features))
     directions = random_directions(len(features) or 1, bench.site_data.x.shape[-1], bench.settings.seed)
     for rank, feature in enumerate(features):
-        written = {
-            row: found
+        contributions = {
+            row: logit_differences.feature_contribution(bench, tokenised, encoded, row, feature)
             for row in range(len(clean))
-            if (found := logit_differences.feature_contribution(bench, given, seen, row, feature)) is not None
         }
+        written = {row: contribution for row, contribution in contributions.items() if contribution is not None}
         rows = list(written)
-        if elsewhere:
+        if random:
             written = {
                 row: each.norm(dim=-1, keepdim=True) * directions[rank].to(each) for row, each in written.items()
             }
-        lacking = [given.read[row].x - written[row] for row in rows]
-        effects[rank, rows] = clean[rows] - logit_differences.patched_differences(bench, given, rows, lacking)
+        patched = [tokenised.prompts[row].x - written[row] for row in rows]
+        effects[rank, rows] = clean[rows] - logit_differences.patched_differences(bench, tokenised, rows, patched)
         fires[rank] = len(rows) / max(len(clean), 1)
         bench.show_progress("circuits: features", rank + 1, len(features))
-    return _rounded(effects, clean), fires
+    return _without_rounding(effects, clean), fires
 
 
-def _rounded(values: Floats, clean: Floats) -> Floats:
-    """0 where a value is rounding, beside these clean logit differences."""
+def _without_rounding(values: Floats, clean: Floats) -> Floats:
+    """Replace values that are rounding, compared with these clean logit differences, by 0."""
     return np.where(np.abs(values) > ROUNDING * max(1.0, float(np.abs(clean).max(initial=0.0))), values, 0.0)

@@ -74,102 +74,102 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """Every concept at the site and in the SAE, averaged."""
-    found = locate_concepts(bench)
-    if not found.concepts:
-        none = Undefined(
+    """Measure every concept at the site and in the SAE, and average over concepts."""
+    concepts = locate_concepts(bench)
+    if not concepts.concepts:
+        undefined = Undefined(
             "no concept can be measured; register a file of them, register_sae(..., concepts='concepts.toml')",
-            "; ".join(found.missing),
+            "; ".join(concepts.missing),
         )
-        return Measurement({metric.name: none for metric in METRICS})
-    sites, saes = measure_at_site(bench, found), measure_in_sae(bench, found)
-    names = [site.placed.name for site in sites]
+        return Measurement({metric.name: undefined for metric in METRICS})
+    sites, saes = measure_at_site(bench, concepts), measure_in_sae(bench, concepts)
+    names = [site.positions.name for site in sites]
     estimates: dict[str, Estimate] = {
-        **_directions(sites, saes),
-        **_probes(sites, saes),
-        **_searches(sites, saes),
-        **_upper_case(sites, saes),
+        **_direction_estimates(sites, saes),
+        **_probe_estimates(sites, saes),
+        **_search_estimates(sites, saes),
+        **_upper_case_estimates(sites, saes),
         "concepts": Exact(float(len(sites))),
     }
     return Measurement(
         estimates,
-        found.clusters,
+        concepts.clusters,
         concept_series(sites, saes),
         # Means over other concepts are other numbers, and the seed decides which places are looked at.
-        settings={"concepts": sorted(names), "labels": found.sha256[:16], "seed": bench.settings.seed},
-        notes=found.missing,
+        settings={"concepts": sorted(names), "labels": concepts.sha256[:16], "seed": bench.settings.seed},
+        notes=concepts.missing,
     )
 
 
-def _estimate(scored: ProbeScore) -> Influence:
-    return Influence(scored.value, leave_one_out(scored.without, scored.value))
+def _estimate(score: ProbeScore) -> Influence:
+    return Influence(score.value, leave_one_out(score.without, score.value))
 
 
-def _mean(parts: Sequence[ProbeScore], why: str = "") -> Estimate:
-    return _estimate(mean_of(parts)) if parts else Undefined(why)
+def _mean(scores: Sequence[ProbeScore], reason: str = "") -> Estimate:
+    return _estimate(mean_of(scores)) if scores else Undefined(reason)
 
 
-def _directions(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
-    changes = [sae.kept - site.found for site, sae in zip(sites, saes, strict=True)]
-    embedded = [site.embedded for site in sites if site.embedded is not None]
+def _direction_estimates(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
+    changes = [sae.auroc - site.auroc for site, sae in zip(sites, saes, strict=True)]
+    embeddings = [site.embedding for site in sites if site.embedding is not None]
     no_words = Undefined("no concept of words whose embeddings the model shows")
     cosines = [sae.cosine for sae in saes if sae.cosine is not None]
-    hidden = "the SAE shows no single decoder matrix W_dec"
+    no_decoder = "the SAE shows no single decoder matrix W_dec"
     return {
         "auroc_change": _mean(changes),
         "worst_auroc_change": _estimate(worst_of(changes)),
-        "auroc": _mean([site.found for site in sites]),
-        "floor_auroc": Exact(float(np.mean([site.null.mean() for site in sites]))),
+        "auroc": _mean([site.auroc for site in sites]),
+        "floor_auroc": Exact(float(np.mean([site.permuted_auroc.mean() for site in sites]))),
         "random_direction_auroc": _mean([site.random for site in sites]),
-        "embedding_auroc": Exact(float(np.mean([each.value for each in embedded]))) if embedded else no_words,
-        "floor_embedding_auroc": Exact(float(np.mean([each.null.mean() for each in embedded])))
-        if embedded
+        "embedding_auroc": Exact(float(np.mean([each.value for each in embeddings]))) if embeddings else no_words,
+        "floor_embedding_auroc": Exact(float(np.mean([each.permuted.mean() for each in embeddings])))
+        if embeddings
         else no_words,
         "feature_auroc": _mean([sae.best_feature for sae in saes]),
-        "best_cosine": _mean(cosines, hidden),
+        "best_cosine": _mean(cosines, no_decoder),
         "floor_best_cosine": Exact(float(np.mean([sae.floor_cosine for sae in saes])))
         if cosines
-        else Undefined(hidden),
-        "floor_random_cosine": Exact(saes[0].random_cosine) if cosines else Undefined(hidden),
+        else Undefined(no_decoder),
+        "floor_random_cosine": Exact(saes[0].random_cosine) if cosines else Undefined(no_decoder),
     }
 
 
-def _probes(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
-    found: dict[str, Estimate] = {f"probe_x_{k}": _mean([site.probes[k] for site in sites]) for k in SPARSE}
+def _probe_estimates(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
+    estimates: dict[str, Estimate] = {f"probe_x_{k}": _mean([site.probes[k] for site in sites]) for k in SPARSE}
     for space in SPACES[1:]:
-        found |= {f"probe_{space}_{k}": _mean([sae.probes[space, k] for sae in saes]) for k in SPARSE}
-    return found
+        estimates |= {f"probe_{space}_{k}": _mean([sae.probes[space, k] for sae in saes]) for k in SPARSE}
+    return estimates
 
 
-def _searches(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
-    few = "no concept has enough pairs of a positive and a negative in either half; measure more documents"
-    clean = [site.searched.found for site in sites if site.searched is not None]
-    kept, error = (
-        [sae.searched[space].found for sae in saes if space in sae.searched] for space in ("reconstruction", "error")
+def _search_estimates(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
+    reason = "no concept has enough pairs of a positive and a negative in either half; measure more documents"
+    at_site = [site.ccs.auroc for site in sites if site.ccs is not None]
+    reconstruction, error = (
+        [sae.ccs[space].auroc for sae in saes if space in sae.ccs] for space in ("reconstruction", "error")
     )
     saliences = [site.salience for site in sites if site.salience is not None]
     return {
-        "search_x": _mean(clean, few),
-        "search_reconstruction": _mean(kept, few),
-        "search_error": _mean(error, few),
-        "search_change": _mean([now - before for now, before in zip(kept, clean, strict=True)], few),
-        "truth_salience": _mean([each[0] for each in saliences], few),
-        "truth_rank": _mean([each[1] for each in saliences], few),
+        "search_x": _mean(at_site, reason),
+        "search_reconstruction": _mean(reconstruction, reason),
+        "search_error": _mean(error, reason),
+        "search_change": _mean([now - before for now, before in zip(reconstruction, at_site, strict=True)], reason),
+        "truth_salience": _mean([each[0] for each in saliences], reason),
+        "truth_rank": _mean([each[1] for each in saliences], reason),
     }
 
 
-def _upper_case(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
+def _upper_case_estimates(sites: Sequence[ConceptAtSite], saes: Sequence[ConceptInSAE]) -> dict[str, Estimate]:
     for site, sae in zip(sites, saes, strict=True):
-        if site.placed.name == UPPER_CASE:
+        if site.positions.name == UPPER_CASE:
             return {
-                "upper_case_auroc": _estimate(site.found),
-                "upper_case_auroc_change": _estimate(sae.kept - site.found),
-                "upper_case_embedding_auroc": Exact(site.embedded.value)
-                if site.embedded is not None
+                "upper_case_auroc": _estimate(site.auroc),
+                "upper_case_auroc_change": _estimate(sae.auroc - site.auroc),
+                "upper_case_embedding_auroc": Exact(site.embedding.value)
+                if site.embedding is not None
                 else Undefined("the model shows no token embedding"),
             }
-    none = Undefined("too few documents have upper and lower case, or the model came without a tokenizer")
-    return dict.fromkeys(("upper_case_auroc", "upper_case_auroc_change", "upper_case_embedding_auroc"), none)
+    undefined = Undefined("too few documents have upper and lower case, or the model came without a tokenizer")
+    return dict.fromkeys(("upper_case_auroc", "upper_case_auroc_change", "upper_case_embedding_auroc"), undefined)
 
 
 PROPERTY = Property(

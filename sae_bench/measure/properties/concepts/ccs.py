@@ -1,10 +1,10 @@
-"""Contrast-consistent search: the truth of pairs without labels, and what leads the search elsewhere.
+"""Contrast-consistent search: the truth of pairs without labels, and the conditions under which it fails.
 
 A pair is two activations that differ in the concept. Which of the two has it is the label y = +-1, hidden from the
-search; the difference is y v plus noise, with v the concept's direction. Of the ways to search we take the closed form
+search; the difference is y v plus noise, with v the concept's direction. Of the ways to search, this is the closed form
 of Burns et al. (2022), CRC-TPC: the first principal component of the centred differences. It reaches 97% of the
-accuracy of their loss (Emmons 2023), needs no restarts, and what it finds can be calculated: with share p of y = +1 the
-centring takes (2p - 1) v away, and v keeps 4 p (1 - p) of its variance |v|^2. A distractor z rho |v| u with z = +-1
+accuracy of their loss (Emmons 2023), needs no restarts, and its result can be calculated: with share p of y = +1 the
+centring removes (2p - 1) v, and v keeps 4 p (1 - p) of its variance |v|^2. A distractor z rho |v| u with z = +-1
 balanced and u at right angles to v keeps all of its rho^2 |v|^2, so the search turns from the truth to the distractor
 where 4 p (1 - p) = rho^2: at p = .93 for rho = .5, at p = .72 for rho = .9.
 """
@@ -35,86 +35,86 @@ _STEPS = 8
 
 @dataclass(frozen=True, eq=False)
 class CCSResult:
-    """What the search finds in one space."""
+    """Result of the search in one space."""
 
-    found: ProbeScore
+    auroc: ProbeScore
     "AUROC on balanced pairs at p = .5 without a distractor."
     truth: Floats
-    "(rho, p) AUROC of the concept along what is found"
+    "(rho, p) AUROC of the concept along the result"
     distractor: Floats
     "(rho, p) AUROC of the distractor along it"
 
 
 def match_pairs(placed: ConceptPositions, half: int) -> Ints:
-    """(P, 2) rows of the half, positive and negative, matched so that partners stand as far into their documents.
+    """Return (P, 2) rows of the half, positive and negative, matched by their position in the document.
 
     Where they stand is the largest difference between two places of many models, and would be what the search finds.
     Words that the concept pairs are matched with their partners only.
     """
     from scipy.optimize import linear_sum_assignment
 
-    here = placed.half == half
-    position, positive, pair = placed.position[here], placed.positive[here], placed.pair[here]
-    found = [np.zeros((0, 2), dtype=np.int64)]
+    inside = placed.half == half
+    position, positive, pair = placed.position[inside], placed.positive[inside], placed.pair[inside]
+    pairs = [np.zeros((0, 2), dtype=np.int64)]
     for group in np.unique(pair[pair >= 0]):
         ones, zeros = (np.flatnonzero((pair == group) & (positive == side)) for side in (True, False))
         matched = linear_sum_assignment(np.abs(position[ones][:, None] - position[zeros]))
-        found.append(np.column_stack([ones[matched[0]], zeros[matched[1]]]))
-    return np.concatenate(found)
+        pairs.append(np.column_stack([ones[matched[0]], zeros[matched[1]]]))
+    return np.concatenate(pairs)
 
 
 def pair_differences(half: Half, pairs: Ints) -> Half:
-    """Differences of pairs, followed by the same ones the other way round: a balanced half."""
+    """Return the differences of pairs, followed by their opposites: a balanced half."""
     x = half.columns(None)
     difference = x[pairs[:, 0]] - x[pairs[:, 1]]
     cluster = np.empty(len(half.positive), dtype=np.int64)
     cluster[half.row] = half.of
     # A pair goes with the cluster of either of its places; once where it is one.
-    couples = {(pair, int(of)) for pair, both in enumerate(cluster[pairs]) for of in both}
-    row, of = np.array(sorted(couples)).reshape(-1, 2).T
+    pair_clusters = {(pair, int(of)) for pair, clusters in enumerate(cluster[pairs]) for of in clusters}
+    row, of = np.array(sorted(pair_clusters)).reshape(-1, 2).T
     positive = np.arange(2 * len(pairs)) < len(pairs)
     x = np.concatenate([difference, -difference])
     return Half(x, positive, half.clusters, np.concatenate([row, row + len(pairs)]), np.concatenate([of, of]))
 
 
 def search_truth(halves: Sequence[Half], clusters: int, seed: int) -> CCSResult:
-    """Both halves of `pair_differences`, each searched and scored on the other."""
+    """Search both halves of `pair_differences`, and score each result on the other half."""
     axes = [principal_axes(half.x[: len(half.x) // 2]) for half in halves]
-    readers = [first_component(half, each) for half, each in zip(halves, axes, strict=True)]
+    probes = [first_component(half, each) for half, each in zip(halves, axes, strict=True)]
     curves = np.mean(
         [imbalance_curves(halves[fold], halves[1 - fold], axes[fold], seed + fold) for fold in (0, 1)], axis=0
     )
-    return CCSResult(cross_score(readers, halves, clusters), curves[0], curves[1])
+    return CCSResult(cross_score(probes, halves, clusters), curves[0], curves[1])
 
 
 def truth_salience(halves: Sequence[Half], clusters: int) -> tuple[ProbeScore, ProbeScore]:
-    """How much the truth stands out among balanced differences.
+    """Return how much the truth stands out among balanced differences.
 
     Returns:
         Variance along the truth over the largest along any direction, and the rank of the principal component that is
         most like the truth.
     """
-    found = [_salience(half, clusters) for half in halves]
-    return mean_of([each[0] for each in found]), mean_of([each[1] for each in found])
+    saliences = [_half_salience(half, clusters) for half in halves]
+    return mean_of([each[0] for each in saliences]), mean_of([each[1] for each in saliences])
 
 
 def first_component(half: Half, axes: Floats) -> Probe:
-    """The first principal component of balanced differences, turned towards the positives; ``axes`` (r, d) are all."""
-    at = half.x[: len(half.x) // 2] @ axes.T  # (P, r)
-    turn = np.sign(at[:, 0].mean()) or 1.0
+    """Return the first principal component of balanced differences, with the sign of the positives."""
+    coordinates = half.x[: len(half.x) // 2] @ axes.T  # (P, r)
+    sign = np.sign(coordinates[:, 0].mean()) or 1.0
     weights = np.zeros((len(axes), len(half.clusters)))
-    here = half.row < len(at)
-    weights[0] = turn
+    first_half = half.row < len(coordinates)
+    weights[0] = sign
     for _ in range(_STEPS):
-        along = at @ weights
-        along[half.row[here], half.of[here]] = 0
-        weights = at.T @ along
+        along = coordinates @ weights
+        along[half.row[first_half], half.of[first_half]] = 0
+        weights = coordinates.T @ along
         weights /= np.maximum(np.linalg.norm(weights, axis=0), np.finfo(float).tiny)
-    return Probe(turn * axes[0], axes.T @ weights, half.clusters)
+    return Probe(sign * axes[0], axes.T @ weights, half.clusters)
 
 
 def principal_axes(difference: Floats) -> Floats:
-    """(r, d) first principal axes of balanced differences, by their second moments."""
+    """Return (r, d) first principal axes of balanced differences, by their second moments."""
     from sklearn.utils.extmath import randomized_svd
 
     r = min(_COMPONENTS, *difference.shape)
@@ -122,24 +122,24 @@ def principal_axes(difference: Floats) -> Floats:
     return axes
 
 
-def _salience(half: Half, clusters: int) -> tuple[ProbeScore, ProbeScore]:
+def _half_salience(half: Half, clusters: int) -> tuple[ProbeScore, ProbeScore]:
     difference = half.x[: len(half.x) // 2]
     count, total = len(difference), difference.sum(0)
     axes = np.linalg.svd(difference, full_matrices=False)[2]  # (r, d)
     square = (difference @ axes.T) ** 2  # (P, r)
 
-    def of(rows: Ints) -> tuple[float, float]:
-        kept = np.ones(count, dtype=bool)
-        kept[rows[rows < count]] = False
-        truth = total - difference[~kept].sum(0)
+    def without_rows(rows: Ints) -> tuple[float, float]:
+        remaining = np.ones(count, dtype=bool)
+        remaining[rows[rows < count]] = False
+        truth = total - difference[~remaining].sum(0)
         truth /= np.linalg.norm(truth) or 1.0
         # The largest variance moves with its component held, to first order, because the component is its maximum.
-        along = float(np.mean((difference[kept] @ truth) ** 2))
-        return along / square[kept].mean(0).max(), 1.0 + float(np.abs(axes @ truth).argmax())
+        along = float(np.mean((difference[remaining] @ truth) ** 2))
+        return along / square[remaining].mean(0).max(), 1.0 + float(np.abs(axes @ truth).argmax())
 
-    full = of(np.zeros(0, dtype=np.int64))
+    full = without_rows(np.zeros(0, dtype=np.int64))
     without = np.tile(full, (clusters, 1))
-    without[half.clusters] = [of(half.row[half.of == cluster]) for cluster in range(len(half.clusters))]
+    without[half.clusters] = [without_rows(half.row[half.of == cluster]) for cluster in range(len(half.clusters))]
     return ProbeScore(full[0], without[:, 0]), ProbeScore(full[1], without[:, 1])
 
 
@@ -151,7 +151,7 @@ def imbalance_curves(
     shares: Sequence[float] = SHARES,
     strengths: Sequence[float] = STRENGTHS,
 ) -> Floats:
-    """(2, rho, p) AUROC of truth and distractor along what is found in ``fit``, on balanced pairs of ``scored``.
+    """Return (2, rho, p) AUROC of truth and distractor along the result in ``fit``, on balanced pairs of ``scored``.
 
     Args:
         fit: a `pair_differences`, searched with a share p of its pairs the right way round.
@@ -162,41 +162,49 @@ def imbalance_curves(
         strengths: the values of rho.
     """
     generator = np.random.default_rng(seed)
-    difference, other = fit.x[: len(fit.x) // 2], scored.x[: len(scored.x) // 2]
+    difference, other_difference = fit.x[: len(fit.x) // 2], scored.x[: len(scored.x) // 2]
     truth = difference.mean(0)
     strength = float(np.linalg.norm(truth))
-    distractor = _across(truth, generator)
+    distractor = _orthogonal_unit(truth, generator)
     basis = np.linalg.qr(np.column_stack([truth / (strength or 1.0), distractor, axes.T]))[0]  # (d, r)
-    at, there, aside = difference @ basis, other @ basis, distractor @ basis
-    turn, z, z_other = _order(len(at), generator), _signs(len(at), generator), _signs(len(there), generator)
-    found = np.empty((len(there), 2, len(strengths), len(shares)))
+    coordinates, other_coordinates, distractor_coordinates = (
+        difference @ basis,
+        other_difference @ basis,
+        distractor @ basis,
+    )
+    turn_order, z, z_other = (
+        _nested_order(len(coordinates), generator),
+        _signs(len(coordinates), generator),
+        _signs(len(other_coordinates), generator),
+    )
+    scores_of = np.empty((len(other_coordinates), 2, len(strengths), len(shares)))
     for row, rho in enumerate(strengths):
         for column, share in enumerate(shares):
-            y = np.where(turn < share, 1.0, -1.0)
-            planted = y[:, None] * at + rho * strength * z[:, None] * aside
+            y = np.where(turn_order < share, 1.0, -1.0)
+            planted = y[:, None] * coordinates + rho * strength * z[:, None] * distractor_coordinates
             centred = planted - planted.mean(0)
             along = np.linalg.eigh(centred.T @ centred)[1][:, -1]
-            scores = (there + rho * strength * z_other[:, None] * aside) @ along
-            found[:, 0, row, column] = scores * np.sign(truth @ basis @ along)
-            found[:, 1, row, column] = scores * z_other * np.sign(aside @ along)
+            scores = (other_coordinates + rho * strength * z_other[:, None] * distractor_coordinates) @ along
+            scores_of[:, 0, row, column] = scores * np.sign(truth @ basis @ along)
+            scores_of[:, 1, row, column] = scores * z_other * np.sign(distractor_coordinates @ along)
     # Against the same pairs the other way round, so that the scored half is balanced whatever the fitted one is.
-    return auroc(np.concatenate([found, -found]), scored.positive)
+    return auroc(np.concatenate([scores_of, -scores_of]), scored.positive)
 
 
-def _across(truth: Floats, generator: np.random.Generator) -> Floats:
-    """A random unit vector at right angles to the truth."""
-    drawn = generator.normal(size=len(truth))
-    drawn -= drawn @ truth / (truth @ truth or 1.0) * truth
-    found: Floats = drawn / np.linalg.norm(drawn)
-    return found
+def _orthogonal_unit(truth: Floats, generator: np.random.Generator) -> Floats:
+    """Return a random unit vector at right angles to the truth."""
+    vector = generator.normal(size=len(truth))
+    vector -= vector @ truth / (truth @ truth or 1.0) * truth
+    unit: Floats = vector / np.linalg.norm(vector)
+    return unit
 
 
-def _order(count: int, generator: np.random.Generator) -> Floats:
-    """(P,) distinct numbers in (0, 1): those below p are a share p of the pairs, part of those of a larger p."""
-    found: Floats = (generator.permutation(count) + 0.5) / count
-    return found
+def _nested_order(count: int, generator: np.random.Generator) -> Floats:
+    """Return (P,) distinct numbers in (0, 1): those below p are a share p of the pairs, nested in larger p."""
+    numbers: Floats = (generator.permutation(count) + 0.5) / count
+    return numbers
 
 
 def _signs(count: int, generator: np.random.Generator) -> Floats:
-    """(P,) as many +1 as -1."""
+    """Return (P,) as many +1 as -1."""
     return np.where(generator.permutation(count) % 2, 1.0, -1.0)

@@ -1,6 +1,6 @@
-"""The concepts at the site and in the token embedding: what does not depend on the SAE, computed once a site.
+"""Concepts at the site and in the token embedding: everything that does not depend on the SAE.
 
-Shapes: N places of a concept, d site width, V vocabulary.
+Shapes: N positions of a concept, d site width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 SPARSE = (1, 2, 5, 16)
 "Columns of a k-sparse probe."
 DIRECTIONS = 1000
-"Random directions, of which the best on one half is read on the other."
+"Random directions, of which the best on one half is scored on the other."
 PERMUTATIONS = {"smoke": 50}
 MOST_PERMUTATIONS = 200
 WORDS = 2000
-"Words of a class in either half whose embeddings are read, at most."
+"Most words of a class, in either half, whose embeddings are scored."
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,120 +54,123 @@ class ConceptInEmbedding:
 
     value: float
     "Split-half AUROC over words"
-    null: Floats
-    "(permutations,) the same with labels dealt anew"
+    permuted: Floats
+    "(permutations,) AUROC with permuted labels"
 
 
 @dataclass(frozen=True, eq=False)
 class ConceptAtSite:
-    """One concept in what the SAE reads, whatever the SAE."""
+    """One concept in the site's activations, for all SAEs."""
 
-    placed: ConceptPositions
-    "The places that are scored."
-    embedded: ConceptInEmbedding | None
+    positions: ConceptPositions
+    "Scored positions."
+    embedding: ConceptInEmbedding | None
     "None for positions, for a class of a single word, and where the model shows no embedding."
-    readers: tuple[Probe, Probe]
+    direction_probes: tuple[Probe, Probe]
     "Mean-difference directions of either half."
-    found: ProbeScore
+    auroc: ProbeScore
+    "Of the mean difference of either half, on the other half."
     separation: float
-    "d' of held-out places along the direction"
-    null: Floats
-    "(permutations,) the same AUROC with labels dealt anew"
-    null_directions: Floats
+    "d' of held-out positions along the direction"
+    permuted_auroc: Floats
+    "(permutations,) AUROC with permuted labels"
+    permuted_directions: Floats
     "(d, permutations)"
     random: ProbeScore
     "The best of many random directions."
     probes: Mapping[int, ProbeScore]
     pairs: tuple[Ints, Ints] | None
     "Pairs of the contrast-consistent search; None where there are too few."
-    searched: CCSResult | None
-    truth_salience: tuple[ProbeScore, ProbeScore] | None
+    ccs: CCSResult | None
+    salience: tuple[ProbeScore, ProbeScore] | None
+    "`truth_salience` of its pairs; None where there are too few."
 
 
-def measure_at_site(bench: Bench, found: MeasurableConcepts) -> tuple[ConceptAtSite, ...]:
-    """Every concept at the site, once for all SAEs that look at it with the same documents and seed."""
+def measure_at_site(bench: Bench, concepts: MeasurableConcepts) -> tuple[ConceptAtSite, ...]:
+    """Return every concept at the site, measured once for all SAEs with the same documents and seed."""
     times = PERMUTATIONS.get(bench.settings.tier.name, MOST_PERMUTATIONS)
+    key = (concepts.key, "site", times)
     return bench.site_data.shared(
-        (found.key, "site", times), lambda: tuple(_at_site(bench, found, placed, times) for placed in found.concepts)
+        key, lambda: tuple(_at_site(bench, concepts, positions, times) for positions in concepts.concepts)
     )
 
 
-def split_halves(placed: ConceptPositions, rows: Any, clusters: Sequence[int]) -> tuple[Half, Half]:
-    """Both halves of a concept; ``rows`` (N, d) are its places in some space, dense or sparse."""
+def split_halves(positions: ConceptPositions, rows: Any, clusters: Sequence[int]) -> tuple[Half, Half]:
+    """Return both halves of a concept; ``rows`` (N, d) are its positions in some space, dense or sparse."""
     number = {cluster: row for row, cluster in enumerate(clusters)}
-    index = np.array([number[cluster] for cluster in placed.cluster.tolist()])
-    made = []
+    index = np.array([number[cluster] for cluster in positions.cluster.tolist()])
+    halves = []
     for half in (0, 1):
-        mine = np.flatnonzero(placed.half == half)
-        present, of = np.unique(index[mine], return_inverse=True)
-        made.append(Half(rows[mine], placed.positive[mine], present, np.arange(len(mine)), of))
-    return made[0], made[1]
+        inside = np.flatnonzero(positions.half == half)
+        present, of = np.unique(index[inside], return_inverse=True)
+        halves.append(Half(rows[inside], positions.positive[inside], present, np.arange(len(inside)), of))
+    return halves[0], halves[1]
 
 
-def _at_site(bench: Bench, found: MeasurableConcepts, placed: ConceptPositions, times: int) -> ConceptAtSite:
-    clusters, seed = len(found.clusters), bench.settings.seed
-    fitted = split_halves(placed, position_rows(bench.site_data.x, placed), found.clusters)
-    readers = fit_mean_difference(fitted[0]), fit_mean_difference(fitted[1])
-    placed, fitted_unit = placed.only_scored, [placed.unit[placed.half == number] for number in (0, 1)]
-    halves = split_halves(placed, position_rows(bench.site_data.x, placed), found.clusters)
-    unit = [placed.unit[placed.half == number] for number in (0, 1)]
-    null, directions = permute_labels(fitted, halves, list(zip(fitted_unit, unit, strict=True)), times, seed)
-    pairs = match_pairs(placed, 0), match_pairs(placed, 1)
-    searchable = min(len(each) for each in pairs) >= FEWEST_PAIRS
-    apart = difference_halves(halves, pairs) if searchable else None
+def _at_site(bench: Bench, concepts: MeasurableConcepts, fitted: ConceptPositions, times: int) -> ConceptAtSite:
+    clusters, seed, x = len(concepts.clusters), bench.settings.seed, bench.site_data.x
+    scored = fitted.only_scored
+    fitted_halves, halves = (
+        split_halves(positions, position_rows(x, positions), concepts.clusters) for positions in (fitted, scored)
+    )
+    probes = fit_mean_difference(fitted_halves[0]), fit_mean_difference(fitted_halves[1])
+    units = [(fitted.unit[fitted.half == number], scored.unit[scored.half == number]) for number in (0, 1)]
+    permuted_auroc, permuted_directions = permute_labels(fitted_halves, halves, units, times, seed)
+    pairs = match_pairs(scored, 0), match_pairs(scored, 1)
+    searchable = min(map(len, pairs)) >= FEWEST_PAIRS
+    pair_halves = difference_halves(halves, pairs) if searchable else None
+    projected = [_projected_half(probe, half) for probe, half in zip(probes, halves[::-1], strict=True)]
     return ConceptAtSite(
-        placed=placed,
-        embedded=measure_in_embedding(bench, placed, times),
-        readers=readers,
-        found=cross_score(readers, halves, clusters),
-        separation=float(
-            np.mean([d_prime(_along(reader, half))[0] for reader, half in zip(readers, halves[::-1], strict=True)])
-        ),
-        null=null,
-        null_directions=directions,
+        positions=scored,
+        embedding=measure_in_embedding(bench, scored, times),
+        direction_probes=probes,
+        auroc=cross_score(probes, halves, clusters),
+        separation=float(np.mean([d_prime(half)[0] for half in projected])),
+        permuted_auroc=permuted_auroc,
+        permuted_directions=permuted_directions,
         random=_best_random(halves, clusters, seed),
         probes={k: cross_score([fit_probe(half, k) for half in halves], halves, clusters) for k in SPARSE},
         pairs=pairs if searchable else None,
-        searched=search_truth(apart, clusters, seed) if apart else None,
-        truth_salience=truth_salience(apart, clusters) if apart else None,
+        ccs=search_truth(pair_halves, clusters, seed) if pair_halves else None,
+        salience=truth_salience(pair_halves, clusters) if pair_halves else None,
     )
 
 
-def measure_in_embedding(bench: Bench, placed: ConceptPositions, times: int) -> ConceptInEmbedding | None:
-    """The mean-difference direction of half the words, read on the other half of them."""
+def measure_in_embedding(bench: Bench, positions: ConceptPositions, times: int) -> ConceptInEmbedding | None:
+    """Score the mean-difference direction of half the words on the other half of them."""
     embedding = bench.model.embedding
-    if placed.tokens is None or embedding is None:
+    if positions.tokens is None or embedding is None:
         return None
     generator = np.random.default_rng(bench.settings.seed)
-    none, halves, words = np.zeros(0, dtype=np.int64), [], []
+    no_rows, halves, words = np.zeros(0, dtype=np.int64), [], []
     for half in (0, 1):
-        sides = [_some(np.array(side)[placed.token_half[list(side)] == half], generator)
-                 for side in (placed.tokens.positive, placed.tokens.negative)]  # fmt: skip
+        sides = [_sample_words(np.array(side)[positions.token_half[list(side)] == half], generator)
+                 for side in (positions.tokens.positive, positions.tokens.negative)]  # fmt: skip
         if min(len(side) for side in sides) == 0:
             return None
         words.append(np.concatenate(sides))
         positive = np.arange(len(words[-1])) < len(sides[0])
-        halves.append(Half(embedding[words[-1]].double().cpu().numpy(), positive, none, none, none))
-    readers = [fit_mean_difference(half) for half in halves]
-    null, _ = permute_labels(halves, halves, [(each, each) for each in words], times, bench.settings.seed)
-    return ConceptInEmbedding(cross_score(readers, halves, 0).value, null)
+        halves.append(Half(embedding[words[-1]].double().cpu().numpy(), positive, no_rows, no_rows, no_rows))
+    probes = [fit_mean_difference(half) for half in halves]
+    permuted, _ = permute_labels(halves, halves, [(each, each) for each in words], times, bench.settings.seed)
+    return ConceptInEmbedding(cross_score(probes, halves, 0).value, permuted)
 
 
-def _some(words: Ints, generator: np.random.Generator) -> Ints:
-    """At most `WORDS` of them."""
+def _sample_words(words: Ints, generator: np.random.Generator) -> Ints:
+    """Return at most `WORDS` of the words."""
     return words if len(words) <= WORDS else np.sort(generator.choice(words, WORDS, replace=False))
 
 
 def _best_random(halves: Sequence[Half], clusters: int, seed: int) -> ProbeScore:
-    """The random direction that does best on one half, read on the other."""
+    """Return the score of the random direction that does best on one half, on the other half."""
     width = halves[0].x.shape[1]
     directions = np.random.default_rng(seed).normal(size=(width, DIRECTIONS))
-    seen = [replace(half, x=half.x @ directions) for half in halves]
-    return cross_score([fit_best_column(half) for half in seen], seen, clusters)
+    projected = [replace(half, x=half.x @ directions) for half in halves]
+    return cross_score([fit_best_column(half) for half in projected], projected, clusters)
 
 
-def _along(reader: Probe, half: Half) -> Half:
-    scores = half.columns(reader.chosen) @ reader.weights
+def _projected_half(probe: Probe, half: Half) -> Half:
+    scores = half.columns(probe.chosen) @ probe.weights
     return replace(half, x=scores[:, None])
 
 
@@ -176,7 +179,7 @@ def difference_halves(halves: Sequence[Half], pairs: Sequence[Ints]) -> list[Hal
     return [pair_differences(half, each) for half, each in zip(halves, pairs, strict=True)]
 
 
-def position_rows(table: Tensor, placed: ConceptPositions) -> Floats:
+def position_rows(table: Tensor, positions: ConceptPositions) -> Floats:
     """Return the (N, d) float64 rows of a table (docs, pos, d)."""
-    found: Floats = table[placed.document, placed.position].double().numpy()
-    return found
+    rows: Floats = table[positions.document, positions.position].double().numpy()
+    return rows

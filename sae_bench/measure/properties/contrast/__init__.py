@@ -2,20 +2,20 @@
 
 A dataset gives questions with a positive and a negative answer. With v a unit direction,
 
-    propensity     log-probability of the positive answer minus that of the negative one, m lambda v added from the
+    propensity     log-probability of the positive answer minus that of the negative one, with m lambda v added from the
                    prompt's last token on, m from -1.5 to 1.5, lambda a tenth of the mean norm
     slope          least squares of propensity on m, one for every question
-    steerability   mean slope; its spread and the share of slopes that do not rise stand beside it
+    steerability   mean slope; reported with its spread and the share of slopes that do not rise
     variance       omega squared of declared factors: alone, and in their order
 
-Arms: `mean_difference`, the difference of means of the site at the two answers; `feature`, the direction of the SAE's
-feature that steers most reliably, both chosen on one half of the questions and scored on the other;
-`random_direction`. Halves are taken within every combination of factor levels. Tan et al. 2024, arXiv 2407.12404,
-but for the strength: theirs is the mean difference's own norm, which is next to nothing where the site does not tell
-the answers apart. A mean that holds for the population can hide that it works backwards for a third of it.
+Conditions: `mean_difference`, the difference of means of the site at the two answers; `feature`, the direction of the
+SAE's feature that steers most reliably, both chosen on one half of the questions and scored on the other;
+`random_direction`. Halves are taken within every combination of factor levels. Source: Tan et al. 2024, arXiv
+2407.12404, except for the strength: theirs is the mean difference's own norm, which is almost 0 where the site does not
+tell the answers apart. A mean that holds for the population can hide that steering works backwards for a third of it.
 
-A property of its own, because it has a headline of its own and speaks of a labelled dataset, which few SAEs come with:
-without one it is UNDEFINED and steering is not.
+This property is separate from `steering` because it needs a labelled dataset, which few SAEs come with: without one it
+is UNDEFINED and steering is not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from sae_bench.measure.arrays import Floats, Ints
 from sae_bench.measure.datasets.contrast_file import FACTORS, ContrastSet, read_contrast, shifted_path
 from sae_bench.measure.measurement import Estimate, Influence, Measurement, Metric, Ratio, Undefined
-from sae_bench.measure.properties import Property
+from sae_bench.measure.properties import Property, condition_metric
 from sae_bench.measure.properties.contrast.conditions import (
     CHOOSING,
     CONDITIONS,
@@ -37,15 +37,16 @@ from sae_bench.measure.properties.contrast.conditions import (
 )
 from sae_bench.measure.properties.contrast.series import contrast_series
 from sae_bench.measure.shared.factor_variance import level_numbers, omega_squared, worst_level_share
-from sae_bench.measure.uncertainty import leave_one_out
+from sae_bench.measure.uncertainty import jackknife
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
 
 NO_DATASET = "no labelled dataset is registered: register_sae(..., contrast='questions.jsonl')"
-NO_SHIFT = "there is no shifted variant of the dataset (NAME_shifted.jsonl beside NAME.jsonl)"
+NO_SHIFT = "the dataset has no shifted variant (NAME_shifted.jsonl next to NAME.jsonl)"
+NO_VARIANCE = "slopes do not vary between questions"
 
-OF_AN_ARM = {
+CONDITION_METRICS = {
     "steerability": ("nats", "mean slope of propensity per unit strength"),
     "steerability_sd": ("nats", "standard deviation of slopes over questions"),
     "anti_share": ("share", "questions whose slope does not rise"),
@@ -57,20 +58,15 @@ OF_AN_ARM = {
 DIRECTION = {"steerability": "higher", "anti_share": "lower", "worst_level_sign": "higher"}
 
 
-def metric_of(name: str, condition: str) -> str:
-    """The feature's own metrics have bare names."""
-    return name if condition == "feature" else f"{name}_{condition}"
-
-
 METRICS = (
     *(
         Metric(
-            metric_of(name, condition),
+            condition_metric(name, condition),
             unit,
             DIRECTION.get(name, "reported") if condition == "feature" else "reported",  # type: ignore[arg-type]
             f"{meaning}, arm {condition}",
         )
-        for name, (unit, meaning) in OF_AN_ARM.items()
+        for name, (unit, meaning) in CONDITION_METRICS.items()
         for condition in CONDITIONS
     ),
     Metric("shift_correlation", "", "reported", "Spearman over directions of mean slopes as asked and shifted"),
@@ -78,40 +74,42 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """Slopes of every arm on the scored half, and what declared factors explain of them."""
+    """Measure slopes of every condition on the scored half, and the variance that declared factors explain."""
     if bench.related.contrast is None:
         return Measurement({metric.name: Undefined(NO_DATASET) for metric in METRICS})
-    asked = read_contrast(bench.related.contrast)
-    beside = shifted_path(bench.related.contrast)
-    shifted = read_contrast(beside) if beside is not None else None
-    found = measure_conditions(bench, asked, shifted)
-    factors = {name: level_numbers([pair.factors[name] for pair in found.pairs]) for name in asked.factors}
+    contrast = read_contrast(bench.related.contrast)
+    variant = shifted_path(bench.related.contrast)
+    shifted = read_contrast(variant) if variant is not None else None
+    result = measure_conditions(bench, contrast, shifted)
+    factors = {name: level_numbers([pair.factors[name] for pair in result.pairs]) for name in contrast.factors}
     factors = {name: level for name, level in factors.items() if level.max() > 0}
-    estimates: dict[str, Estimate] = {"shift_correlation": _shift(found)}
+    estimates: dict[str, Estimate] = {"shift_correlation": _shift_correlation(result)}
     for condition in CONDITIONS:
-        each = _of_an_arm(found, condition, factors)
-        estimates |= {metric_of(name, condition): estimate for name, estimate in each.items()}
+        condition_estimates = _condition_estimates(result, condition, factors)
+        estimates |= {condition_metric(name, condition): estimate for name, estimate in condition_estimates.items()}
     return Measurement(
         estimates,
-        tuple(pair.line for pair in found.pairs),
-        series=contrast_series(found, factors, bench.settings.seed),
-        settings=_settings(bench, asked, shifted),
-        notes=_notes(asked, found),
+        tuple(pair.line for pair in result.pairs),
+        series=contrast_series(result, factors, bench.settings.seed),
+        settings=_settings(bench, contrast, shifted),
+        notes=_notes(contrast, result),
     )
 
 
-def _of_an_arm(found: ContrastConditions, condition: str, factors: Mapping[str, Ints]) -> dict[str, Estimate]:
-    """Estimates of one arm; where it has several directions, of their mean."""
-    slopes = found.of_arm(condition)  # (directions, N)
+def _condition_estimates(
+    result: ContrastConditions, condition: str, factors: Mapping[str, Ints]
+) -> dict[str, Estimate]:
+    """Return the estimates of one condition, means over its directions."""
+    slopes = result.slopes_of(condition)  # (directions, N)
     if slopes is None:
-        return {name: Undefined("no feature's activation differs between the answers") for name in OF_AN_ARM}
+        return {name: Undefined("no feature's activation differs between the answers") for name in CONDITION_METRICS}
     ones = np.ones(slopes.shape[1])
     estimates: dict[str, Estimate] = {
         "steerability": Ratio(slopes.mean(0), ones),
-        "steerability_sd": _left_out(slopes, lambda rows, _: float(rows.std(1, ddof=1).mean()), factors),
+        "steerability_sd": _jackknife_questions(slopes, lambda rows, _: float(rows.std(1, ddof=1).mean()), factors),
         "anti_share": Ratio((slopes <= 0).mean(0), ones),
-        "worst_level_sign": _left_out(
-            slopes, lambda rows, sub: float(np.mean([worst_level_share(row, sub) for row in rows])), factors
+        "worst_level_sign": _jackknife_questions(
+            slopes, lambda rows, levels: float(np.mean([worst_level_share(row, levels) for row in rows])), factors
         )
         if factors
         else Undefined("the dataset declares no factor with two levels"),
@@ -119,74 +117,78 @@ def _of_an_arm(found: ContrastConditions, condition: str, factors: Mapping[str, 
     for name in FACTORS:
         if name not in factors:
             reason = f"the dataset declares no factor {name} with two levels"
-            estimates |= {f"variance_{how}_{name}": Undefined(reason) for how in ("explained", "in_order")}
+            estimates |= {f"variance_{kind}_{name}": Undefined(reason) for kind in ("explained", "in_order")}
             continue
         rank = list(factors).index(name)
-        estimates[f"variance_explained_{name}"] = _left_out(slopes, _explained([name], 0), factors)
-        estimates[f"variance_in_order_{name}"] = _left_out(slopes, _explained(list(factors), rank), factors)
+        estimates[f"variance_explained_{name}"] = _jackknife_questions(slopes, _variance_share([name], 0), factors)
+        estimates[f"variance_in_order_{name}"] = _jackknife_questions(
+            slopes, _variance_share(list(factors), rank), factors
+        )
     estimates["steerability_shifted"] = (
         Undefined(NO_SHIFT)
-        if found.shifted is None
-        else _mean_elsewhere(found.shifted[found.rows[condition]], len(ones))
+        if result.shifted is None
+        else _shifted_mean(result.shifted[result.rows[condition]], len(ones))
     )
     return estimates
 
 
-def _explained(names: list[str], rank: int) -> Callable[[Floats, Mapping[str, Ints]], float]:
+def _variance_share(names: list[str], rank: int) -> Callable[[Floats, Mapping[str, Ints]], float]:
+    """Return a function of slopes and levels: omega squared of one factor after others, mean over directions."""
+
     def value(slopes: Floats, factors: Mapping[str, Ints]) -> float:
         return float(omega_squared(slopes, [factors[name] for name in names])[rank].mean())
 
     return value
 
 
-def _left_out(
+def _jackknife_questions(
     slopes: Floats, value: Callable[[Floats, Mapping[str, Ints]], float], factors: Mapping[str, Ints]
 ) -> Estimate:
-    """A value of (directions, N) slopes and the factors' levels, with influences from leaving a question out."""
+    """Return a value of (directions, N) slopes and the factors' levels, with influences of leaving a question out."""
 
     def without(question: int) -> float:
-        kept = np.arange(slopes.shape[1]) != question
-        return value(slopes[:, kept], {name: level[kept] for name, level in factors.items()})
+        rest = np.arange(slopes.shape[1]) != question
+        return value(slopes[:, rest], {name: level[rest] for name, level in factors.items()})
 
-    full = value(slopes, factors)
-    others = [without(question) for question in range(slopes.shape[1])]
-    if not np.isfinite([full, *others]).all():
-        return Undefined("slopes do not vary between questions")
-    return Influence(full, leave_one_out(others, full))
+    questions = range(slopes.shape[1])
+    return jackknife(value(slopes, factors), [without(question) for question in questions], NO_VARIANCE)
 
 
-def _mean_elsewhere(slopes: Floats, clusters: int) -> Estimate:
-    """Mean over the shifted questions, which are clusters of their own."""
-    each = slopes.mean(0)
-    return Influence(float(each.mean()), np.zeros(clusters), (each - each.mean()) / len(each))
+def _shifted_mean(slopes: Floats, clusters: int) -> Estimate:
+    """Return the mean over the shifted questions, which are clusters of their own."""
+    question_slopes = slopes.mean(0)
+    return Influence(
+        float(question_slopes.mean()),
+        np.zeros(clusters),
+        (question_slopes - question_slopes.mean()) / len(question_slopes),
+    )
 
 
-def _shift(found: ContrastConditions) -> Estimate:
-    """Over all directions tried (candidate features, mean difference, random ones), as one trait has no other units."""
+def _shift_correlation(result: ContrastConditions) -> Estimate:
+    """Return the rank correlation of mean slopes on the dataset and on its shifted variant, over all directions.
+
+    These are the candidate features, the mean difference and the random directions.
+    """
     from scipy.stats import spearmanr
 
-    if found.shifted is None:
+    if result.shifted is None:
         return Undefined(NO_SHIFT)
-    shifted = found.shifted.mean(1)
+    shifted = result.shifted.mean(1)
 
     def correlation(slopes: Floats) -> float:
         return float(spearmanr(slopes.mean(1), shifted).statistic)
 
-    full = correlation(found.slopes)
-    count = found.slopes.shape[1]
-    others = [correlation(np.delete(found.slopes, question, axis=1)) for question in range(count)]
-    if not np.isfinite([full, *others]).all():
-        return Undefined("mean slopes do not differ between directions")
-    return Influence(full, leave_one_out(others, full))
+    without = [correlation(np.delete(result.slopes, question, axis=1)) for question in range(result.slopes.shape[1])]
+    return jackknife(correlation(result.slopes), without, "mean slopes do not differ between directions")
 
 
-def _settings(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> dict[str, object]:
+def _settings(bench: Bench, contrast: ContrastSet, shifted: ContrastSet | None) -> dict[str, object]:
     from sae_bench.measure.properties.contrast.propensity import MULTIPLIERS
     from sae_bench.measure.shared.unit_strength import STRENGTH_SHARE
 
     return {
         "choosing": CHOOSING,
-        "dataset": asked.sha256,
+        "dataset": contrast.sha256,
         "shifted": shifted.sha256 if shifted is not None else None,
         "multipliers": list(MULTIPLIERS),
         "position": "from the last token of the prompt",
@@ -195,12 +197,12 @@ def _settings(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> 
     }
 
 
-def _notes(asked: ContrastSet, found: ContrastConditions) -> tuple[str, ...]:
-    notes = [f"{len(asked.pairs)} questions, {len(found.pairs)} of them scored"]
-    if found.chosen is not None:
-        notes.append(f"feature {found.chosen} was chosen among {len(found.candidates)}")
-    if not asked.factors:
-        notes.append("the dataset declares no factor, so nothing is said about spurious ones")
+def _notes(contrast: ContrastSet, result: ContrastConditions) -> tuple[str, ...]:
+    notes = [f"{len(contrast.pairs)} questions, {len(result.pairs)} of them scored"]
+    if result.chosen is not None:
+        notes.append(f"feature {result.chosen} was chosen among {len(result.candidates)} candidates")
+    if not contrast.factors:
+        notes.append("the dataset declares no factor, so spurious ones cannot be detected")
     return tuple(notes)
 
 

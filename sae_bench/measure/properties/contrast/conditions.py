@@ -1,4 +1,4 @@
-"""The arms of contrast steering: directions chosen on one half of the questions, slopes on the other."""
+"""Conditions of `contrast`: directions chosen on one half of the questions, slopes on the other."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("feature", "mean_difference", "random_direction")
 CANDIDATES = 8
-"Features taken by what they tell and by what they do, to be steered with on the choosing half."
+"Features chosen by activation, and as many by effect, to be steered with on the choosing half."
 CHOOSING = 32
-"About how many questions of the choosing half are steered, in every tier, so that every tier chooses the same feature."
+"About how many questions of the choosing half are steered, in every tier, so that all choose the same feature."
 RANDOM = 8
-"Random directions; an arm's numbers are means over them."
+"Random directions; the condition's numbers are means over them."
 
 
 @dataclass(frozen=True, eq=False)
 class ContrastConditions:
-    """All that contrast steering found on one SAE. N scored questions, D directions, K multipliers."""
+    """Slopes of one SAE under every direction. N scored questions, D directions, K multipliers."""
 
     pairs: tuple[Pair, ...]
     "The scored questions."
     rows: Mapping[str, slice]
-    "By arm, which of the directions are its own; no `feature` where no feature tells the answers apart."
+    "Rows of the directions by condition; no `feature` where no feature differs between the answers."
     propensity: Floats
     "(D, N, K) of every direction tried."
     slopes: Floats
@@ -49,61 +49,68 @@ class ContrastConditions:
     "Mean slope of each candidate over its spread, on the choosing half."
     chosen: int | None
 
-    def of_arm(self, condition: str) -> Floats | None:
-        """(directions of the arm, N) slopes; None where the arm has no direction."""
+    def slopes_of(self, condition: str) -> Floats | None:
+        """Return (directions of the condition, N) slopes; None where the condition has no direction."""
         return self.slopes[self.rows[condition]] if condition in self.rows else None
 
 
-def measure_conditions(bench: Bench, asked: ContrastSet, shifted: ContrastSet | None) -> ContrastConditions:
-    """Choose the directions on one half and steer the other half and the shifted variant with them."""
+def measure_conditions(bench: Bench, contrast: ContrastSet, shifted: ContrastSet | None) -> ContrastConditions:
+    """Choose the directions on one half, and steer the other half and the shifted variant with them."""
     import torch
 
     from sae_bench.measure.datasets.balanced_sampling import sample_cells, split_cells
-    from sae_bench.measure.properties.contrast import propensity as engine
+    from sae_bench.measure.properties.contrast.propensity import (
+        measure_propensities,
+        propensity_slopes,
+        tokenise_pairs,
+    )
     from sae_bench.measure.shared.last_position import LastPositionRunner
 
-    choosing, scored = split_cells(asked.pairs)
-    told = engine.tokenise_pairs(bench, asked, choosing)
+    choosing, scored = split_cells(contrast.pairs)
+    choosing_pairs = tokenise_pairs(bench, contrast, choosing)
     runner = LastPositionRunner(bench.model, bench.site, bench.settings.memory_bytes)
-    own = _candidates(bench, runner, asked, told)
-    floors = torch.stack([_mean_difference(bench, told, asked.path), *_random(bench)]).to(own.directions)
+    tried = _try_candidates(bench, runner, contrast, choosing_pairs)
+    controls = torch.stack([_mean_difference(bench, choosing_pairs, contrast.path), *_random_directions(bench)])
+    controls = controls.to(tried.directions)
 
-    def steered(dataset: ContrastSet, half: tuple[Pair, ...], label: str) -> tuple[tuple[Pair, ...], Floats]:
+    def steer(dataset: ContrastSet, half: tuple[Pair, ...], label: str) -> tuple[tuple[Pair, ...], Floats]:
         pairs = sample_cells(half, bench.settings.tier.questions)
-        questions = engine.tokenise_pairs(bench, dataset, pairs)
-        # Neither floor depends on the SAE.
-        key = ("contrast floors", asked.sha256, dataset.sha256, len(pairs), bench.settings.seed)
-        floor = bench.site_data.shared(
-            key, lambda: engine.measure_propensities(bench, runner, questions, floors, label)
+        questions = tokenise_pairs(bench, dataset, pairs)
+        # No control depends on the SAE.
+        key = ("contrast floors", contrast.sha256, dataset.sha256, len(pairs), bench.settings.seed)
+        of_controls = bench.site_data.shared(
+            key, lambda: measure_propensities(bench, runner, questions, controls, label)
         )
-        return pairs, np.concatenate(
-            [engine.measure_propensities(bench, runner, questions, own.directions, label), floor]
-        )
+        of_features = measure_propensities(bench, runner, questions, tried.directions, label)
+        return pairs, np.concatenate([of_features, of_controls])
 
-    pairs, propensity = steered(asked, scored, "contrast: scoring")
-    moved = None
+    pairs, propensity = steer(contrast, scored, "contrast: scoring")
+    shifted_slopes = None
     if shifted is not None:
-        moved = engine.propensity_slopes(steered(shifted, split_cells(shifted.pairs)[1], "contrast: shifted")[1])
-    count = len(own.features)
+        _, shifted_propensity = steer(shifted, split_cells(shifted.pairs)[1], "contrast: shifted")
+        shifted_slopes = propensity_slopes(shifted_propensity)
+    count = len(tried.features)
     rows = {"mean_difference": slice(count, count + 1), "random_direction": slice(count + 1, None)}
-    best = int(np.argmax(own.reliability)) if count else None
-    if best is not None:
-        rows["feature"] = slice(best, best + 1)
+    chosen = int(np.argmax(tried.reliability)) if count else None
+    if chosen is not None:
+        rows["feature"] = slice(chosen, chosen + 1)
     return ContrastConditions(
         pairs=pairs,
         rows=rows,
         propensity=propensity,
-        slopes=engine.propensity_slopes(propensity),
-        shifted=moved,
-        candidates=own.features,
-        signs=own.signs,
-        choosing=own.reliability,
-        chosen=own.features[best] if best is not None else None,
+        slopes=propensity_slopes(propensity),
+        shifted=shifted_slopes,
+        candidates=tried.features,
+        signs=tried.signs,
+        choosing=tried.reliability,
+        chosen=tried.features[chosen] if chosen is not None else None,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidates:
+    """Features tried on the choosing half, with their directions."""
+
     features: tuple[int, ...]
     signs: tuple[int, ...]
     directions: Tensor
@@ -111,27 +118,25 @@ class _Candidates:
     reliability: Floats
 
 
-def _candidates(
-    bench: Bench, runner: LastPositionRunner, asked: ContrastSet, told: Sequence[TokenisedPair]
+def _try_candidates(
+    bench: Bench, runner: LastPositionRunner, contrast: ContrastSet, choosing_pairs: Sequence[TokenisedPair]
 ) -> _Candidates:
-    """The features tried, and how reliably each steers some of the choosing half's questions."""
+    """Return the features tried, and how reliably each steers some of the choosing half's questions."""
     from sae_bench.measure.datasets.balanced_sampling import sample_cells
-    from sae_bench.measure.properties.contrast import candidates
-    from sae_bench.measure.properties.contrast import propensity as engine
+    from sae_bench.measure.properties.contrast.candidates import choose_candidates, propensity_gradient
+    from sae_bench.measure.properties.contrast.propensity import measure_propensities, propensity_slopes
     from sae_bench.sae import unit_directions
 
-    lines = {pair.line for pair in sample_cells([sample.pair for sample in told], CHOOSING)}
-    some = [sample for sample in told if sample.pair.line in lines]
-    gradient = candidates.propensity_gradient(bench, runner, some, asked.sha256)
-    features, signs = candidates.choose_candidates(bench, told, gradient, CANDIDATES)
+    lines = {pair.line for pair in sample_cells([sample.pair for sample in choosing_pairs], CHOOSING)}
+    questions = [sample for sample in choosing_pairs if sample.pair.line in lines]
+    gradient = propensity_gradient(bench, runner, questions, contrast.sha256)
+    features, signs = choose_candidates(bench, choosing_pairs, gradient, CANDIDATES)
     directions = unit_directions(bench.sae)[features] * signs[:, None].to(bench.settings.device)
-    slopes = engine.propensity_slopes(
-        engine.measure_propensities(bench, runner, some, directions, "contrast: choosing")
-    )
+    slopes = propensity_slopes(measure_propensities(bench, runner, questions, directions, "contrast: choosing"))
     return _Candidates(tuple(features), tuple(int(sign) for sign in signs.tolist()), directions, _reliability(slopes))
 
 
-def _random(bench: Bench) -> Tensor:
+def _random_directions(bench: Bench) -> Tensor:
     """(8, d) unit vectors."""
     from sae_bench.measure.shared.keyed_random import random_directions
 
@@ -139,7 +144,7 @@ def _random(bench: Bench) -> Tensor:
 
 
 def _mean_difference(bench: Bench, questions: Sequence[TokenisedPair], path: str) -> Tensor:
-    """(d,) unit difference of the site's means at the positive and at the negative answers."""
+    """Return (d,) unit difference of the site's means at the positive and at the negative answers."""
     import torch
 
     difference = torch.stack([sample.difference.double() for sample in questions]).mean(0)
@@ -153,6 +158,6 @@ def _mean_difference(bench: Bench, questions: Sequence[TokenisedPair], path: str
 
 
 def _reliability(slopes: Floats) -> Floats:
-    """(candidates,) mean slope over its standard deviation: what is wanted works in every question."""
+    """Return (candidates,) mean slope over its standard deviation, which is large when every question agrees."""
     spread = slopes.std(1)
     return np.asarray(slopes.mean(1) / np.maximum(spread, 1e-9 + 1e-6 * np.abs(slopes).max(initial=0.0)))

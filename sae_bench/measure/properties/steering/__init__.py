@@ -1,4 +1,4 @@
-"""Does adding a feature do the same thing every time? The distribution over prompts, beside floors of the same norm.
+"""Does adding a feature do the same thing every time? The distribution over prompts, compared with floors of one norm.
 
 A feature's targets T are the ten tokens whose mean clean log-probability rises most where it fires, on one half of the
 corpus. On the other half, k * lambda of a unit direction is added to the site's activation at the last position of a
@@ -9,15 +9,16 @@ prompt of at most 64 tokens, lambda a tenth of the mean norm, k from -2 to 2, an
     anti_share share of slopes that do not rise
     steers     a feature whose mean slope is larger than those of 64 random directions and 128 other features of the
                SAE on the same T: p is the share of them, on all features' targets and in units of their root mean
-               square on each, that reach as far; the larger of both p, Benjamini-Hochberg at 10% over the features
+               square on each, that are at least as large; the larger of both p, Benjamini-Hochberg at 10% over the
+               features
 
-Targets read off the direction itself would make every direction steer. Other features are the fair opponents: decoder
+Targets taken from the direction itself would make every direction steer. Other features are the fair opponents: decoder
 rows move logits up to 1.4 times as much as random directions on the demo, whatever they are meant to raise, so against
 random directions alone a permuted decoder steers as well. Random directions count together with their opposites, so
-their anti_share is 1/2 and their mean slope 0 up to ties; what they show is the size of everything else. Every number
-is clustered both ways, by feature and by prompt. A transcoder is steered where it writes: its codes are looked at in
-clean runs alone, and what it reads stands before what it writes. Formulas: definitions of Tan et al. 2024 (arXiv
-2407.12404) for slopes and anti_share, Arad et al. 2025 (arXiv 2505.20063) for output and input score.
+their anti_share is 1/2 and their mean slope 0 up to ties; they show the size of everything else. Every number is
+clustered both ways, by feature and by prompt. A transcoder is steered at the site it writes; its codes are computed in
+clean runs only, because the site it reads is before that one. Sources: Tan et al. 2024 (arXiv 2407.12404) for slopes
+and anti_share, Arad et al. 2025 (arXiv 2505.20063) for output and input score.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Measurement, Metric, Undefined
-from sae_bench.measure.properties import Property
+from sae_bench.measure.properties import Property, condition_metric
 from sae_bench.measure.properties.steering.condition_slopes import ConditionSlopes
 from sae_bench.measure.properties.steering.conditions import (
     CONDITIONS,
@@ -43,7 +44,7 @@ from sae_bench.measure.shared.two_way_clusters import two_way_mean
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
 
-OF_AN_ARM = {
+CONDITION_METRICS = {
     "anti_share": ("share", "slopes that do not rise"),
     "slope_mean": ("nats", "mean slope per unit of strength"),
     "slope_sd": ("nats", "standard deviation of slopes over prompts, within a direction"),
@@ -52,11 +53,6 @@ OF_AN_ARM = {
     "specificity": ("nats", "KL from clean per nat of effect"),
     "coherence_cost": ("nats", "rise of the next token's loss per nat of effect, k > 0"),
 }
-
-
-def metric_of(name: str, condition: str) -> str:
-    """The feature's own metrics have bare names."""
-    return name if condition == "feature" else f"{name}_{condition}"
 
 
 METRICS = (
@@ -69,8 +65,8 @@ METRICS = (
         version=2,
     ),
     *(
-        Metric(metric_of(name, condition), unit, "reported", f"{meaning}, arm {condition}")
-        for name, (unit, meaning) in OF_AN_ARM.items()
+        Metric(condition_metric(name, condition), unit, "reported", f"{meaning}, arm {condition}")
+        for name, (unit, meaning) in CONDITION_METRICS.items()
         for condition in CONDITIONS
     ),
     Metric("saturation", "share", "reported", "slope lost beyond |k| = 1, the linear range"),
@@ -82,29 +78,29 @@ NO_LENS = "directions of this site have no logit lens"
 
 
 def measure(bench: Bench) -> Measurement:
-    """Slopes of every arm, what they cost, and which features steer."""
-    found = measure_conditions(bench)
-    feature, floor = found.conditions["feature"], found.conditions["random_direction"]
-    size = len(found.features)
-    gap = feature.backwards - floor.backwards.reshape(2, size, -1).mean(0)
+    """Measure slopes of every condition, their cost, and the share of features that steer."""
+    result = measure_conditions(bench)
+    feature, floor = result.conditions["feature"], result.conditions["random_direction"]
+    features = len(result.features)
+    backwards_gap = feature.backwards - floor.backwards.reshape(2, features, -1).mean(0)
     estimates: dict[str, Estimate] = {
-        "anti_share_gap": two_way_mean(gap, feature.grid),
-        "steer_share": steer_share(found, bench.settings.seed),
+        "anti_share_gap": two_way_mean(backwards_gap, feature.grid),
+        "steer_share": steer_share(result, bench.settings.seed),
         "saturation": feature.saturation(),
-        **_scores(found),
+        **_lens_scores(result),
     }
-    for name, condition in found.conditions.items():
-        estimates |= {metric_of(metric, name): each for metric, each in _of_an_arm(condition).items()}
+    for name, condition in result.conditions.items():
+        estimates |= {condition_metric(metric, name): each for metric, each in _condition_estimates(condition).items()}
     return Measurement(
         estimates,
-        found.clusters,
-        series=steering_series(bench, found),
+        result.clusters,
+        series=steering_series(bench, result),
         settings=_settings(bench),
-        notes=_notes(bench, found),
+        notes=_notes(bench, result),
     )
 
 
-def _of_an_arm(condition: ConditionSlopes) -> dict[str, Estimate]:
+def _condition_estimates(condition: ConditionSlopes) -> dict[str, Estimate]:
     return {
         "anti_share": two_way_mean(condition.backwards, condition.grid),
         "slope_mean": two_way_mean(condition.slopes, condition.grid),
@@ -116,14 +112,14 @@ def _of_an_arm(condition: ConditionSlopes) -> dict[str, Estimate]:
     }
 
 
-def _scores(found: SteeringConditions) -> dict[str, Estimate]:
-    if found.output_scores is None or found.input_scores is None:
+def _lens_scores(result: SteeringConditions) -> dict[str, Estimate]:
+    if result.output_scores is None or result.input_scores is None:
         return {name: Undefined(NO_LENS) for name in ("output_score", "input_score")}
-    grid = found.conditions["feature"].grid
-    contexts = np.repeat(found.input_scores[:, None], len(found.cluster_of), axis=1)
+    grid = result.conditions["feature"].grid
+    input_scores = np.repeat(result.input_scores[:, None], len(result.cluster_of), axis=1)
     return {
-        "output_score": two_way_mean(found.output_scores, grid),
-        "input_score": two_way_mean(contexts, grid),
+        "output_score": two_way_mean(result.output_scores, grid),
+        "input_score": two_way_mean(input_scores, grid),
     }
 
 
@@ -148,14 +144,14 @@ def _settings(bench: Bench) -> dict[str, object]:
     }
 
 
-def _notes(bench: Bench, found: SteeringConditions) -> tuple[str, ...]:
-    wanted = bench.settings.tier.features
+def _notes(bench: Bench, result: SteeringConditions) -> tuple[str, ...]:
+    tier_features = bench.settings.tier.features
     notes = [
-        f"{len(found.features)} of {found.candidates} features that pass the rule, {len(found.cluster_of)} prompts"
+        f"{len(result.features)} of {result.candidates} features that pass the rule, {len(result.cluster_of)} prompts"
     ]
-    if len(found.features) < wanted:
-        notes.append(f"only {len(found.features)} features pass the rule, fewer than the tier's {wanted}")
-    if not found.packed:
+    if len(result.features) < tier_features:
+        notes.append(f"only {len(result.features)} features pass the rule, fewer than the tier's {tier_features}")
+    if not result.packed:
         notes.append("this model's attention does not let one prompt serve many directions, so whole prompts were run")
     return tuple(notes)
 

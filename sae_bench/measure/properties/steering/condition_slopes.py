@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class ConditionSlopes:
-    """Everything one kind of direction did to the target sets it is scored on."""
+    """Effects of one condition's directions on the target sets that they are scored on."""
 
     effect: Floats
     "(R, P, K) nats"
@@ -35,10 +35,10 @@ class ConditionSlopes:
     strengths: Sequence[int]
 
     def both_ways(self) -> ConditionSlopes:
-        """The same with every direction counted with its opposite as well, which costs no run: k becomes -k.
+        """Return these effects and those of the opposite directions, which need no run: k becomes -k.
 
         A direction drawn from a symmetric distribution is as likely as its opposite, so this changes no expectation and
-        takes the luck of the draw out of everything that has a sign.
+        removes the luck of the draw from every number that has a sign.
         """
         effect, kl, ce = (np.concatenate([table, table[..., ::-1]]) for table in (self.effect, self.kl, self.ce))
         grid = Grid(self.grid.cluster_of, np.concatenate([self.grid.feature_of] * 2))
@@ -46,25 +46,29 @@ class ConditionSlopes:
 
     @cached_property
     def slopes(self) -> Floats:
-        """(R, P) least-squares slope per unit of k."""
-        return slopes(self.effect, self.strengths)
+        """Return (R, P) least-squares slopes per unit of k."""
+        return effect_slopes(self.effect, self.strengths)
 
     @cached_property
     def backwards(self) -> Floats:
-        """(R, P) 1 where steering does not raise its target set."""
+        """Return (R, P) 1 where steering does not raise the target set."""
         largest = float(np.abs(self.slopes).max(initial=0.0))
         return np.asarray(self.slopes <= ROUNDING * largest, dtype=np.float64)
 
     def linearity(self) -> Estimate:
-        """R^2 of the straight lines, pooled: 1 - (squares about the lines) / (squares about the means)."""
+        """Return R^2 of the straight lines, pooled: 1 - (squares about the lines) / (squares about the means)."""
         k = np.asarray(self.strengths, dtype=np.float64)
         centred = self.effect - self.effect.mean(-1, keepdims=True)
-        around = np.square(centred).sum(-1)
-        left = np.square(centred - self.slopes[..., None] * (k - k.mean())).sum(-1)
-        return two_way_ratio(around - left, around, self.grid) if around.sum() > 0 else Undefined("nothing changes")
+        total = np.square(centred).sum(-1)
+        residual = np.square(centred - self.slopes[..., None] * (k - k.mean())).sum(-1)
+        return (
+            two_way_ratio(total - residual, total, self.grid)
+            if total.sum() > 0
+            else Undefined("no effect changes with the strength")
+        )
 
     def spread(self) -> Estimate:
-        """Standard deviation of slopes over prompts, within a row; pooled over rows."""
+        """Return the standard deviation of slopes over prompts, within a row; pooled over rows."""
         prompts = self.slopes.shape[1]
         if prompts < 2:
             return Undefined("a single prompt has no spread")
@@ -77,16 +81,20 @@ class ConditionSlopes:
             else Undefined("all slopes are equal")
         )
 
-    def per_effect(self, cost: Floats, which: Callable[[int], bool]) -> Estimate:
-        """``cost`` (R, P, K) per nat by which the effect moved, over the strengths that ``which`` takes."""
-        taken = [index for index, k in enumerate(self.strengths) if which(k)]
-        still = list(self.strengths).index(0)
-        moved = np.abs(self.effect[..., taken] - self.effect[..., still, None]).sum(-1)
-        total = (cost[..., taken] - cost[..., still, None]).sum(-1)
-        return two_way_ratio(total, moved, self.grid) if moved.sum() > 0 else Undefined("no effect moves")
+    def per_effect(self, cost: Floats, selects: Callable[[int], bool]) -> Estimate:
+        """Return ``cost`` (R, P, K) per nat of change of the effect, over the strengths that ``selects`` accepts."""
+        selected = [index for index, k in enumerate(self.strengths) if selects(k)]
+        zero = list(self.strengths).index(0)
+        change = np.abs(self.effect[..., selected] - self.effect[..., zero, None]).sum(-1)
+        extra_cost = (cost[..., selected] - cost[..., zero, None]).sum(-1)
+        return (
+            two_way_ratio(extra_cost, change, self.grid)
+            if change.sum() > 0
+            else Undefined("no effect changes with the strength")
+        )
 
     def saturation(self) -> Estimate:
-        """1 - slope beyond the linear range / slope inside it; the range is |k| <= 1."""
+        """Return 1 - slope outside the linear range / slope inside it; the range is |k| <= 1."""
         at = {k: self.effect[..., index] for index, k in enumerate(self.strengths)}
         inside, outside = at[1] - at[-1], (at[2] - at[1]) + (at[-1] - at[-2])
         if inside.sum() <= 0:
@@ -94,7 +102,7 @@ class ConditionSlopes:
         return two_way_ratio(inside - outside, inside, self.grid)
 
     def split_half(self) -> Estimate:
-        """Correlation over rows of the mean slope on even and on odd prompts."""
+        """Return the correlation over rows of the mean slope on even and on odd prompts."""
         odd = np.arange(self.slopes.shape[1]) % 2 == 1
         grid = self.grid
 
@@ -105,18 +113,21 @@ class ConditionSlopes:
             return float(centred[0] @ centred[1]) / scale if scale > 0 else math.nan
 
         if grid.features < 3 or min(odd.sum(), (~odd).sum()) < 2 or grid.clusters < 3:
-            return Undefined("halves need three features and four prompts")
-        everything = np.ones(len(odd), dtype=bool)
-        value = correlation(slice(None), everything)
+            return Undefined("the halves need three features and four prompts")
+        all_prompts = np.ones(len(odd), dtype=bool)
+        value = correlation(slice(None), all_prompts)
         by_prompt = [correlation(slice(None), grid.without_cluster(index)) for index in range(grid.clusters)]
-        by_feature = [correlation(grid.without_feature(index), everything) for index in range(grid.features)]
+        by_feature = [correlation(grid.without_feature(index), all_prompts) for index in range(grid.features)]
         if not np.isfinite([value, *by_prompt, *by_feature]).all():
             return Undefined("mean slopes do not differ between features")
         return Influence(value, leave_one_out(by_prompt, value), leave_one_out(by_feature, value))
 
 
-def slopes(effect: Floats, strengths: Sequence[float]) -> Floats:
-    """(...) least-squares slope of effects (..., K) on strengths (K,)."""
+def effect_slopes(effect: Floats, strengths: Sequence[float]) -> Floats:
+    """Return (...) least-squares slope of effects (..., K) on strengths (K,).
+
+    It divides after the product, unlike `slope_weights`: the other order would change the last bit of accepted numbers.
+    """
     k = np.asarray(strengths, dtype=np.float64)
     centred = k - k.mean()
     return np.asarray(effect @ centred / float(centred @ centred))

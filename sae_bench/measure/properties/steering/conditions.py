@@ -1,4 +1,4 @@
-"""The arms of feature steering: which directions, on which target sets, over which prompts."""
+"""Conditions of `steering`: directions, target sets and prompts."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ CONDITIONS = (
     "mean_difference",
 )
 SYMMETRIC = ("random_direction", "covariance_direction")
-"Drawn from distributions in which a direction is as likely as its opposite."
+"Conditions whose directions are as likely as their opposites."
 RANDOM = 64
-"Random directions that a feature is tested against, in every tier."
+"Random directions with which a feature is compared, in every tier."
 OTHERS = 128
-"Other features that a feature is tested against, in every tier."
+"Other features with which a feature is compared, in every tier."
 
 
 @dataclass(frozen=True, eq=False)
 class SteeringConditions:
-    """All that steering found on one SAE."""
+    """Effects of one SAE's features and of the directions they are compared with."""
 
     features: tuple[int, ...]
     density: Floats
@@ -51,7 +51,7 @@ class SteeringConditions:
     random: Floats
     "(64, P, F) slopes of random directions on every target set."
     others: Floats
-    "(R, P, F) slopes of live features' directions on every target set; R is 128, or all of a smaller SAE's."
+    "(R, P, F) slopes of alive features' directions on every target set; R is 128, or all of a smaller SAE's."
     counted: NDArray[np.bool_]
     "(R, F), False where one of `others` is the feature itself."
     output_scores: Floats | None
@@ -69,43 +69,44 @@ class SteeringConditions:
 
 
 @dataclass(frozen=True, eq=False)
-class _Chosen:
-    """What the selection half decides."""
+class _Selection:
+    """Features, targets and documents that the selection half determines."""
 
     selection: tuple[int, ...]
-    "Its documents that are looked at."
+    "Its documents that are used."
     choice: FeatureChoice
     features: tuple[int, ...]
     targets: TargetTokens
 
 
 def measure_conditions(bench: Bench) -> SteeringConditions:
-    """Choose features, targets and prompts, and run every arm."""
+    """Choose features, targets and prompts, and run every condition."""
     from sae_bench.measure.properties.steering.directions import other_features
     from sae_bench.measure.properties.steering.scores import input_scores, lens_tokens, output_scores
     from sae_bench.measure.properties.steering.steered_features import SELECTION_DOCUMENTS
     from sae_bench.measure.shared.document_halves import document_halves
     from sae_bench.measure.shared.last_position import LastPositionRunner
 
-    selection, others = document_halves(bench.corpus.cluster)
-    documents = prompt_documents(bench, others)
-    chosen = _choose(bench, selection[:SELECTION_DOCUMENTS])
+    selection, steered_half = document_halves(bench.corpus.cluster)
+    documents = prompt_documents(bench, steered_half)
+    chosen = _choose_on_selection_half(bench, selection[:SELECTION_DOCUMENTS])
     features, size, seed = chosen.features, len(chosen.features), bench.settings.seed
     compared = other_features(chosen.choice.alive, features, max(OTHERS, size), seed)
     runner = LastPositionRunner(bench.model, bench.site, bench.settings.memory_bytes)
     directions, rows = _directions(bench, chosen, compared)
-    found = _respond(bench, runner, documents, chosen.targets, directions, rows)
+    responses = _respond(bench, runner, documents, chosen.targets, directions, rows)
     clusters, cluster_of = prompt_clusters(bench, documents)
     grid = Grid(cluster_of, np.arange(size))
     own = directions[rows["feature"]]
     lens = lens_tokens(bench, own)
-    slopes = found.slopes.astype(np.float64)  # (64 + R, P, F)
+    slopes = responses.slopes.astype(np.float64)  # (64 + R, P, F)
     return SteeringConditions(
         features=features,
         density=chosen.choice.density[list(features)].numpy(),
         targets=chosen.targets.tokens,
         conditions={
-            name: _arm(found, index * size, size, grid, name in SYMMETRIC) for index, name in enumerate(CONDITIONS)
+            name: _condition_slopes(responses, index * size, size, grid, name in SYMMETRIC)
+            for index, name in enumerate(CONDITIONS)
         },
         random=slopes[:RANDOM],
         others=slopes[RANDOM:],
@@ -119,18 +120,18 @@ def measure_conditions(bench: Bench) -> SteeringConditions:
     )
 
 
-def _choose(bench: Bench, selection: tuple[int, ...]) -> _Chosen:
+def _choose_on_selection_half(bench: Bench, selection: tuple[int, ...]) -> _Selection:
     from sae_bench.measure.properties.steering.steered_features import choose_features, firing_counts
     from sae_bench.measure.properties.steering.target_tokens import find_targets
 
     count, tokens = firing_counts(bench, selection)
     choice = choose_features(count, tokens, bench.decoder_norms, bench.settings.seed)
     features = choice.order[: bench.settings.tier.features]
-    return _Chosen(selection, choice, features, find_targets(bench, selection, features))
+    return _Selection(selection, choice, features, find_targets(bench, selection, features))
 
 
-def _directions(bench: Bench, chosen: _Chosen, compared: Sequence[int]) -> tuple[Tensor, dict[str, slice]]:
-    """(D, d) unit vectors of all arms, and which rows are whose; ``compared`` begins with the permuted decoder's."""
+def _directions(bench: Bench, chosen: _Selection, compared: Sequence[int]) -> tuple[Tensor, dict[str, slice]]:
+    """Return (D, d) unit vectors of all conditions, and the rows of each."""
     import torch
 
     from sae_bench.measure.properties.steering.directions import covariance_directions
@@ -162,30 +163,37 @@ def _respond(
     directions: Tensor,
     rows: Mapping[str, slice],
 ) -> SteeringResponses:
-    """Responses of every arm's pairs, in the order of `CONDITIONS`; slopes of random directions, then of other features."""
+    """Return the responses of every condition's pairs, in the order of `CONDITIONS`, and the slopes of controls."""
     from sae_bench.measure.properties.steering.responses import measure_responses
 
     size = targets.weights.shape[1]
     # The direction of feature i - 1, which is run already, is the other one for the targets of feature i.
-    first = {name: [where.start + rank for rank in range(size)] for name, where in rows.items()}
-    first["other_feature"] = [(rank - 1) % size for rank in range(size)]
-    pairs = [(first[name][rank], rank) for name in CONDITIONS for rank in range(size)]
-    random, others = rows["random_direction"], rows["permuted_decoder"]
-    compared = [*range(random.start, random.start + RANDOM), *range(others.start, others.stop)[:OTHERS]]
-    found = measure_responses(bench, runner, documents, directions, pairs, compared, targets)
-    if not np.ptp(found.effect[:size], axis=-1).any():
+    rows_of = {name: [span.start + rank for rank in range(size)] for name, span in rows.items()}
+    rows_of["other_feature"] = [(rank - 1) % size for rank in range(size)]
+    pairs = [(rows_of[name][rank], rank) for name in CONDITIONS for rank in range(size)]
+    random_rows, other_rows = rows["random_direction"], rows["permuted_decoder"]
+    compared = [
+        *range(random_rows.start, random_rows.start + RANDOM),
+        *range(other_rows.start, other_rows.stop)[:OTHERS],
+    ]
+    responses = measure_responses(bench, runner, documents, directions, pairs, compared, targets)
+    if not np.ptp(responses.effect[:size], axis=-1).any():
         raise MeasurementError(
             f"adding a feature's direction at {bench.site} changes nothing at the model's output, so there is nothing "
             f"to measure; check that the site is on the way to the output"
         )
-    return found
+    return responses
 
 
-def prompt_documents(bench: Bench, others: Sequence[int]) -> tuple[int, ...]:
-    """Documents of the steered half, those measured only, whose prompts are steered; a prefix for a smaller tier."""
+def prompt_documents(bench: Bench, steered_half: Sequence[int]) -> tuple[int, ...]:
+    """Return measured documents of the steered half whose prompts are steered; a smaller tier's are a prefix."""
     from sae_bench.measure.properties.steering.responses import last_prompt_position
 
-    usable = [doc for doc in others if doc < bench.n_documents and last_prompt_position(bench, doc) is not None]
+    usable = [
+        document
+        for document in steered_half
+        if document < bench.n_documents and last_prompt_position(bench, document) is not None
+    ]
     if len(usable) < 2:
         raise MeasurementError(
             f"steering needs prompts from two clusters that do not choose the features, and the {bench.n_documents} "
@@ -195,15 +203,17 @@ def prompt_documents(bench: Bench, others: Sequence[int]) -> tuple[int, ...]:
 
 
 def prompt_clusters(bench: Bench, documents: Sequence[int]) -> tuple[tuple[int, ...], Ints]:
-    """Cluster ids of the prompts, and (P,) each prompt's index into them."""
+    """Return the cluster ids of the prompts, and (P,) each prompt's index into them."""
     ids = [bench.corpus.cluster[document] for document in documents]
     clusters = tuple(dict.fromkeys(ids))
     return clusters, np.array([clusters.index(each) for each in ids])
 
 
-def _arm(found: SteeringResponses, start: int, size: int, grid: Grid, symmetric: bool) -> ConditionSlopes:
+def _condition_slopes(
+    responses: SteeringResponses, start: int, size: int, grid: Grid, symmetric: bool
+) -> ConditionSlopes:
     from sae_bench.measure.properties.steering.responses import STRENGTHS
 
     rows = slice(start, start + size)
-    condition = ConditionSlopes(found.effect[rows], found.kl[rows], found.ce[rows], grid, STRENGTHS)
+    condition = ConditionSlopes(responses.effect[rows], responses.kl[rows], responses.ce[rows], grid, STRENGTHS)
     return condition.both_ways() if symmetric else condition

@@ -1,4 +1,4 @@
-"""Directions that features are read beside, all of norm 1.
+"""Directions with which steered features are compared, all of norm 1.
 
 Random ones belong to (seed, arm, rank) and to nothing else, so every SAE of a site meets the same ones.
 """
@@ -16,7 +16,7 @@ from sae_bench.measure.shared.keyed_random import keyed_order
 
 
 def covariance_directions(count: int, root: Tensor, seed: int) -> Tensor:
-    """(count, d) unit vectors along normal draws with covariance ``root @ root.T`` (d, d)."""
+    """Draw (count, d) unit vectors along normal draws with covariance ``root @ root.T`` (d, d)."""
     rows = [
         torch.randn(len(root), generator=keyed_generator(seed, "covariance_direction", rank)).to(root)
         for rank in range(count)
@@ -24,8 +24,8 @@ def covariance_directions(count: int, root: Tensor, seed: int) -> Tensor:
     return functional.normalize(torch.stack(rows) @ root.T, dim=-1)
 
 
-def other_features(alive: Sequence[int], wanted: Sequence[int], count: int, seed: int) -> tuple[int, ...]:
-    """Live features whose directions stand beside those of ``wanted``: at most ``count``, no fewer than ``wanted``.
+def other_features(alive: Sequence[int], steered: Sequence[int], count: int, seed: int) -> tuple[int, ...]:
+    """Return alive features to compare ``steered`` with: at most ``count``, no fewer than ``steered``.
 
     First another one for each of ``wanted``, by one permutation of ``alive`` that leaves none in its place; then others
     in that permutation's order. A feature of ``wanted`` may be among them, for another one's sake.
@@ -33,6 +33,6 @@ def other_features(alive: Sequence[int], wanted: Sequence[int], count: int, seed
     # A cycle through a random order moves every row; a plain permutation leaves about one where it was.
     shuffled = keyed_order(alive, seed, "permuted_decoder")
     following = dict(zip(shuffled, [*shuffled[1:], shuffled[0]], strict=True))
-    partners = [following[feature] for feature in wanted]
+    partners = [following[feature] for feature in steered]
     rest = set(alive) - set(partners)
     return (*partners, *[feature for feature in shuffled if feature in rest])[:count]

@@ -1,7 +1,7 @@
-"""What directions do to target sets, over strengths and prompts.
+"""Effects of directions on target sets, over strengths and prompts.
 
-Shapes: D directions, A pairs of a direction and a target set, C directions that others are held against, F target sets,
-P prompts, K strengths, d site width, V vocabulary.
+Shapes: D directions, A pairs of a direction and a target set, C directions that others are compared with, F target
+sets, P prompts, K strengths, d site width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ PROMPT_TOKENS = 64
 
 @dataclass(frozen=True, eq=False)
 class SteeringResponses:
-    """Effects (mean logit of a target set minus the vocabulary's mean logit, nats) of directions."""
+    """Effects of directions: mean logit of a target set minus the vocabulary's mean logit, nats."""
 
     effect: Floats
     "(A, P, K) of every pair."
     kl: Floats
-    "(A, P, K) KL from clean, nats; 0 at strength 0."
+    "(A, P, K) KL from the clean model, nats; 0 at strength 0."
     ce: Floats
     "(A, P, K) loss of the token that follows, nats."
     slopes: NDArray[np.float32]
@@ -42,13 +42,13 @@ class SteeringResponses:
 
 
 def last_prompt_position(bench: Bench, document: int) -> int | None:
-    """The last position within `PROMPT_TOKENS` that is kept and has a next token; None in a document without one."""
-    places = bench.site_data.keep_ce[document, :PROMPT_TOKENS].nonzero().flatten()
-    return int(places[-1]) if len(places) else None
+    """Return the last kept position within `PROMPT_TOKENS` that has a next token; None without one."""
+    positions = bench.site_data.keep_ce[document, :PROMPT_TOKENS].nonzero().flatten()
+    return int(positions[-1]) if len(positions) else None
 
 
 def document_prompt(bench: Bench, document: int) -> tuple[Prompt, int]:
-    """A document up to its last kept position, and the token that follows."""
+    """Return a document up to its last kept position, and the token that follows."""
     last = last_prompt_position(bench, document)
     assert last is not None
     data, device = bench.site_data, bench.settings.device
@@ -78,44 +78,48 @@ def measure_responses(
         runner: of the bench's model and site.
         documents: whose prompts are steered.
         directions: (D, d) unit vectors.
-        pairs: which direction is scored in full on which target set; a direction may be so on several.
-        compared: directions whose slopes are wanted on every target set.
+        pairs: (direction, target set) to score in full; a direction may occur with several target sets.
+        compared: directions whose slopes are measured on every target set.
         targets: all target sets.
     """
     count, sets = len(directions), targets.weights.shape[1]
-    moving = torch.tensor([k for k in STRENGTHS if k != 0], dtype=torch.float32, device=directions.device)
-    shifts = (unit_strength(bench) * moving[None, :, None] * directions[:, None, :]).flatten(0, 1)  # (D * moving, d)
-    of, on = (torch.tensor(each) for each in zip(*pairs, strict=True))  # (A,) each
-    shape = (len(pairs), len(documents), len(moving))
+    nonzero = torch.tensor([k for k in STRENGTHS if k != 0], dtype=torch.float32, device=directions.device)
+    shifts = (unit_strength(bench) * nonzero[None, :, None] * directions[:, None, :]).flatten(0, 1)  # (D * moving, d)
+    direction_of, target_of = (torch.tensor(each) for each in zip(*pairs, strict=True))  # (A,) each
+    shape = (len(pairs), len(documents), len(nonzero))
     effect, kl, ce = (np.zeros(shape) for _ in range(3))
     clean_effect, clean_ce = np.zeros((len(documents), sets)), np.zeros(len(documents))
     slopes = np.zeros((len(compared), len(documents), sets), dtype=np.float32)
-    weights = moving.cpu() / moving.square().sum().cpu()
+    weights = nonzero.cpu() / nonzero.square().sum().cpu()
     for at, document in enumerate(documents):
         prompt, following = document_prompt(bench, document)
         clean = next(runner.log_probs(prompt, prompt.last[None]))[0]
         clean_effect[at] = targets.effect(clean)[0].double().cpu()
         clean_ce[at] = -float(clean[0, following])
-        parts = []
-        for found, _ in runner.log_probs(prompt, prompt.last + shifts):
-            gap = (clean.exp() * (clean - found)).sum(-1)
-            parts.append((targets.effect(found), gap, -found[:, following]))
-        moved, gap, loss = (
-            torch.cat(each).cpu().view(count, len(moving), *each[0].shape[1:]) for each in zip(*parts, strict=True)
+        rows = []
+        for log_probs, _ in runner.log_probs(prompt, prompt.last + shifts):
+            gap = (clean.exp() * (clean - log_probs)).sum(-1)
+            rows.append((targets.effect(log_probs), gap, -log_probs[:, following]))
+        effects, gap, loss = (
+            torch.cat(each).cpu().view(count, len(nonzero), *each[0].shape[1:]) for each in zip(*rows, strict=True)
         )
-        effect[:, at], kl[:, at], ce[:, at] = moved[of, :, on].double(), gap[of].double(), loss[of].double()
-        slopes[:, at] = torch.einsum("dkf,k->df", moved[list(compared)], weights)
+        effect[:, at], kl[:, at], ce[:, at] = (
+            effects[direction_of, :, target_of].double(),
+            gap[direction_of].double(),
+            loss[direction_of].double(),
+        )
+        slopes[:, at] = torch.einsum("dkf,k->df", effects[list(compared)], weights)
         bench.show_progress("steering", at + 1, len(documents))
-    still = clean_effect[:, on.numpy()].T[:, :, None]  # (A, P, 1)
+    unsteered = clean_effect[:, target_of.numpy()].T[:, :, None]  # (A, P, 1)
     return SteeringResponses(
-        effect=_with_clean(effect, still),
-        kl=_with_clean(kl, np.zeros_like(still)),
-        ce=_with_clean(ce, np.broadcast_to(clean_ce[None, :, None], still.shape)),
+        effect=_with_clean(effect, unsteered),
+        kl=_with_clean(kl, np.zeros_like(unsteered)),
+        ce=_with_clean(ce, np.broadcast_to(clean_ce[None, :, None], unsteered.shape)),
         slopes=slopes,
     )
 
 
-def _with_clean(moved: Floats, clean: Floats) -> Floats:
-    """(A, P, K) from the strengths that move and the one that does not."""
+def _with_clean(steered: Floats, clean: Floats) -> Floats:
+    """Return (A, P, K) effects of all strengths from those of the others and of strength 0."""
     middle = STRENGTHS.index(0)
-    return np.concatenate([moved[..., :middle], clean, moved[..., middle:]], axis=-1)
+    return np.concatenate([steered[..., :middle], clean, steered[..., middle:]], axis=-1)

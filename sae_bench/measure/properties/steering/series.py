@@ -1,4 +1,4 @@
-"""What steering looks like: every feature, the distribution of slopes, the effect against the strength."""
+"""Tables and curves of `steering`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from sae_bench.measure.arrays import Floats
 from sae_bench.measure.measurement import Series
-from sae_bench.measure.properties.steering.significance import test_features
+from sae_bench.measure.properties.steering.significance import significance_tests
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -17,34 +17,38 @@ if TYPE_CHECKING:
 BINS = 40
 
 
-def steering_series(bench: Bench, found: SteeringConditions) -> dict[str, Series]:
-    """Tables and curves of one measurement."""
-    return {"features": _features(bench, found), "slopes": _slopes(found), "effect": _effect(found)}
+def steering_series(bench: Bench, result: SteeringConditions) -> dict[str, Series]:
+    """Return the tables and curves of one measurement."""
+    return {
+        "features": _feature_table(bench, result),
+        "slopes": _slope_histogram(result),
+        "effect": _effect_curves(result),
+    }
 
 
-def _features(bench: Bench, found: SteeringConditions) -> Series:
-    condition, verdicts = found.conditions["feature"], test_features(found)
+def _feature_table(bench: Bench, result: SteeringConditions) -> Series:
+    condition, tests = result.conditions["feature"], significance_tests(result)
     columns = {
-        "feature": list(found.features),
-        "density": found.density.tolist(),
-        "targets": [" ".join(bench.token_text(token).strip() for token in each) for each in found.targets],
+        "feature": list(result.features),
+        "density": result.density.tolist(),
+        "targets": [" ".join(bench.token_text(token).strip() for token in each) for each in result.targets],
         "slope_mean": condition.slopes.mean(1).tolist(),
         "slope_sd": condition.slopes.std(1).tolist(),
         "anti_share": condition.backwards.mean(1).tolist(),
-        "t": np.clip(verdicts.statistic, -1e6, 1e6).tolist(),
-        "p": verdicts.p.tolist(),
-        "steers": verdicts.found.tolist(),
+        "t": np.clip(tests.statistic, -1e6, 1e6).tolist(),
+        "p": tests.p.tolist(),
+        "steers": tests.significant.tolist(),
     }
-    if found.output_scores is not None and found.input_scores is not None:
-        columns["output_score"] = found.output_scores.mean(1).tolist()
-        columns["input_score"] = found.input_scores.tolist()
+    if result.output_scores is not None and result.input_scores is not None:
+        columns["output_score"] = result.output_scores.mean(1).tolist()
+        columns["input_score"] = result.input_scores.tolist()
     return Series("table", columns, title="Steered features and their target tokens")
 
 
-def _slopes(found: SteeringConditions) -> Series:
-    slopes = {name: condition.slopes.ravel() for name, condition in found.conditions.items()}
-    everything = np.concatenate(list(slopes.values()))
-    low, high = np.quantile(everything, [0.005, 0.995]).tolist()
+def _slope_histogram(result: SteeringConditions) -> Series:
+    slopes = {name: condition.slopes.ravel() for name, condition in result.conditions.items()}
+    all_slopes = np.concatenate(list(slopes.values()))
+    low, high = np.quantile(all_slopes, [0.005, 0.995]).tolist()
     edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
     counts = {
         name: np.histogram(np.clip(each, edges[0], edges[-1]), edges)[0].tolist() for name, each in slopes.items()
@@ -57,12 +61,12 @@ def _slopes(found: SteeringConditions) -> Series:
     )
 
 
-def _effect(found: SteeringConditions) -> Series:
-    feature = found.conditions["feature"]
-    still = list(feature.strengths).index(0)
+def _effect_curves(result: SteeringConditions) -> Series:
+    feature = result.conditions["feature"]
+    zero = list(feature.strengths).index(0)
 
     def curve(effect: Floats) -> list[float]:
-        return list((effect - effect[..., still, None]).mean((0, 1)).tolist())
+        return list((effect - effect[..., zero, None]).mean((0, 1)).tolist())
 
-    lines = {name: curve(condition.effect) for name, condition in found.conditions.items()}
+    lines = {name: curve(condition.effect) for name, condition in result.conditions.items()}
     return Series("curve", {"x": list(feature.strengths), **lines}, title="Mean effect by strength", x="strength k")

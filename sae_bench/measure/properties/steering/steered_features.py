@@ -1,4 +1,4 @@
-"""Which documents choose and which are steered, and which features are steered.
+"""Choice of the features to steer, by their density on the half of the documents that chooses.
 
 Shapes: n SAE features.
 """
@@ -17,15 +17,15 @@ from sae_bench.errors import MeasurementError
 from sae_bench.measure.shared.keyed_random import keyed_order
 
 DENSITY = (0.001, 0.1)
-"Features are steered whose density on the selection half lies in this range."
+"Range of the density, on the selection half, of the features that are steered."
 STRATA = 8
-"Strata of density that features are drawn from in turn."
+"Strata of density from which features are drawn in turn."
 SELECTION_DOCUMENTS = 512
-"Documents of the selection half that are looked at, at most; the same ones in every tier."
+"Most documents of the selection half that are used; the same ones in every tier."
 
 
 def firing_counts(bench: Bench, documents: Sequence[int]) -> tuple[Tensor, int]:
-    """int64 (n,) kept tokens on which each feature's code is above 0, and the number of tokens."""
+    """Return int64 (n,) kept tokens on which each feature's code is above 0, and the number of tokens."""
     count, tokens = torch.zeros(int(bench.sae.d_sae), dtype=torch.int64), 0
     for document in documents:
         codes = bench.document_codes(document)
@@ -46,7 +46,7 @@ class FeatureChoice:
 
 
 def choose_features(count: Tensor, tokens: int, norms: Tensor, seed: int) -> FeatureChoice:
-    """Features with a decoder direction, alive, of a density in `DENSITY`; drawn from `STRATA` strata in turn.
+    """Choose alive features of a density in `DENSITY`, drawn from `STRATA` strata of density in turn.
 
     Args:
         count: int64 (n,) firing tokens.
@@ -64,19 +64,19 @@ def choose_features(count: Tensor, tokens: int, norms: Tensor, seed: int) -> Fea
         (f"of a density of at least {low}", density >= low),
         (f"of a density of at most {high}", density <= high),
     ]
-    kept = torch.ones_like(count, dtype=torch.bool)
-    told = [f"{len(count)} features"]
-    alive = kept
-    for index, (what, passes) in enumerate(stages):
-        kept = kept & passes
-        told.append(f"{int(kept.sum())} {what}")
-        alive = kept if index == 1 else alive
-        if not bool(kept.any()):
+    passing = torch.ones_like(count, dtype=torch.bool)
+    stage_counts = [f"{len(count)} features"]
+    alive = passing
+    for index, (condition, passes) in enumerate(stages):
+        passing = passing & passes
+        stage_counts.append(f"{int(passing.sum())} {condition}")
+        alive = passing if index == 1 else alive
+        if not bool(passing.any()):
             raise MeasurementError(
-                f"no feature can be steered: {', '.join(told)}; the last filter left none, so the SAE, the site or "
-                f"the corpus is not what it should be, or the corpus is too small"
+                f"no feature can be steered: {', '.join(stage_counts)}; the last filter left none. Check that the SAE "
+                f"belongs to this model, site and corpus, or use a larger corpus"
             )
-    candidates = kept.nonzero().flatten().numpy()
+    candidates = passing.nonzero().flatten().numpy()
     ranked = candidates[np.argsort(density.numpy()[candidates], kind="stable")]
     strata = [keyed_order(stratum.tolist(), seed, "features") for stratum in np.array_split(ranked, STRATA)]
     rounds = range(max(len(stratum) for stratum in strata))

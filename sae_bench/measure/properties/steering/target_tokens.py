@@ -1,6 +1,6 @@
-"""Targets: what a feature means, read off the clean model where the feature fires; never off the feature's direction.
+"""Target tokens of a feature: those that the clean model predicts more where the feature fires.
 
-Scored on the tokens that its own direction points at, every random direction steers.
+Targets never come from the feature's own direction: on the tokens that it points at, every random direction steers.
 
 Shapes: n SAE features, F chosen features, V vocabulary, d site width, N kept positions of the selection half.
 """
@@ -21,9 +21,9 @@ from sae_bench.errors import MeasurementError
 TARGETS = 10
 "Tokens of a target set."
 LIKELY = 0.1
-"Share of the positions that counts as those where a target set is likely."
+"Share of the positions that count as likely for a target set."
 _TOKENS = 4096
-"Tokens per pass. Fixed, so that the choice does not depend on anybody's batch size."
+"Tokens per pass. Fixed, so that the choice does not depend on the batch size."
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +36,12 @@ class TargetTokens:
     "float32 (V, F): effects are ``log_probs @ weights``, the mean over a target set minus that over the vocabulary."
 
     def effect(self, log_probs: Tensor) -> Tensor:
-        """(rows, F) of (rows, V): mean logit of each target set minus the mean logit of the vocabulary."""
+        """Return (rows, F) of (rows, V): mean logit of each target set minus the mean logit of the vocabulary."""
         return log_probs @ self.weights - log_probs.mean(-1, keepdim=True)
 
 
 def special_tokens(bench: Bench) -> Tensor:
-    """bool (V,): ids that no target set may hold, special ones and those that the tokenizer does not know."""
+    """Return bool (V,) ids that no target set may contain: special ones and those unknown to the tokenizer."""
     special = torch.zeros(bench.model.d_vocab, dtype=torch.bool)
     if bench.corpus.has_bos:
         special[bench.corpus.tokens[:, 0]] = True
@@ -54,7 +54,7 @@ def special_tokens(bench: Bench) -> Tensor:
 
 
 def find_targets(bench: Bench, documents: Sequence[int], features: Sequence[int]) -> TargetTokens:
-    """Per feature the `TARGETS` tokens whose mean clean log-probability rises most where the feature fires.
+    """Return per feature the `TARGETS` tokens whose mean clean log-probability rises most where it fires.
 
     Against the positions where it does not; over the kept positions of ``documents``, special tokens left out.
     """
@@ -62,8 +62,8 @@ def find_targets(bench: Bench, documents: Sequence[int], features: Sequence[int]
     fired_sum = torch.zeros(len(features), vocabulary, dtype=torch.float64)
     total = torch.zeros(vocabulary, dtype=torch.float64)
     fired_count, tokens = torch.zeros(len(features), dtype=torch.float64), 0
-    for batch, log_probs in _clean(bench, documents, "steering: targets"):
-        fired = _fired(bench, batch)[:, rows]  # (kept, F)
+    for batch, log_probs in _clean_batches(bench, documents, "steering: targets"):
+        fired = _firing_table(bench, batch)[:, rows]  # (kept, F)
         fired_sum += (fired.T @ log_probs).double().cpu()
         total += log_probs.sum(0, dtype=torch.float64).cpu()
         fired_count += fired.sum(0, dtype=torch.float64).cpu()
@@ -76,7 +76,7 @@ def find_targets(bench: Bench, documents: Sequence[int], features: Sequence[int]
 
 
 def build_target_sets(rise: Tensor, special: Tensor, device: str = "cpu") -> TargetTokens:
-    """The tokens of largest ``rise`` (F, V), none of them ``special`` (V,)."""
+    """Return the tokens of largest ``rise`` (F, V), none of them ``special`` (V,)."""
     usable = int((~special).sum())
     if usable <= TARGETS:
         raise MeasurementError(
@@ -92,23 +92,25 @@ def build_target_sets(rise: Tensor, special: Tensor, device: str = "cpu") -> Tar
 
 
 def mean_differences(bench: Bench, documents: Sequence[int], targets: TargetTokens) -> Tensor:
-    """(F, d) unit differences of the site's mean where a target set is likely and where it is not.
+    """Return (F, d) unit differences of the site's mean where a target set is likely and where it is not.
 
     Likely: the tenth of the selection half's positions with the largest clean effect. What a labelled direction could
     reach at best, so a ceiling.
     """
-    scores = torch.cat([targets.effect(found).cpu() for _, found in _clean(bench, documents, "steering: means")])
+    scores = torch.cat(
+        [targets.effect(log_probs).cpu() for _, log_probs in _clean_batches(bench, documents, "steering: means")]
+    )
     count = max(1, round(LIKELY * len(scores)))
     likely = torch.zeros_like(scores)
     likely[scores.topk(count, dim=0).indices, torch.arange(scores.shape[1])] = 1
     rows = torch.cat([bench.site_data.x[document][bench.site_data.keep[document]] for document in documents])
-    inside = (likely.T @ rows).double()  # (F, d)
-    difference = inside / count - (rows.sum(0, dtype=torch.float64) - inside) / max(len(rows) - count, 1)
+    likely_sum = (likely.T @ rows).double()  # (F, d)
+    difference = likely_sum / count - (rows.sum(0, dtype=torch.float64) - likely_sum) / max(len(rows) - count, 1)
     return torch.nn.functional.normalize(difference, dim=-1).float()
 
 
-def _clean(bench: Bench, documents: Sequence[int], label: str) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches of ``documents`` with clean log-probabilities (kept, V), in document order.
+def _clean_batches(bench: Bench, documents: Sequence[int], label: str) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield batches of ``documents`` with clean log-probabilities (kept, V), in document order.
 
     Every SAE of a site needs the same ones: where a quarter of the memory holds them they are computed once.
     """
@@ -123,6 +125,6 @@ def _clean(bench: Bench, documents: Sequence[int], label: str) -> Iterator[tuple
         bench.show_progress(label, min(start + step, len(documents)), len(documents))
 
 
-def _fired(bench: Bench, batch: Batch) -> Tensor:
-    """float32 (kept, n), 1 where a code is above 0."""
+def _firing_table(bench: Bench, batch: Batch) -> Tensor:
+    """Return float32 (kept, n), 1 where a code is above 0."""
     return torch.cat([bench.document_codes(document) > 0 for document in batch.documents]).float()

@@ -96,7 +96,7 @@ def test_p_is_uniform_on_planted_non_circles(classes: int) -> None:
     p = []
     for _ in range(250):
         rows, given = tokens(rng, 0.4 * rng.normal(size=(classes, 6)), each=1)
-        p.append(circular_power.permutation_p(circular_power.Products.of(rows, given).whole))
+        p.append(circular_power.permutation_p(circular_power.Products.from_rows(rows, given).whole))
     assert np.mean(p) == pytest.approx(0.5, abs=0.06)
     for level in (0.05, 0.2, 0.5):
         assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=3.3 * np.sqrt(level * (1 - level) / 250))
@@ -108,7 +108,7 @@ def test_planted_circles_are_found_through_noise(classes: int) -> None:
     p = []
     for _ in range(30):
         rows, given = tokens(rng, 1.5 * circle(classes))
-        p.append(circular_power.permutation_p(circular_power.Products.of(rows, given).whole))
+        p.append(circular_power.permutation_p(circular_power.Products.from_rows(rows, given).whole))
     assert np.mean(np.array(p) <= 0.01) >= 0.95
 
 
@@ -118,7 +118,7 @@ def test_noise_that_the_halves_do_not_share_adds_no_power() -> None:
     shares, naive = [], []
     for _ in range(200):
         rows, given = tokens(rng, circle(7), noise=2.0)
-        shares.append(circular_power.circular_share(circular_power.Products.of(rows, given).whole))
+        shares.append(circular_power.circular_share(circular_power.Products.from_rows(rows, given).whole))
         means = np.stack([rows[given.of_class == each].mean(0) for each in range(7)])
         naive.append(circular_power.circular_share(exact(means)))
     assert np.mean(shares) == pytest.approx(1, abs=0.02)
@@ -129,12 +129,12 @@ def test_products_without_a_cluster_are_those_of_the_others() -> None:
     rows, given = tokens(np.random.default_rng(4), circle(7))
     some = np.random.default_rng(5).random(len(rows)) < 0.8  # classes of unequal sizes
     given = circular_power.LabelledTokens(given.of_class[some], given.cluster_of[some], 7, CLUSTERS)
-    found = circular_power.Products.of(rows[some], given)
+    found = circular_power.Products.from_rows(rows[some], given)
     for cluster in (0, 1, 6, 39):
         kept = given.cluster_of != cluster
         others = circular_power.LabelledTokens(given.of_class[kept], given.cluster_of[kept], 7, CLUSTERS)
         np.testing.assert_allclose(
-            found.without(cluster), circular_power.Products.of(rows[some][kept], others).whole, atol=1e-12
+            found.without(cluster), circular_power.Products.from_rows(rows[some][kept], others).whole, atol=1e-12
         )
 
 
@@ -151,9 +151,9 @@ def test_intervals_cover_at_their_nominal_rate() -> None:
     hits: dict[str, list[bool]] = {name: [] for name in truth}
     for _ in range(250):
         rows, given = tokens(rng, means, noise=0.7)
-        whole = circular_power.Products.of(rows, given)
+        whole = circular_power.Products.from_rows(rows, given)
         part = rows + (other - means)[given.of_class]
-        ours, rest = (circular_power.Products.of(each, given) for each in (part, rows - part))
+        ours, rest = (circular_power.Products.from_rows(each, given) for each in (part, rows - part))
         found = {
             "circular_share": circular_power.jackknife_products([whole], circular_power.circular_share, ""),
             "roundness": circular_power.jackknife_products([whole], circular_power.roundness, ""),
@@ -177,18 +177,18 @@ def test_backward_elimination_drops_what_writes_nothing_of_the_circle_first() ->
     directions = np.concatenate([circle(7, 12), 0.2 * np.eye(12)[9:]])
     site = np.stack([circle(7, 12)] * 2)
     steps = circular_power.eliminate_features(np.stack([codes, codes]), directions, site)
-    assert sorted(step.gone for step in steps) == list(range(10))
-    assert {step.gone for step in steps[:3]} == {7, 8, 9}
-    assert steps[2].kept == pytest.approx(1)
+    assert sorted(step.removed for step in steps) == list(range(10))
+    assert {step.removed for step in steps[:3]} == {7, 8, 9}
+    assert steps[2].retained == pytest.approx(1)
     assert circular_power.circular_share(steps[2].products) == pytest.approx(1)
-    assert [step.kept for step in steps[3:]] == pytest.approx([left / 7 for left in range(6, -1, -1)])
+    assert [step.retained for step in steps[3:]] == pytest.approx([left / 7 for left in range(6, -1, -1)])
 
 
 def test_a_circle_of_the_same_size_that_points_elsewhere_is_not_kept() -> None:
     rng = np.random.default_rng(9)
     rows, given = tokens(rng, circle(7), noise=0.2, shared=0.1)
     elsewhere = np.roll(rows, 2, axis=1)
-    found = {name: circular_power.Products.of(each, given).whole for name, each in
+    found = {name: circular_power.Products.from_rows(each, given).whole for name, each in
              {"site": rows, "ours": elsewhere, "rest": rows - elsewhere}.items()}  # fmt: skip
     assert circular_power.share_of_site_power(found["ours"], found["site"]) == pytest.approx(1, abs=0.05)
     assert circular_power.retained_circle(found["ours"], found["rest"], found["site"]) == pytest.approx(0, abs=0.05)
@@ -295,7 +295,7 @@ def test_a_planted_circle_is_one_at_the_site_in_the_sae_and_in_its_cluster(days:
     assert of["span_energy_random"] == pytest.approx(2 / WIDTH)
     assert of["span_residual"] < 0.05
     table = columns(found, "cycles")
-    assert table["p"][table["arm"].index("site")] == pytest.approx(1 / 360, rel=1e-3)
+    assert table["p"][table["condition"].index("site")] == pytest.approx(1 / 360, rel=1e-3)
     spectrum, outline = columns(found, "spectrum_days"), columns(found, "outline_days")
     assert spectrum["x"] == [1, 2, 3]
     assert spectrum["site"] == pytest.approx([1, 0, 0], abs=0.01)
@@ -305,7 +305,7 @@ def test_a_planted_circle_is_one_at_the_site_in_the_sae_and_in_its_cluster(days:
     assert len(outline["x"]) == 8
     features = columns(found, "features")
     assert set(features["feature"]) == set(range(7))
-    assert set(features["found_by"]) == {"decoder similarity"}
+    assert set(features["selection"]) == {"decoder similarity"}
     assert all(features["needed"])
     planes = columns(found, "planes")
     assert planes["circular_share"][0] == pytest.approx(1, abs=0.01)
@@ -336,8 +336,8 @@ def test_days_in_another_order_are_no_circle(days: Callable[..., Path]) -> None:
     assert of["circular_share"] == pytest.approx(0, abs=0.01)
     assert of["class_kept"] == pytest.approx(1, abs=0.03)
     table = columns(found, "cycles")
-    assert table["p"][table["arm"].index("site")] > 0.9
-    assert "no more circular than in any order" in found.notes[0]
+    assert table["p"][table["condition"].index("site")] > 0.9
+    assert "not more circular than in a random order" in found.notes[0]
     assert "most power at frequency 2" in found.notes[0]
     assert "nan" not in " ".join(found.notes)
 
@@ -346,12 +346,12 @@ def test_days_on_a_line_are_no_circle(days: Callable[..., Path]) -> None:
     """In order on a straight line, whose ends are far apart; and a circle that is flattened to one."""
     straight = Planted(np.column_stack([np.linspace(-1, 1, 7), np.ones(7)])).measure(days())
     assert straight.estimates["circular_share"].value == pytest.approx(0.66, abs=0.01)
-    assert "no more circular than in any order" in straight.notes[0]
+    assert "not more circular than in a random order" in straight.notes[0]
     flat = Planted(np.column_stack([circle(7)[:, 0], np.ones(7)])).measure(days())
     assert flat.estimates["circular_share"].value == pytest.approx(1, abs=0.01)
     for found in (straight, flat):
         assert found.estimates["roundness"].value < 0.01
-    assert "in order, but on a line rather than a circle" in flat.notes[0]
+    assert "ordered, but along a line and not a circle" in flat.notes[0]
 
 
 def test_an_sae_without_some_days_leaves_them_in_the_residual(days: Callable[..., Path]) -> None:
@@ -366,11 +366,11 @@ def test_an_sae_without_some_days_leaves_them_in_the_residual(days: Callable[...
 def test_features_that_the_file_names_are_taken_and_those_without_a_part_can_go(days: Callable[..., Path]) -> None:
     found = Planted(circle(7, 2)).measure(days('latents = { "planted/one" = [0, 1, 2, 3, 4, 5, 6, 7] }'))
     table = columns(found, "features")
-    assert set(table["found_by"]) == {"file"}
+    assert set(table["selection"]) == {"file"}
     assert dict(zip(table["feature"], table["needed"], strict=True)) == {7: False, **dict.fromkeys(range(7), True)}
-    assert "8 features, found by file" in found.notes[1]
+    assert "8 features, chosen by file" in found.notes[1]
     assert "7 of them are needed" in found.notes[1]
-    with pytest.raises(MeasurementError, match="names latent 9 of 'planted/one', which has 9; count from 0"):
+    with pytest.raises(MeasurementError, match="names feature 9 of 'planted/one', which has 9; count from 0"):
         Planted(circle(7, 2)).measure(days('latents = { "planted/one" = [0, 9] }'))
 
 
@@ -409,7 +409,7 @@ def test_an_sae_without_a_decoder_is_measured_without_a_cluster(days: Callable[.
     found = measure(bench)
     assert found.estimates["kept"].value == pytest.approx(1, abs=0.1)
     assert "shows no decoder" in found.estimates["cluster_kept"].reason
-    assert set(found.series["cycles"].columns["arm"]) == {"site", "reconstruction", "residual"}
+    assert set(found.series["cycles"].columns["condition"]) == {"site", "reconstruction", "residual"}
 
 
 def test_the_demos_days_and_months_are_reported_whatever_they_are(demo_bench: Callable[..., Bench]) -> None:
@@ -433,5 +433,5 @@ def test_tiers_choose_the_same_features(days: Callable[..., Path]) -> None:
     planted = Planted(circle(7, 2) + 0.3 * np.random.default_rng(8).normal(size=(7, 2)))
     small, large = (columns(planted.measure(days(), tier=tier), "features") for tier in ("smoke", "full"))
     assert set(small["feature"]) == set(large["feature"])
-    assert small["found_by"] == large["found_by"]
+    assert small["selection"] == large["selection"]
     assert PROPERTY.limits == ()

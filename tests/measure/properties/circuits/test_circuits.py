@@ -382,11 +382,11 @@ def test_p_values_are_uniform_where_there_is_nothing_and_small_where_there_is() 
     plan, rng = design(), np.random.default_rng(1)
     nothing = np.stack([simulated(rng, plan, 0.0, 0.0) for _ in range(600)])
     for factor in ("order", "template"):
-        p = plan.p(nothing, factor, 0)
+        p = plan.permutation_p(nothing, factor, 0)
         assert 0.46 < p.mean() < 0.54, factor
         assert 0.02 < (p <= 0.05).mean() < 0.08, factor
         something = simulated(rng, plan, *((1.0, 0.0) if factor == "order" else (0.0, 2.0)))[None]
-        assert plan.p(something, factor, 0)[0] <= 0.002
+        assert plan.permutation_p(something, factor, 0)[0] <= 0.002
 
 
 def test_of_features_without_an_order_hardly_any_is_said_to_have_one() -> None:
@@ -432,7 +432,7 @@ def test_the_clean_arm_is_the_models_own_logits(demo: Callable[..., Bench]) -> N
     bench = demo()
     _, task = given(bench, 24)
     wanted = []
-    for prompt, (right, wrong) in zip(task.read, task.answers.tolist(), strict=True):
+    for prompt, (right, wrong) in zip(task.prompts, task.answers.tolist(), strict=True):
         logits = bench.model.logits(prompt.tokens[None])[0, -1]
         wanted.append(float(logits[right] - logits[wrong]))
     np.testing.assert_allclose(logit_differences.clean_differences(bench, task), wanted, atol=1e-4)
@@ -441,10 +441,10 @@ def test_the_clean_arm_is_the_models_own_logits(demo: Callable[..., Bench]) -> N
 def test_gradients_are_slopes(demo: Callable[..., Bench]) -> None:
     bench = demo()
     _, task = given(bench)
-    direction = torch.randn(task.read[0].x.shape, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(task.prompts[0].x.shape, generator=torch.Generator().manual_seed(0))
     step = 1e-2 * direction
     up, down = (
-        logit_differences.patched_differences(bench, task, [0], [task.read[0].x + sign * step]).item()
+        logit_differences.patched_differences(bench, task, [0], [task.prompts[0].x + sign * step]).item()
         for sign in (1, -1)
     )
     slope = float((logit_differences.difference_gradients(bench, task)[0] * direction).sum())

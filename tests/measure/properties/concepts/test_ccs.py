@@ -61,9 +61,9 @@ def curves(seen: tuple[Half, Half], shares: list[float], strengths: list[float],
 def test_a_planted_truth_is_found_and_stands_out() -> None:
     seen = pairs(0, strength=3.0, noise=0.5)
     found = search_truth(seen, CLUSTERS, 0)
-    assert found.found.value > 0.99
-    assert found.found.value == alone(seen).value
-    assert found.truth[0, 0] == pytest.approx(found.found.value, abs=0.01)
+    assert found.auroc.value > 0.99
+    assert found.auroc.value == alone(seen).value
+    assert found.truth[0, 0] == pytest.approx(found.auroc.value, abs=0.01)
     share, rank = truth_salience(seen, CLUSTERS)
     assert share.value == pytest.approx(1, abs=0.01)
     assert rank.value == 1
@@ -71,7 +71,7 @@ def test_a_planted_truth_is_found_and_stands_out() -> None:
 
 def test_what_varies_more_than_the_truth_is_found_instead() -> None:
     seen = pairs(0, strength=3.0, other=5.0, noise=0.5)
-    assert search_truth(seen, CLUSTERS, 0).found.value == pytest.approx(0.5, abs=0.12)
+    assert search_truth(seen, CLUSTERS, 0).auroc.value == pytest.approx(0.5, abs=0.12)
     share, rank = truth_salience(seen, CLUSTERS)
     assert share.value == pytest.approx(9.25 / 25.25, rel=0.15)
     assert rank.value == 2

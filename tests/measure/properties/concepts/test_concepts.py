@@ -119,12 +119,12 @@ def test_words_without_a_meaning_are_chance(tmp_path: Path) -> None:
     path = tmp_path / "made_up.toml"
     path.write_text(f"[[concept]]\nname = 'nothing'\npositive = {dealt[::2]}\nnegative = {dealt[1::2]}\n")
     made_up = bench(concepts=str(path))
-    site = next(site for site in measure_at_site(made_up, locate_concepts(made_up)) if site.placed.name == "nothing")
-    assert site.placed.positive.sum() == (~site.placed.positive).sum() == 400
-    assert p_value(site.found.value, site.null) > 0.05
-    assert site.null.mean() == pytest.approx(0.5, abs=0.05)
-    assert site.searched is not None
-    assert site.searched.found.value == pytest.approx(0.5, abs=0.15)
+    site = next(site for site in measure_at_site(made_up, locate_concepts(made_up)) if site.positions.name == "nothing")
+    assert site.positions.positive.sum() == (~site.positions.positive).sum() == 400
+    assert p_value(site.auroc.value, site.permuted_auroc) > 0.05
+    assert site.permuted_auroc.mean() == pytest.approx(0.5, abs=0.05)
+    assert site.ccs is not None
+    assert site.ccs.auroc.value == pytest.approx(0.5, abs=0.15)
 
 
 def lower_case() -> list[str]:
@@ -140,7 +140,7 @@ def test_p_is_uniform_where_words_are_dealt_at_random() -> None:
         sets = ConceptTokens(tuple(sorted(dealt[::2])), tuple(sorted(dealt[1::2])))
         placed = SimpleNamespace(tokens=sets, token_half=split_words(sets, len(words), seed))
         found.append(measure_in_embedding(bench(), placed, 39))  # type: ignore[arg-type]
-    p = np.array([p_value(each.value, each.null) for each in found if each is not None])
+    p = np.array([p_value(each.value, each.permuted) for each in found if each is not None])
     assert len(p) == 100
     assert kstest(p, "uniform").pvalue > 0.001
     assert np.mean(p <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 100)
@@ -157,8 +157,8 @@ def test_the_identity_keeps_every_concept() -> None:
 
 def without_upper_case(sae: Any) -> Any:
     """An identity that writes how far into the document a token stands along both halves' directions of upper case."""
-    site = next(site for site in measure_at_site(bench(), locate_concepts(bench())) if site.placed.name == "upper_case")
-    basis = np.linalg.qr(np.column_stack([reader.weights for reader in site.readers]))[0]
+    site = next(site for site in measure_at_site(bench(), locate_concepts(bench())) if site.positions.name == "upper_case")
+    basis = np.linalg.qr(np.column_stack([reader.weights for reader in site.direction_probes]))[0]
     made = controls.identity(sae.d_in)
     rows = bench().site_data.rows[bench().site_data.kept_positions]
     largest = torch.pca_lowrank(rows, 1)[2][:, 0].double().numpy()

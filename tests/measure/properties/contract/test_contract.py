@@ -159,14 +159,14 @@ def test_the_same_seed_finds_the_same_counterexamples(contract: Callable[..., An
 
 
 def test_the_failure_text_has_the_counterexample(activations: Tensor) -> None:
-    from sae_bench.frontends.in_memory import as_documents, handed_corpus
+    from sae_bench.frontends.in_memory import as_documents, corpus_of_activations
     from sae_bench.frontends.notebook import Activations, InMemoryLoader
     from sae_bench.registry.spec import SAESpec
     from sae_bench.run.options import RunOptions
     from sae_bench.run.run import Run
 
     x, lengths = as_documents(activations)
-    given = Activations(x, handed_corpus(x, lengths), is_matrix=True)
+    given = Activations(x, corpus_of_activations(x, lengths), is_matrix=True)
     run = Run(
         RunOptions(compare=False), make_loader=lambda settings, progress: InMemoryLoader(settings, progress, given)
     )
