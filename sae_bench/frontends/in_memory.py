@@ -73,7 +73,7 @@ def as_documents(activations: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([x, x.new_zeros(docs * CHUNK - len(x), x.shape[1])]).view(docs, CHUNK, -1), lengths
 
 
-def handed_corpus(x: Tensor, lengths: Tensor) -> Corpus:
+def corpus_of_activations(x: Tensor, lengths: Tensor) -> Corpus:
     """Return a corpus without tokens, named by a hash of its activations (docs, pos, d)."""
     digest = hashlib.sha256(str(tuple(x.shape)).encode() + x.contiguous().numpy().tobytes()).hexdigest()
     return Corpus(
@@ -88,7 +88,7 @@ def handed_corpus(x: Tensor, lengths: Tensor) -> Corpus:
     )
 
 
-def handed_data(x: Tensor, corpus: Corpus, site: str | None, include_bos: bool) -> SiteData:
+def site_data_of_activations(x: Tensor, corpus: Corpus, site: str | None, include_bos: bool) -> SiteData:
     """Return the data of a site, with ``x`` (docs, pos, d) as its captured activations."""
     model = cast(Model, NoModel(x.shape[-1], int(corpus.tokens.max()) + 1))
     data = SiteData(model, parse_site(site or NOWHERE), corpus, include_bos=include_bos, memory_bytes=2 * x.nbytes)

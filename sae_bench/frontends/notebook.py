@@ -17,7 +17,7 @@ from sae_bench.engine.corpus import Corpus, from_documents
 from sae_bench.engine.devices import check_device
 from sae_bench.engine.settings import TIERS, Settings
 from sae_bench.errors import UsageError, near
-from sae_bench.frontends.in_memory import NOWHERE, as_documents, handed_corpus, handed_data
+from sae_bench.frontends.in_memory import NOWHERE, as_documents, corpus_of_activations, site_data_of_activations
 from sae_bench.measure.properties import NO_MODEL, load_property, property_names
 from sae_bench.model.language_model import Model
 from sae_bench.model.load import wrap_model
@@ -28,7 +28,7 @@ from sae_bench.report.records import PropertyResult
 from sae_bench.report.report import Report
 from sae_bench.run.load import Loader
 from sae_bench.run.options import RunOptions
-from sae_bench.run.preflight import check_accepted_reports, check_words
+from sae_bench.run.preflight import check_accepted_reports, check_names
 from sae_bench.run.run import Progress, Run
 from sae_bench.sae import SAE, check_outputs, check_width
 
@@ -53,28 +53,30 @@ def check(
 ) -> Report:
     """Measure and judge one SAE; see `sae_bench.check_sae`."""
     started = time.time()
-    said = {name: value for name, value in options.items() if name in OPTIONS}
+    settings = {name: value for name, value in options.items() if name in OPTIONS}
     rest = {name: value for name, value in options.items() if name not in OPTIONS}
     for name in rest:
         if name not in FIELDS:
             raise UsageError(f"check_sae does not know the option {name!r}{near(name, (*OPTIONS, *FIELDS))}")
-    if said.get("tier", "standard") not in TIERS:
-        raise UsageError(f"tier {said['tier']!r} must be one of {', '.join(TIERS)}")
+    if settings.get("tier", "standard") not in TIERS:
+        raise UsageError(f"tier {settings['tier']!r} must be one of {', '.join(TIERS)}")
     chosen = _chosen(properties)
-    given = _given_corpus(corpus, tokens)
-    spec = _spec(sae, id, model, site, corpus if given is None else "given", rest)
-    said["device"] = _device(said.get("device"), model, activations)
-    judged = RunOptions(**said, compare=baselines is not None, baselines=Path(baselines or "baselines"))
-    check_words([spec], ())
+    in_memory = _corpus_of_tokens(corpus, tokens)
+    spec = _spec(sae, id, model, site, corpus if in_memory is None else "given", rest)
+    settings["device"] = _device(settings.get("device"), model, activations)
+    judged = RunOptions(**settings, compare=baselines is not None, baselines=Path(baselines or "baselines"))
+    check_names([spec], ())
     check_accepted_reports([spec], chosen, judged)
     run = Run(
         judged,
-        make_loader=lambda settings, progress: _InMemoryModelLoader(settings, progress, _given_model(model), given),
+        make_loader=lambda settings, progress: _InMemoryModelLoader(
+            settings, progress, _wrapped_model(model), in_memory
+        ),
     )
     if activations is None:
         results = {name: run.check(spec, name).result for name in chosen}
     else:
-        results = _on_activations(run, spec, chosen, activations, given, model, explicit=properties is not None)
+        results = _on_activations(run, spec, chosen, activations, in_memory, model, explicit=properties is not None)
     return Report.of({spec.id: results}, Provenance.collect(Path.cwd(), started=started))
 
 
@@ -94,19 +96,21 @@ def _on_activations(
             f"activations are of {tuple(x.shape[:2])} documents and positions, and the token ids of "
             f"{tuple(corpus.tokens.shape)}: they must be of the same documents"
         )
-    given = Activations(x, corpus or handed_corpus(x, lengths), is_matrix=activations.ndim == 2)
-    handed = Run(run.options, make_loader=lambda settings, progress: InMemoryLoader(settings, progress, given))
+    in_memory = Activations(x, corpus or corpus_of_activations(x, lengths), is_matrix=activations.ndim == 2)
+    run_in_memory = Run(
+        run.options, make_loader=lambda settings, progress: InMemoryLoader(settings, progress, in_memory)
+    )
     can_run = model is not None and corpus is not None
     results = {}
     for name in chosen:
         if not load_property(name).needs_model:
-            results[name] = handed.check(spec, name).result
+            results[name] = run_in_memory.check(spec, name).result
         elif can_run:
             results[name] = run.check(spec, name).result
         elif explicit:
             raise UsageError(f"{name} {NO_MODEL}; give check_sae model= and tokens= as well, or leave {name} out")
         else:
-            results[name] = handed.undefined(spec, name, f"{NO_MODEL}; give model= and tokens= as well").result
+            results[name] = run_in_memory.undefined(spec, name, f"{NO_MODEL}; give model= and tokens= as well").result
     return results
 
 
@@ -132,24 +136,24 @@ def _spec(
     return SAESpec(**{"id": id, **where, **place, "origin": "check_sae", **rest})
 
 
-def _device(said: str | None, model: Any, activations: Tensor | None) -> str:
+def _device(device: str | None, model: Any, activations: Tensor | None) -> str:
     """Return the device to measure on: the one asked for, else that of the model or of the activations."""
     weight = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
     if weight is None:
-        return said or (str(activations.device) if activations is not None else RunOptions.device)
+        return device or (str(activations.device) if activations is not None else RunOptions.device)
     here = weight.device
-    if said is not None:
-        check_device(said)
-        if torch.device(said) not in (here, torch.device(here.type)):
-            raise UsageError(f"the model given is on {here}: leave out device={said!r}, or move the model there")
+    if device is not None:
+        check_device(device)
+        if torch.device(device) not in (here, torch.device(here.type)):
+            raise UsageError(f"the model given is on {here}: leave out device={device!r}, or move the model there")
     return str(here)
 
 
-def _given_model(model: Any) -> Model | None:
+def _wrapped_model(model: Any) -> Model | None:
     return None if model is None or isinstance(model, str | Path) else wrap_model(model)
 
 
-def _given_corpus(corpus: Any, tokens: Any) -> Corpus | None:
+def _corpus_of_tokens(corpus: Any, tokens: Any) -> Corpus | None:
     """Return token ids (documents, positions), or lists of them, as a corpus; None where a file is named."""
     if tokens is not None and corpus is not None:
         raise UsageError("check_sae takes corpus= or tokens=, not both: tokens are a corpus that is in no file")
@@ -191,17 +195,19 @@ class Activations:
 class InMemoryLoader(Loader):
     """Loader of benches on activations in memory, without a model."""
 
-    def __init__(self, settings: Settings, progress: Progress | None, given: Activations) -> None:
+    def __init__(self, settings: Settings, progress: Progress | None, in_memory: Activations) -> None:
         super().__init__(replace(settings, dtype="float32"), progress)
-        self._handed = given
+        self._activations = in_memory
 
     def _load(self, spec: SAESpec) -> Bench:
         sae: SAE = self._read(spec)
-        given = self._handed
+        in_memory = self._activations
         site = spec.site or sae.site_in or NOWHERE
-        check_width(sae, given.x.shape[-1], parse_site(site))
+        check_width(sae, in_memory.x.shape[-1], parse_site(site))
         check_outputs(sae)
-        data = handed_data(given.x, given.corpus, site, spec.include_bos or given.is_matrix)
+        data = site_data_of_activations(in_memory.x, in_memory.corpus, site, spec.include_bos or in_memory.is_matrix)
         partner = self._partner(spec, sae)
         beside = RelatedInputs(partner=partner)
-        return Bench(sae, data.model, given.corpus, data, self.settings, include_bos=data.include_bos, related=beside)
+        return Bench(
+            sae, data.model, in_memory.corpus, data, self.settings, include_bos=data.include_bos, related=beside
+        )

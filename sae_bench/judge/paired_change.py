@@ -21,8 +21,8 @@ from sae_bench.measure.measurement import Estimate, Exact, Influence, Ratio, Sum
 from sae_bench.measure.uncertainty import NUMERIC_FLOOR, degrees_of_freedom, standard_error
 
 
-def restrict(estimate: Estimate, clusters: Sequence[int], wanted: Sequence[int]) -> Estimate | None:
-    """Return the estimate over ``wanted`` clusters, in that order; ``clusters`` are the ids that it has now.
+def restrict(estimate: Estimate, clusters: Sequence[int], shared: Sequence[int]) -> Estimate | None:
+    """Return the estimate over ``shared`` clusters, in that order; ``clusters`` are the ids that it has now.
 
     Exact for a `Ratio`. An `Influence` has no value on a subset: None unless the clusters are the same ones.
     None as well when a wanted cluster is not there, and for a `Summary`, which has none.
@@ -32,9 +32,9 @@ def restrict(estimate: Estimate, clusters: Sequence[int], wanted: Sequence[int])
     if isinstance(estimate, Summary):
         return None
     place = {cluster: row for row, cluster in enumerate(clusters)}
-    if any(cluster not in place for cluster in wanted):
+    if any(cluster not in place for cluster in shared):
         return None
-    rows = [place[cluster] for cluster in wanted]
+    rows = [place[cluster] for cluster in shared]
     if isinstance(estimate, Ratio):
         return Ratio(estimate.numerator[rows], estimate.denominator[rows])
     return replace(estimate, influence=estimate.influence[rows]) if len(rows) == len(place) else None

@@ -149,8 +149,8 @@ def _decode_fields(kind: Any, tree: Any, where: str) -> Any:
     return kind(**{name: _decode(_hints(kind)[name], each, f"{where}.{name}") for name, each in tree.items()})
 
 
-def _expect(condition: bool, wanted: str, tree: Any, where: str) -> None:
+def _expect(condition: bool, expected: str, tree: Any, where: str) -> None:
     if not condition:
         text = json.dumps(tree)
         shown = text if len(text) < 40 else text[:37] + "..."
-        raise StoreError(f"{where} must be {wanted}, not {shown}; restore it from git, or measure and accept again")
+        raise StoreError(f"{where} must be {expected}, not {shown}; restore it from git, or measure and accept again")

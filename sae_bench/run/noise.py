@@ -37,14 +37,14 @@ REPEATS = 2
 "Measurements beside the first one."
 
 
-def measured_noise(declared: Property, bench: Bench, found: Measurement) -> dict[str, float]:
+def measured_noise(declared: Property, bench: Bench, measurement: Measurement) -> dict[str, float]:
     """Return the noise of each metric, in its unit; a metric without a finite value every time is left out."""
     # Where the seed is part of what is measured (which features are steered), another one measures something else.
-    same_seed = "seed" in found.settings
-    again = [declared.measure(varied_bench(bench, repeat, same_seed)) for repeat in range(1, REPEATS + 1)]
+    same_seed = "seed" in measurement.settings
+    repeats = [declared.measure(varied_bench(bench, repeat, same_seed)) for repeat in range(1, REPEATS + 1)]
     rules = [parse_rule(f"{declared.name}.{limit}", "property") for limit in declared.limits]
     alpha = ALPHA / judged_by_declaration(rules, declared.name, declared.metrics)
-    noises = {name: noise([found, *again], name, alpha) for name in sorted(found.estimates)}
+    noises = {name: noise([measurement, *repeats], name, alpha) for name in sorted(measurement.estimates)}
     return {name: size for name, size in noises.items() if size is not None}
 
 

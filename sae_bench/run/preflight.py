@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sae_bench.run.options import RunOptions
 
 
-def rules_for(spec: SAESpec, declared: Property, given: Sequence[Rule]) -> tuple[Rule, ...]:
+def rules_for(spec: SAESpec, declared: Property, of_run: Sequence[Rule]) -> tuple[Rule, ...]:
     """Return all limits that may concern a property of an SAE, weakest source first; a control has none."""
     if spec.control is not None:
         return ()
@@ -30,7 +30,7 @@ def rules_for(spec: SAESpec, declared: Property, given: Sequence[Rule]) -> tuple
             parse_rule(f"sparsity.l0:{kind}:{spec.l0 * share}", "registration")
             for kind, share in (("min", 0.9), ("max", 1.1))
         ]
-    return (*rules, *given)
+    return (*rules, *of_run)
 
 
 def check_names(specs: Sequence[SAESpec], rules: Sequence[Rule], registered: Sequence[str] = ()) -> None:
@@ -69,8 +69,8 @@ def check_accepted_reports(specs: Sequence[SAESpec], properties: Sequence[str], 
                 rules = tuple(rule for rule in rules if not rule.limit.noise)
             check_accepted(rules, declared.name, declared.metrics, spec.id, accepted.metrics)
             if not options.selfcheck:
-                values = {name: held.value for name, held in accepted.metrics.items() if math.isfinite(held.value)}
-                noise = {name: held.noise for name, held in accepted.metrics.items() if held.noise is not None}
+                values = {name: each.value for name, each in accepted.metrics.items() if math.isfinite(each.value)}
+                noise = {name: each.noise for name, each in accepted.metrics.items() if each.noise is not None}
                 check_noise(rules, declared.name, declared.metrics, spec.id, values, noise)
 
 

@@ -39,34 +39,34 @@ class MeasuredSAE:
     "Where it reads."
 
 
-def load_related_saes(field: Field, home: MeasuredSAE, read: Callable[[SAESpec], SAE]) -> tuple[RelatedSAE, ...]:
+def load_related_saes(field: Field, measured: MeasuredSAE, read: Callable[[SAESpec], SAE]) -> tuple[RelatedSAE, ...]:
     """Return the SAEs that a field of the registration names; ``read`` loads one. The nearest layer comes first.
 
     A family may name the home itself, so that all of its members can be registered with one list. A `LoadError` for an
     SAE of another model, of a site that does not fit, or of another width.
     """
-    found: list[RelatedSAE] = []
-    if not getattr(home.spec, field):
+    related: list[RelatedSAE] = []
+    if not getattr(measured.spec, field):
         return ()
-    own = weights_sha256(home.sae) if home.sae.info.format != "object" else None
-    for name in getattr(home.spec, field):
-        if field == "family" and name == home.spec.id:
+    own = weights_sha256(measured.sae) if measured.sae.info.format != "object" else None
+    for name in getattr(measured.spec, field):
+        if field == "family" and name == measured.spec.id:
             continue
-        what = f"{name!r}, which SAE {home.spec.id!r} names in {field},"
-        other = replace(_spec(name, home.spec), dtype=home.spec.dtype)
+        what = f"{name!r}, which SAE {measured.spec.id!r} names in {field},"
+        other = replace(_spec(name, measured.spec), dtype=measured.spec.dtype)
         try:
             sae = read(other)
             check_outputs(sae)
         except LoadError as error:
             raise LoadError(f"{what} cannot be used: {error}") from error
-        _check_model(what, home, other, sae)
-        site = _family_site(what, home, other, sae) if field == "family" else _next_site(what, home, other, sae)
+        _check_model(what, measured, other, sae)
+        site = _family_site(what, measured, other, sae) if field == "family" else _next_site(what, measured, other, sae)
         shown = name if name in SAES else name.rstrip("/").rpartition("/")[2]
         digest = weights_sha256(sae)
         if field == "family" and digest == own:
             continue
-        found.append(RelatedSAE(shown, sae, site, digest))
-    return tuple(sorted(found, key=lambda each: _depth(each.site)) if field == "next_layers" else found)
+        related.append(RelatedSAE(shown, sae, site, digest))
+    return tuple(sorted(related, key=lambda each: _depth(each.site)) if field == "next_layers" else related)
 
 
 def site_names(spec: SAESpec, sae: SAE) -> tuple[str | None, str | None]:
@@ -78,50 +78,52 @@ def site_names(spec: SAESpec, sae: SAE) -> tuple[str | None, str | None]:
     return spec.site or sae.site_in, output
 
 
-def _spec(name: str, home: SAESpec) -> SAESpec:
-    return SAES[name] if name in SAES else SAESpec(id=id_from_target(name), path=name, origin=home.origin)
+def _spec(name: str, measured: SAESpec) -> SAESpec:
+    return SAES[name] if name in SAES else SAESpec(id=id_from_target(name), path=name, origin=measured.origin)
 
 
-def _check_model(what: str, home: MeasuredSAE, other: SAESpec, sae: SAE) -> None:
-    theirs, ours = (other.model, home.model_name) if other.model else (sae.info.model, home.sae.info.model)
+def _check_model(what: str, measured: MeasuredSAE, other: SAESpec, sae: SAE) -> None:
+    theirs, ours = (other.model, measured.model_name) if other.model else (sae.info.model, measured.sae.info.model)
     if theirs and ours and theirs != ours:
         raise LoadError(f"{what} is of model {theirs!r}, not of {ours!r}; name SAEs of one model")
     kwargs = other.model_kwargs or sae.info.model_kwargs
-    if kwargs and dict(kwargs) != dict(home.model_kwargs):
+    if kwargs and dict(kwargs) != dict(measured.model_kwargs):
         raise LoadError(
             f"{what} was trained with the weight processing {dict(kwargs)}, but the model is measured with "
-            f"{dict(home.model_kwargs) or 'none'}; name SAEs of one weight processing"
+            f"{dict(measured.model_kwargs) or 'none'}; name SAEs of one weight processing"
         )
 
 
-def _family_site(what: str, home: MeasuredSAE, other: SAESpec, sae: SAE) -> Site:
-    for said, ours, verb in zip(site_names(other, sae), (home.source, home.site), ("reads", "writes"), strict=True):
-        theirs = ours if said is None else home.model.canonical(parse_site(said))
+def _family_site(what: str, measured: MeasuredSAE, other: SAESpec, sae: SAE) -> Site:
+    for name, ours, verb in zip(
+        site_names(other, sae), (measured.source, measured.site), ("reads", "writes"), strict=True
+    ):
+        theirs = ours if name is None else measured.model.canonical(parse_site(name))
         if theirs != ours:
             raise LoadError(f"{what} {verb} {theirs}, not {ours}; a family is of one site")
-    if (sae.d_in, sae.d_out) != (home.sae.d_in, home.sae.d_out):
+    if (sae.d_in, sae.d_out) != (measured.sae.d_in, measured.sae.d_out):
         raise LoadError(
-            f"{what} reads vectors of width {sae.d_in} and writes {sae.d_out}, not {home.sae.d_in} and "
-            f"{home.sae.d_out}; a family is of one site"
+            f"{what} reads vectors of width {sae.d_in} and writes {sae.d_out}, not {measured.sae.d_in} and "
+            f"{measured.sae.d_out}; a family is of one site"
         )
-    return home.site
+    return measured.site
 
 
-def _next_site(what: str, home: MeasuredSAE, other: SAESpec, sae: SAE) -> Site:
+def _next_site(what: str, measured: MeasuredSAE, other: SAESpec, sae: SAE) -> Site:
     read, written = site_names(other, sae)
     if read is None or written is None:
         raise LoadError(f"{what} does not say its site; register it with site=... and name its id instead of its path")
-    site = home.model.canonical(parse_site(written))
-    if home.model.canonical(parse_site(read)) != site:
+    site = measured.model.canonical(parse_site(written))
+    if measured.model.canonical(parse_site(read)) != site:
         raise LoadError(f"{what} reads {read} and writes {written}; only an autoencoder's features can be compared")
-    comparable = site.kind == home.site.kind or {site.kind, home.site.kind} <= set(STREAM)
-    if not comparable or _depth(site) <= _depth(home.site):
-        raise LoadError(f"{what} is of {site}, which is not {home.site.kind} of a layer behind {home.site}")
-    width = home.model.width(site)
-    if (sae.d_in, sae.d_out) != (width, width) or sae.d_out != home.sae.d_out:
+    comparable = site.kind == measured.site.kind or {site.kind, measured.site.kind} <= set(STREAM)
+    if not comparable or _depth(site) <= _depth(measured.site):
+        raise LoadError(f"{what} is of {site}, which is not {measured.site.kind} of a layer behind {measured.site}")
+    width = measured.model.width(site)
+    if (sae.d_in, sae.d_out) != (width, width) or sae.d_out != measured.sae.d_out:
         raise LoadError(
             f"{what} reads vectors of width {sae.d_in} and writes {sae.d_out}, but {site} is {width} wide and SAE "
-            f"{home.spec.id!r} writes {home.sae.d_out}; name SAEs of one model"
+            f"{measured.spec.id!r} writes {measured.sae.d_out}; name SAEs of one model"
         )
     return site
 

@@ -73,7 +73,7 @@ def test_the_golden_sets_of_features_are_those_of_the_file_of_cycles(real_assets
     found = {cycle.name: cycle for cycle in read_concepts(gpt2_small_res_jb.CONCEPTS).cycles}
     assert {name: len(cycle.classes) for name, cycle in found.items()} == {"days": 7, "months": 12}
     for name, cycle in found.items():
-        assert cycle.latents == {"gpt2-small-res-jb/7": gpt2_small_res_jb.CYCLES[name]}
+        assert cycle.features == {"gpt2-small-res-jb/7": gpt2_small_res_jb.CYCLES[name]}
     assert set(gpt2_small_res_jb.CYCLES) == set(published.CYCLE_COSINES)
     assert [len(each) for each in gpt2_small_res_jb.CYCLES.values()] == [9, 16, 10]
 

@@ -108,6 +108,13 @@ def test_first_line_is_the_whole_story(gate, sound) -> None:
     assert "99.6% interval +" in first
     assert "allowed 5%" in first
     assert "of 64 documents are worse" in verdict_lines(judged)[1]
+    metric = judged.judgements["kl_sae"]
+    assert judged.decided_by == "kl_sae"
+    assert metric.allowed == pytest.approx(0.05 * metric.accepted)
+    assert metric.documents is not None
+    assert (metric.documents.shared, len(metric.documents.largest), metric.documents.either_way) == (64, 3, False)
+    changes = [each.change for each in metric.documents.largest]
+    assert changes == sorted(changes, reverse=True)
     assert "nan" not in "".join(verdict_lines(judged))
 
 
@@ -170,7 +177,9 @@ def test_what_cannot_be_paired_is_incomparable(gate, sound) -> None:
     assert "no values per document" in gate.judge(sound, unkept).message
     elsewhere = gate.accepted(sound, kl_sae={"clusters": tuple(range(100, 164))})
     for held in (unkept, elsewhere, gate.accepted(sound, kl_sae={"estimate": Exact(0.1)})):
-        assert gate.judge(sound, held).verdict is Verdict.INCOMPARABLE
+        judged = gate.judge(sound, held)
+        assert judged.verdict is Verdict.INCOMPARABLE
+        assert judged.judgements["kl_sae"].not_comparable
 
 
 def test_contexts_are_shown_side_by_side(gate, sound) -> None:
@@ -196,11 +205,14 @@ class TestKnownFailures:
         judged = gate.judge(sound, gate.accepted(sound), limits=["kl_level:max:0.01"], known_failures=self.KNOWN)
         assert judged.verdict is Verdict.KNOWN
         assert "L1 penalty, issue 12" in judged.judgements["kl_level"].message
+        assert judged.judgements["kl_level"].known_reason == "L1 penalty, issue 12"
+        assert not judged.judgements["kl_level"].stale_known_failure
 
     def test_must_be_removed_once_it_passes(self, gate, sound) -> None:
         judged = gate.judge(sound, gate.accepted(sound), known_failures=self.KNOWN)
         assert judged.verdict is Verdict.FAIL
         assert "remove this entry" in judged.message
+        assert judged.judgements["kl_level"].stale_known_failure
 
     def test_an_undecided_one_does_not_fail(self, gate, sound) -> None:
         level = sound.estimates["kl_level"].value
@@ -242,6 +254,10 @@ class TestAnchor:
         late = gate.judge(held, gate.accepted(held, {"kl_sae": anchor}))
         assert late.verdict is Verdict.FAIL
         assert "since the anchor" in late.message
+        drift = late.judgements["kl_sae"].drift
+        assert drift is not None
+        assert (drift.anchor, drift.allowed) == (anchor, pytest.approx(0.1 * anchor))
+        assert drift.change == pytest.approx(held.estimates["kl_sae"].value - anchor)
         assert gate.judge(held, gate.accepted(held, {"kl_sae": held.estimates["kl_sae"].value})).verdict is Verdict.PASS
 
     def test_improving_by_small_steps_is_no_drift(self, gate, sound) -> None:

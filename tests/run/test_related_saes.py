@@ -22,9 +22,9 @@ from sae_bench.measure.properties import load_property
 from sae_bench.registry import register
 from sae_bench.registry.registry import Registry
 from sae_bench.registry.spec import SAESpec
-from sae_bench.run.fingerprint import content_of
+from sae_bench.run.fingerprint import measurement_content
 from sae_bench.run.load import Loader
-from sae_bench.run.noise import varied
+from sae_bench.run.noise import varied_bench
 from tests.support.streams import normal, tied
 
 LATER = [str(SAES["topk-layer4"]), str(SAES["topk-layer3"])]
@@ -185,7 +185,7 @@ def test_a_control_has_no_companions() -> None:
 
 def test_another_look_at_a_bench_keeps_its_companions(load: Load) -> None:
     bench = load(next_layers=LATER, family=[SAES["topk-w96"]])
-    again = varied(bench, 1)
+    again = varied_bench(bench, 1)
     assert (again.related.next_layers, again.related.family) == (bench.related.next_layers, bench.related.family)
 
 
@@ -193,7 +193,7 @@ def test_finished_work_is_not_taken_up_when_a_companion_changes(loader: Loader, 
     place = {"model": str(MODEL), "site": SITE, "corpus": str(CORPUS), "path": str(SAES["topk"])}
     layers = load_property("layers")
     beside = [
-        content_of(loader, SAESpec(id=f"content-{index}", next_layers=names, **place), layers)["related"]
+        measurement_content(loader, SAESpec(id=f"content-{index}", next_layers=names, **place), layers)["related"]
         for index, names in enumerate((LATER, LATER[::-1], LATER[:1], ()))
     ]
     assert beside[0] == beside[1]

@@ -20,7 +20,7 @@ from sae_bench.report import baselines
 from sae_bench.report.convert import declaration_from, measurement_from, property_result
 from sae_bench.report.declared_limits import rules_of
 from sae_bench.report.provenance import author, utc
-from sae_bench.report.records import PropertyResult
+from sae_bench.report.records import PropertyResult, Verdict
 from sae_bench.report.report import Report, load_report
 from sae_bench.show import terminal
 
@@ -90,7 +90,11 @@ def _judge(sae: str, result: PropertyResult, where: Path, rules: Sequence[Rule],
 
 def _known_failures(result: PropertyResult) -> dict[str, str]:
     """Return the metrics that the run's registration excused, with the reason."""
-    return {name: each.known_reason for name, each in result.metrics.items() if each.known_reason}
+    return {
+        name: each.known_reason
+        for name, each in result.metrics.items()
+        if each.known_reason or each.verdict is Verdict.KNOWN
+    }
 
 
 def _rules(sae: str, result: PropertyResult, of_command: Sequence[Rule]) -> Sequence[Rule]:

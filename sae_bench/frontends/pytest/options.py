@@ -153,10 +153,10 @@ def count(text: str) -> int:
 def size(text: str) -> int:
     """Parse a size such as ``8GB`` or ``512MiB`` for argparse; return bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
-    found = round(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-    if found < _LEAST:
+    count_of_bytes = round(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if count_of_bytes < _LEAST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size of at least 1MB; give one such as 8GB or 512MiB")
-    return found
+    return count_of_bytes
 
 
 _UNITS = {"": 1, **{f"{unit}i": 1 << 10 * power for power, unit in enumerate("kmgt", 1)}}
@@ -183,38 +183,38 @@ class Resolved:
 
     def typed(self, names: Collection[str]) -> tuple[str, ...]:
         """Return those options of ``names`` that are from the command line, as typed there: ``--sae-docs 8``."""
-        found: list[str] = []
+        parts: list[str] = []
         for option in OPTIONS:
             if option.name in names and self.sources[option.dest] == "command line":
                 value = self.values[option.dest]
                 if option.kind == "flag":
-                    found.append(option.flag)
+                    parts.append(option.flag)
                 else:
                     each = value if option.kind == "list" else [value]
-                    found += [f"{option.flag} {shlex.quote(str(one))}" for one in each]
-        return tuple(found)
+                    parts += [f"{option.flag} {shlex.quote(str(one))}" for one in each]
+        return tuple(parts)
 
 
-def resolve(given: Callable[[str], Any], ini: Callable[[str], Any]) -> Resolved:
+def resolve(command_line: Callable[[str], Any], ini: Callable[[str], Any]) -> Resolved:
     """Return all options by precedence; the two functions return None for an option that is not set."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for option in OPTIONS:
-        values[option.dest], sources[option.dest] = _resolve_one(option, given(option.dest), ini)
+        values[option.dest], sources[option.dest] = _resolve_one(option, command_line(option.dest), ini)
     return Resolved(values, sources)
 
 
-def given_limits(given: Callable[[str], Any], ini: Callable[[str], Any]) -> list[tuple[str, Source]]:
+def limits_with_sources(command_line: Callable[[str], Any], ini: Callable[[str], Any]) -> list[tuple[str, Source]]:
     """Return the limits of ini file, environment and command line with their source, weakest first."""
     option = next(option for option in OPTIONS if option.name == "limit")
     texts: list[tuple[str, Source]] = [(text, "ini") for text in ini(option.ini_key) or ()]
     texts += [(text, "ini") for text in os.environ.get(option.environment, "").split()]
-    return texts + [(text, "command line") for text in given(option.dest) or ()]
+    return texts + [(text, "command line") for text in command_line(option.dest) or ()]
 
 
-def _resolve_one(option: Option, given: Any, ini: Callable[[str], Any]) -> tuple[Any, str]:
-    if given not in (None, [], False):
-        return given, "command line"
+def _resolve_one(option: Option, command_line: Any, ini: Callable[[str], Any]) -> tuple[Any, str]:
+    if command_line not in (None, [], False):
+        return command_line, "command line"
     if not option.action:
         if (text := os.environ.get(option.environment)) not in (None, ""):
             return _parse(option, str(text), option.environment), "environment"

@@ -87,13 +87,13 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_collection(session: pytest.Session) -> None:
     """Stop before anything is collected when an option is wrong."""
     config = session.config
-    if _given(config):
+    if _options_in_use(config):
         from sae_bench.registry.package_clash import clash_message
 
         # Choosing SAEs has to wait: conftests below the root are still to come.
         if message := clash_message():
             raise pytest.UsageError(message)
-    if any(option.name.startswith("accept") for option in _given(config)):
+    if any(option.name.startswith("accept") for option in _options_in_use(config)):
         _refuse_narrowed_accept(config)
 
 
@@ -250,7 +250,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Gen
 def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which folder the run writes to; a mistake in the options stops the run here."""
     config = node.config
-    if _concerned(config):
+    if _measures_saes(config):
         from sae_bench.frontends.pytest.scheduling import check_gpus
 
         session = session_of(config)
@@ -277,16 +277,16 @@ def pytest_testnodedown(node: Any) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Schedule all items of one SAE on one worker; leave suites without SAEs to xdist."""
-    if not _concerned(config) or config.getoption("dist") != "load":
+    if not _measures_saes(config) or config.getoption("dist") != "load":
         return None
     from sae_bench.frontends.pytest.scheduling import by_sae
 
     return by_sae(config, log, [spec.id for spec in session_of(config).specs])
 
 
-def _concerned(config: pytest.Config) -> bool:
+def _measures_saes(config: pytest.Config) -> bool:
     """Return True when this run measures SAEs, as far as a process that collects nothing can know."""
-    if SESSION in config.stash or any(_given(config)):
+    if SESSION in config.stash or any(_options_in_use(config)):
         return True
     registration = sys.modules.get("sae_bench.registry.register")
     if registration is not None and len(registration.SAES):
@@ -296,7 +296,7 @@ def _concerned(config: pytest.Config) -> bool:
     return bool(entry_points(group="sae_bench.saes"))
 
 
-def _given(config: pytest.Config) -> list[sae_options.Option]:
+def _options_in_use(config: pytest.Config) -> list[sae_options.Option]:
     return [option for option in sae_options.OPTIONS if config.getoption(option.dest) not in (None, [], False)]
 
 

@@ -31,7 +31,7 @@ def by_sae(config: Any, log: Any, saes: Collection[str]) -> Any:
 
 
 def device_of(worker: str, device: str) -> str:
-    """Return the device of an xdist worker (``gw0``, ``gw1`` ...): with several GPUs, ``cuda`` means one each in turn."""
+    """Return the device of an xdist worker (``gw0``, ``gw1`` ...): with several GPUs, ``cuda`` is one for each."""
     if device != "cuda":
         return device
     import torch

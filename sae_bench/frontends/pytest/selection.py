@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sae_bench.errors import SAEBenchError, StoreError, UsageError, near
-from sae_bench.frontends.pytest.options import Resolved, given_limits
+from sae_bench.frontends.pytest.options import Resolved, limits_with_sources
 from sae_bench.frontends.testing import SPEED
 from sae_bench.judge.limits import Rule, parse_rule
 from sae_bench.measure.properties import property_names
@@ -72,7 +72,7 @@ def run_options(config: pytest.Config, resolved: Resolved) -> RunOptions:
 
 
 def _rules(config: pytest.Config) -> tuple[Rule, ...]:
-    return tuple(parse_rule(text, source) for text, source in given_limits(config.getoption, config.getini))
+    return tuple(parse_rule(text, source) for text, source in limits_with_sources(config.getoption, config.getini))
 
 
 def chosen_saes(resolved: Resolved) -> list[SAESpec]:

@@ -55,9 +55,9 @@ class RayFront:
         self.address, self.wait, self.root, self.progress = address, wait, root, progress
         self.ray, self._connected_here = _connect(address)
         self._parts: list[RayTask] = []
-        self._found: dict[tuple[str, str], TaskAnswer] = {}
+        self._answers: dict[tuple[str, str], TaskAnswer] = {}
         self._asked = 0
-        self._moved = time.monotonic()
+        self._last_answer = time.monotonic()
 
     def submit(self, pairs: Sequence[Pair], options: RunOptions) -> None:
         """Start measuring; `record` returns the results."""
@@ -92,10 +92,10 @@ class RayFront:
 
     def record(self, sae: str, name: str) -> run_folder.Record:
         """Wait for the record of one property; an error of the task or its placing is a `MeasurementError`."""
-        while (sae, name) not in self._found:
+        while (sae, name) not in self._answers:
             self._step()
-            self.progress(f"Ray tasks at {self.address}", min(len(self._found), self._asked - 1), self._asked)
-        answer = self._found[sae, name]
+            self.progress(f"Ray tasks at {self.address}", min(len(self._answers), self._asked - 1), self._asked)
+        answer = self._answers[sae, name]
         if answer.record is None:
             error = MeasurementError(answer.error)
             for note in answer.notes:
@@ -132,8 +132,8 @@ class RayFront:
             if any(part.answers is each for each in ready):
                 self._take(part)
         if ready or any(part.placed for part in self._open()):
-            self._moved = time.monotonic()
-        elif time.monotonic() - self._moved > self.wait:
+            self._last_answer = time.monotonic()
+        elif time.monotonic() - self._last_answer > self.wait:
             for part in self._open():
                 self.ray.cancel(part.answers, force=True)
                 where = f"no place on the Ray cluster at {self.address} within {self.wait:g} s"
@@ -150,14 +150,14 @@ class RayFront:
         else:
             part.placed = True
             if answer.property:
-                self._found[answer.sae, answer.property] = answer
+                self._answers[answer.sae, answer.property] = answer
 
     def _end(self, part: RayTask, why: str) -> None:
         """End a task: every property without an answer becomes an error."""
         part.answers = None
         for spec, names in part.job.work:
             for name in names:
-                self._found.setdefault((spec.id, name), TaskAnswer(spec.id, name, error=why))
+                self._answers.setdefault((spec.id, name), TaskAnswer(spec.id, name, error=why))
 
     def _why(self, part: RayTask) -> str:
         needs = part.needs
@@ -174,13 +174,16 @@ class RayFront:
         ours = self.ray.util.get_node_ip_address()
         alone = all(node["NodeManagerAddress"] == ours for node in self.ray.nodes() if node["Alive"])
         paths = {
-            (field, path) for spec in specs for field in pinned_files.FIELDS for path in pinned_files.named_paths(spec, field)
+            (field, path)
+            for spec in specs
+            for field in pinned_files.FIELDS
+            for path in pinned_files.named_paths(spec, field)
         }
         paths = {(field, path) for field, path in paths if path not in SAES}
-        found = {
+        resolved = {
             (field, path): pinned_files.pin_path(path, field, None if alone else self.ray.put) for field, path in paths
         }
-        return {key: held for key, held in found.items() if held is not None}
+        return {key: pinned for key, pinned in resolved.items() if pinned is not None}
 
     def _places(self, gpus: int) -> int:
         """Return the number of tasks that can run at once: one per GPU, else one per machine, with its cores."""
@@ -191,8 +194,8 @@ class RayFront:
         )
 
     def _total(self, resource: str) -> float:
-        found: float = self.ray.cluster_resources().get(resource, 0)
-        return found
+        total: float = self.ray.cluster_resources().get(resource, 0)
+        return total
 
     def _by_value(self, functions: Sequence[Any]) -> None:
         """Send functions of this repository's own files with their code: workers cannot import a conftest.py."""
@@ -243,9 +246,9 @@ def _connect(address: str) -> tuple[Any, bool]:
             socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
-        said = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise UsageError(
-            f"--sae-ray {address}: no Ray cluster answers there ({said[0] if said else type(error).__name__}); "
+            f"--sae-ray {address}: no Ray cluster answers there ({lines[0] if lines else type(error).__name__}); "
             f"start one with 'ray start --head', or give the address of one"
         ) from None
     return ray, True

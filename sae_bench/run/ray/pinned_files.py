@@ -47,23 +47,23 @@ def pin_path(path: str, field: str, put: Callable[[bytes], Any] | None) -> Pinne
     folder, files = _listed(path, field)
     if not files:
         return None
-    given = {name: put(file.read_bytes()) for name, file in files.items()} if put is not None else {}
-    return PinnedPath(path, _sha256(files), str(folder), given)
+    contents = {name: put(file.read_bytes()) for name, file in files.items()} if put is not None else {}
+    return PinnedPath(path, _sha256(files), str(folder), contents)
 
 
-def local_path(held: PinnedPath, field: str, fetch: Callable[[Any], bytes]) -> str:
+def local_path(pinned: PinnedPath, field: str, fetch: Callable[[Any], bytes]) -> str:
     """Return a path on this machine with the same content: the original, or a copy."""
-    if _same(held, field):
-        return held.path
-    if not held.files:
-        raise LoadError(f"{held.path} changed while it was measured; run again")
-    return _copy(held, fetch)
+    if _same(pinned, field):
+        return pinned.path
+    if not pinned.files:
+        raise LoadError(f"{pinned.path} changed while it was measured; run again")
+    return _copy(pinned, fetch)
 
 
 def named_paths(spec: SAESpec, field: str) -> tuple[str, ...]:
     """Return the paths that a field of a registration names: none, one or several."""
-    said: str | tuple[str, ...] | None = getattr(spec, field)
-    return said if isinstance(said, tuple) else (said,) if said else ()
+    names: str | tuple[str, ...] | None = getattr(spec, field)
+    return names if isinstance(names, tuple) else (names,) if names else ()
 
 
 def with_local_paths(spec: SAESpec, paths: Mapping[tuple[str, str], str]) -> SAESpec:
@@ -81,12 +81,12 @@ def bytes_of(spec: SAESpec, field: str) -> int:
     return sum(file.stat().st_size for path in named_paths(spec, field) for file in _listed(path, field)[1].values())
 
 
-def _copy(held: PinnedPath, fetch: Callable[[Any], bytes]) -> str:
-    target = copies_folder() / held.sha256
+def _copy(pinned: PinnedPath, fetch: Callable[[Any], bytes]) -> str:
+    target = copies_folder() / pinned.sha256
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(dir=target.parent))
-        for name, reference in held.files.items():
+        for name, reference in pinned.files.items():
             file = making / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(fetch(reference))
@@ -95,7 +95,7 @@ def _copy(held: PinnedPath, fetch: Callable[[Any], bytes]) -> str:
         except OSError:
             # Another worker of this machine was quicker.
             shutil.rmtree(making)
-    return str(target / held.name)
+    return str(target / pinned.name)
 
 
 @cache
@@ -106,22 +106,22 @@ def copies_folder() -> Path:
     return Path(user_cache_dir("pytest-sae-bench")) / "content"
 
 
-def _same(held: PinnedPath, field: str) -> bool:
-    _, files = _listed(held.path, field)
-    return bool(files) and _sha256(files) == held.sha256
+def _same(pinned: PinnedPath, field: str) -> bool:
+    _, files = _listed(pinned.path, field)
+    return bool(files) and _sha256(files) == pinned.sha256
 
 
 def _listed(path: str, field: str) -> tuple[Path, dict[str, Path]]:
     """Return the folder that holds a path, and its files by name, sorted."""
-    given = Path(path)
-    if given.is_dir():
+    target = Path(path)
+    if target.is_dir():
         # With its own name, which is also an SAE's when nothing else names it.
-        return given.parent, _named(given.parent, (file for file in given.rglob("*") if file.is_file()))
-    if not given.is_file():
-        return given.parent, {}
+        return target.parent, _named(target.parent, (file for file in target.rglob("*") if file.is_file()))
+    if not target.is_file():
+        return target.parent, {}
     # A config lies beside an SAE's weights; variants lie beside a dataset: NAME_shifted.jsonl.
-    beside = "*" if field in SAES else f"{glob.escape(given.stem)}*{given.suffix}"
-    return given.parent, _named(given.parent, (file for file in given.parent.glob(beside) if file.is_file()))
+    pattern = "*" if field in SAES else f"{glob.escape(target.stem)}*{target.suffix}"
+    return target.parent, _named(target.parent, (file for file in target.parent.glob(pattern) if file.is_file()))
 
 
 def _named(folder: Path, files: Any) -> dict[str, Path]:

@@ -92,7 +92,7 @@ def _prepared(job: TaskRequest, fetch: Callable[[Any], bytes]) -> dict[tuple[str
         register_property(declared)
     for floor in job.floors:
         noise_floors.EXTENSIONS.register(floor.name, floor)
-    paths = {(field, path): local_path(held, field, fetch) for (field, path), held in job.files.items()}
+    paths = {(field, path): local_path(pinned, field, fetch) for (field, path), pinned in job.files.items()}
     for spec in job.others:
         SAES.add(spec.id, partial(with_local_paths, spec, paths), origin=spec.origin)
     return paths

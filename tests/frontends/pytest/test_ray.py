@@ -14,7 +14,7 @@ from sae_bench.errors import LoadError, UsageError
 from sae_bench.measure.properties import EXTENSIONS
 from sae_bench.registry.spec import SAESpec
 from sae_bench.run.ray import client, pinned_files
-from sae_bench.run.ray.client import RayFront, divided
+from sae_bench.run.ray.client import RayFront, divide_saes
 
 pytestmark = pytest.mark.heavy
 REGISTER = """
@@ -208,19 +208,19 @@ def specs(count: int, site: str) -> list[SAESpec]:
 
 def test_saes_of_a_site_stay_together_unless_places_stand_empty() -> None:
     both = [*specs(5, "a"), *specs(2, "b")]
-    ids = [[spec.id for spec in part] for part in divided(both, 1)]
+    ids = [[spec.id for spec in part] for part in divide_saes(both, 1)]
     assert ids == [[f"a/{index}" for index in range(5)], ["b/0", "b/1"]]
-    assert [len(part) for part in divided(both, 6)] == [1, 2, 2, 1, 1]
-    assert sorted(spec.id for part in divided(both, 100) for spec in part) == sorted(spec.id for spec in both)
+    assert [len(part) for part in divide_saes(both, 6)] == [1, 2, 2, 1, 1]
+    assert sorted(spec.id for part in divide_saes(both, 100) for spec in part) == sorted(spec.id for spec in both)
     # What only a config says is not known; SAEs of one folder are taken for those of one model.
     unknown = [SAESpec(f"{folder}{index}", path=f"/{folder}/{index}") for folder in "xy" for index in range(2)]
-    assert [len(part) for part in divided(unknown, 1)] == [2, 2]
+    assert [len(part) for part in divide_saes(unknown, 1)] == [2, 2]
 
 
 def test_files_are_known_by_content_and_copied_where_they_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pinned_files, "copies", lambda: tmp_path / "cache")
+    monkeypatch.setattr(pinned_files, "copies_folder", lambda: tmp_path / "cache")
     folder, corpus = tmp_path / "front" / "sae", tmp_path / "front" / "corpus.jsonl"
     (folder / "deep").mkdir(parents=True)
     (folder / "cfg.json").write_text("{}")
@@ -235,27 +235,27 @@ def test_files_are_known_by_content_and_copied_where_they_are_not(
         return bytes(reference)
 
     held = {
-        name: pinned_files.pinned(str(path), name, lambda data: data)
+        name: pinned_files.pin_path(str(path), name, lambda data: data)
         for name, path in (("path", folder), ("contrast", corpus))
     }
     assert all(each is not None for each in held.values())
-    assert pinned_files.here(held["path"], "path", fetch) == str(folder)
+    assert pinned_files.local_path(held["path"], "path", fetch) == str(folder)
     assert not fetched, "it lies here already"
-    assert pinned_files.pinned("hf:org/name", "path", lambda data: data) is None
+    assert pinned_files.pin_path("hf:org/name", "path", lambda data: data) is None
 
     (tmp_path / "front").rename(tmp_path / "elsewhere")
     for _ in range(2):
-        copy = Path(pinned_files.here(held["path"], "path", fetch))
+        copy = Path(pinned_files.local_path(held["path"], "path", fetch))
         assert (copy / "deep" / "weights").read_bytes() == b"\x00\x01"
         assert copy.name == "sae"
     assert len(fetched) == 2, "a copy is kept"
-    data = Path(pinned_files.here(held["contrast"], "contrast", fetch))
+    data = Path(pinned_files.local_path(held["contrast"], "contrast", fetch))
     assert sorted(each.name for each in data.parent.iterdir()) == ["corpus.jsonl", "corpus_shifted.jsonl"]
     monkeypatch.chdir(tmp_path / "elsewhere")
-    relative = pinned_files.pinned("./sae", "path", None)
+    relative = pinned_files.pin_path("./sae", "path", None)
     assert relative is not None
     assert relative.path == str(tmp_path / "elsewhere" / "sae"), "a worker stands elsewhere"
-    spec = pinned_files.localised(
+    spec = pinned_files.with_local_paths(
         SAESpec("a", path=str(folder), contrast=str(corpus)),
         {("path", str(folder)): "p", ("contrast", str(corpus)): "c"},
     )
@@ -264,9 +264,9 @@ def test_files_are_known_by_content_and_copied_where_they_are_not(
     # Another content under the same path is not taken for it.
     (tmp_path / "front" / "sae").mkdir(parents=True)
     (tmp_path / "front" / "sae" / "cfg.json").write_text("{ }")
-    assert pinned_files.here(held["path"], "path", fetch) == str(copy)
-    everywhere = pinned_files.pinned(str(tmp_path / "elsewhere" / "sae"), "path", None)
+    assert pinned_files.local_path(held["path"], "path", fetch) == str(copy)
+    everywhere = pinned_files.pin_path(str(tmp_path / "elsewhere" / "sae"), "path", None)
     assert everywhere is not None
     (tmp_path / "elsewhere" / "sae" / "cfg.json").write_text("[]")
     with pytest.raises(LoadError, match="changed while it was measured"):
-        pinned_files.here(everywhere, "path", fetch)
+        pinned_files.local_path(everywhere, "path", fetch)

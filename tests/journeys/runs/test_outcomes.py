@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from sae_bench.report import run_folder
+from sae_bench.report.report import load_report
+
 BASELINE = "baselines/lab/a.json"
 
 
@@ -60,6 +63,20 @@ def test_what_the_run_finds(accepted: Any, what: Any, code: int, verdict: str) -
     junit = (accepted.path / "junit.xml").read_text()
     assert ('failures="0"' in junit) == (code == 0)
     assert "kl_gap" in result.stdout.str()
+
+
+def test_the_results_of_one_process_are_not_read_back_from_disk(accepted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those that its records hold, all the same."""
+    accepted.say(lab_a__kl_gap="nan", lab_b__kl_gap="raise", lab_c__kl_gap=1.2, lab_c__sparsity="drop")
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "read_record", lambda path: pytest.fail(f"{path} was read"))
+        assert accepted("-q").ret == 1
+    report = load_report(accepted.path / "reports" / "latest.json")
+    records = [run_folder.read_record(path) for path in (accepted.path / "reports").glob("2*/records/lab/*/*.json")]
+    latest = {(record.sae, record.result.name): record.result for record in sorted(records, key=lambda each: each.path)}
+    assert len(latest) == 9
+    for (sae, name), result in latest.items():
+        assert report.saes[sae].properties[name] == result
 
 
 def test_a_negative_accepted_value_has_a_good_direction_too(toy: Any) -> None:
