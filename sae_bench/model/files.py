@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from sae_bench.errors import LoadError
+from sae_bench.registry.file_hash import file_sha256
 from sae_bench.sae.protocol import tensor_bytes
 
 _WANTED = ("*.json", "model*.safetensors", "tokenizer*", "*.txt", "*.model", "*.py")
@@ -61,13 +62,7 @@ def tokenizer_sha256(folder: Path) -> str | None:
     return file_sha256(file) if file.is_file() else None
 
 
-def file_sha256(file: Path) -> str:
-    """Return the hash of a file's bytes, as hexadecimal digits."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def files_sha256(files: Iterable[Path]) -> str:
+def tensors_sha256(files: Iterable[Path]) -> str:
     """Hash of all tensors in safetensors files, however they are spread over them."""
     file_of: dict[str, Any] = {}
     with ExitStack() as stack:

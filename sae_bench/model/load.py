@@ -13,10 +13,10 @@ from sae_bench.errors import LoadError, UsageError, near
 from sae_bench.model.files import (
     check_complete,
     check_finite_weights,
-    files_sha256,
     model_folder,
     one_line,
     quiet,
+    tensors_sha256,
     tokenizer_sha256,
     weight_files,
 )
@@ -65,7 +65,7 @@ def load_model(name: str, *, kwargs: Mapping[str, Any] = {}, device: str = "cpu"
         name=name,
         processing=processing | {key: value for key, value in options.items() if key != "trust_remote_code"},
         tokenizer_sha256=tokenizer_sha256(folder),
-        weights=lambda: files_sha256(files),
+        weights=lambda: tensors_sha256(files),
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_bench.engine.noise_floors import added_floors
-from sae_bench.model.files import file_sha256
+from sae_bench.registry.file_hash import file_sha256
 from sae_bench.registry.spec import LABELLED_FIELDS
 from sae_bench.report.provenance import hardware
 

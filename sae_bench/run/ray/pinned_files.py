@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench.errors import LoadError
-from sae_bench.model.files import file_sha256
+from sae_bench.registry.file_hash import file_sha256
 from sae_bench.registry.spec import LABELLED_FIELDS, RELATED_FIELDS, SAESpec
 
 SAES = ("path", *RELATED_FIELDS)
