@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_bench.errors import LoadError, UsageError
-from sae_bench.model.files import files_sha256
+from sae_bench.model.files import tensors_sha256
 from sae_bench.model.load import load_model
 
 
@@ -104,7 +104,7 @@ def test_hash_does_not_depend_on_how_tensors_are_spread_over_files(copy: Path) -
     for part, chosen in enumerate((names[::2], names[1::2])):
         save_file({name: weights[name] for name in chosen}, copy / f"model-{part}.safetensors")
     parts = sorted(copy.glob("model-*.safetensors"))
-    assert files_sha256(parts) == files_sha256([copy / "model.safetensors"])
+    assert tensors_sha256(parts) == tensors_sha256([copy / "model.safetensors"])
     weights[names[0]] += 1
     save_file(weights, copy / "other.safetensors")
-    assert files_sha256([copy / "other.safetensors"]) != files_sha256(parts)
+    assert tensors_sha256([copy / "other.safetensors"]) != tensors_sha256(parts)
