@@ -259,9 +259,9 @@ def _judge_metric(case: _Case, metric: Metric, estimate: Estimate, limits: Mappi
         return _broken(case, metric, limits, f"was accepted as {entry.value}; accept a finite value", estimate)
     outcomes = [against_limit.against_bound(estimate, rule, case.alpha) for rule in limits.values() if rule.limit.hard]
     texts = [messages.bounded(metric, estimate.value, outcome, case.alpha) for outcome in outcomes]
-    known = case.known.get(metric.name, "") if outcomes else ""
-    stale = bool(known) and all(outcome.verdict is Verdict.PASS for outcome in outcomes)
-    if known:
+    known = case.known.get(metric.name) if outcomes else None
+    stale = known is not None and all(outcome.verdict is Verdict.PASS for outcome in outcomes)
+    if known is not None:
         outcomes, texts = _excused(outcomes, texts, known, stale)
     if "change" in limits and case.compare:
         try:
@@ -277,7 +277,7 @@ def _judge_metric(case: _Case, metric: Metric, estimate: Estimate, limits: Mappi
     judged = _judgement(
         case, metric, decisive.verdict, texts[worst], limits, estimate, outcomes, decisive.exceeds_limit
     )
-    return replace(judged, judgement=replace(judged.judgement, known_reason=known, stale_known_failure=stale))
+    return replace(judged, judgement=replace(judged.judgement, known_reason=known or "", stale_known_failure=stale))
 
 
 def _severity(outcome: LimitOutcome) -> tuple[int, bool]:

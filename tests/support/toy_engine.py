@@ -132,5 +132,5 @@ def install(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     from sae_bench.run import run
 
     set_attribute(run, "load_property", toy_property)
-    set_attribute(run, "content_of", content)
+    set_attribute(run, "measurement_content", content)
     set_attribute(run.Run, "_load", lambda self: ToyLoader(self.options))
