@@ -1,4 +1,4 @@
-"""Does the SAE make the model more or less sure of itself, rather than sure of something else?
+"""Change of the model's confidence through the SAE: entropy, temperature and the final norm's scale.
 
     entropy_shift          mean H(Q) - H(P) over kept tokens: P clean, Q with the reconstruction in place of x
     temperature_share      1 - sum min_b KL(P || softmax(b log Q)) / sum KL(P || Q): what one number a token undoes
@@ -37,9 +37,9 @@ _RANGE = 4.0
 _CLOSE = 1e-3
 "A last step of this size leaves less than a millionth of the divergence."
 _ROWS = 64
-"Rows whose temperatures are found together."
+"Rows whose temperatures are fitted together."
 _LEAST = -1e4
-"Log-probabilities below it are 0 in float32 at every temperature of interest."
+"Log-probabilities below it are probabilities of 0 in float32 at every temperature of interest."
 
 _MEANINGS = (
     ("entropy_shift", "nats", "rise of the next-token entropy"),
@@ -61,21 +61,25 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """Entropies, best temperatures and frozen divergences of the SAE and of noise, at every kept token."""
+    """Measure entropies, best temperatures and frozen divergences of the SAE and of noise at every kept token."""
     tables = bench.collect(lambda batch: _tokens(bench, batch), "confidence")
     estimates: dict[str, Estimate] = {"entropy_clean": _mean(bench, tables["entropy_clean"])}
     for suffix in ("", _NOISE):
-        found = _arm(bench, {name: tables[name + suffix] for name in ("entropy", "kl", "tempered", "frozen", "scale")})
-        estimates |= {name + suffix: estimate for name, estimate in found.items()}
+        condition_estimates = _condition_estimates(
+            bench, {name: tables[name + suffix] for name in ("entropy", "kl", "tempered", "frozen", "scale")}
+        )
+        estimates |= {name + suffix: estimate for name, estimate in condition_estimates.items()}
     return Measurement(estimates, bench.clusters, settings={"include_bos": bench.include_bos})
 
 
-def _arm(bench: Bench, tables: dict[str, Tensor]) -> dict[str, Estimate]:
+def _condition_estimates(bench: Bench, tables: dict[str, Tensor]) -> dict[str, Estimate]:
     kl = bench.per_cluster(tables["kl"])
-    undone = bench.per_cluster(tables["kl"] - tables["tempered"])
+    recovered = bench.per_cluster(tables["kl"] - tables["tempered"])
     return {
         "entropy_shift": _mean(bench, tables["entropy"]),
-        "temperature_share": Ratio(undone, kl) if kl.sum() > 0 else Undefined("nothing changes, so there is no KL"),
+        "temperature_share": Ratio(recovered, kl)
+        if kl.sum() > 0
+        else Undefined("no prediction changes, so there is no KL"),
         "kl_frozen": _mean(bench, tables["frozen"]),
         "kl_frozen_difference": _mean(bench, tables["frozen"] - tables["kl"]),
         "log_scale_shift": _mean(bench, tables["scale"]),
@@ -88,7 +92,7 @@ def _mean(bench: Bench, table: Tensor) -> Ratio:
 
 
 def _tokens(bench: Bench, batch: Batch) -> dict[str, Tensor]:
-    """(docs, pos) tables of one batch."""
+    """Return (docs, pos) tables of one batch."""
     import torch
 
     from sae_bench.engine import noise_floors
@@ -97,32 +101,34 @@ def _tokens(bench: Bench, batch: Batch) -> dict[str, Tensor]:
 
     x, error = batch.x, bench.error(batch)
     noise = noise_floors.isotropic(x, error, bench.noise_pool(), bench.draw(batch, "isotropic", 0))
-    clean, ours, theirs = (bench.final_residual(batch, value) for value in (x, x + error, noise))  # (rows, d_model)
+    clean, with_sae, with_noise = (
+        bench.final_residual(batch, value) for value in (x, x + error, noise)
+    )  # (rows, d_model)
     # About four tables over the vocabulary are alive at once.
     step = rows_at_once(bench.model.d_vocab, bench.settings.memory_bytes // (4 * 4), x.device)
-    pieces = zip(*(torch.split(each, step) for each in (clean, ours, theirs)), strict=True)
+    pieces = zip(*(torch.split(each, step) for each in (clean, with_sae, with_noise)), strict=True)
     parts = [_rows(bench.model, *piece) for piece in pieces]
     return {name: scatter(torch.cat([part[name] for part in parts]), batch.keep) for name in parts[0]}
 
 
-def _rows(model: Model, clean: Tensor, ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
-    """(rows,) each, float64, from final residual vectors (rows, d_model)."""
+def _rows(model: Model, clean: Tensor, with_sae: Tensor, with_noise: Tensor) -> dict[str, Tensor]:
+    """Return (rows,) float64 each, from final residual vectors (rows, d_model)."""
     from sae_bench.engine.divergence import entropy, kl_divergence, log_softmax_
 
     logp, scale = log_softmax_(model.final_logits(clean)), model.norm_scale(clean)
-    found = {"entropy_clean": entropy(logp)}
-    for suffix, moved in {"": ours, _NOISE: theirs}.items():
-        logq = model.final_logits(moved)
-        found["kl" + suffix] = kl_divergence(logp, logq)
-        found["entropy" + suffix] = entropy(logq) - found["entropy_clean"]
-        found["tempered" + suffix] = tempered_kl(logp, logq)
-        found["frozen" + suffix] = kl_divergence(logp, model.final_logits(moved, scale=scale))
-        found["scale" + suffix] = (model.norm_scale(moved) / scale).log().squeeze(-1)
-    return {name: values.double() for name, values in found.items()}
+    values_by_name = {"entropy_clean": entropy(logp)}
+    for suffix, resid in {"": with_sae, _NOISE: with_noise}.items():
+        logq = model.final_logits(resid)
+        values_by_name["kl" + suffix] = kl_divergence(logp, logq)
+        values_by_name["entropy" + suffix] = entropy(logq) - values_by_name["entropy_clean"]
+        values_by_name["tempered" + suffix] = tempered_kl(logp, logq)
+        values_by_name["frozen" + suffix] = kl_divergence(logp, model.final_logits(resid, scale=scale))
+        values_by_name["scale" + suffix] = (model.norm_scale(resid) / scale).log().squeeze(-1)
+    return {name: values.double() for name, values in values_by_name.items()}
 
 
 def tempered_kl(logp: Tensor, logq: Tensor) -> Tensor:
-    """(rows,) least KL(P || softmax(b log Q)) over inverse temperatures b > 0, by Newton's method; (rows, V) both.
+    """Return (rows,) the least KL(P || softmax(b log Q)) over inverse temperatures b > 0, by Newton's method.
 
     Never above the KL at b = 1.
     """
@@ -152,10 +158,10 @@ def _tempered(logp: Tensor, logq: Tensor) -> Tensor:
     return best.clamp_min(0)
 
 
-def rank_correlation(bench: Bench, left: Tensor, right: Tensor) -> Estimate:
-    """Spearman of two (documents, pos) tables over kept tokens, with influences by leaving one cluster out.
+def rank_correlation(bench: Bench, first: Tensor, second: Tensor) -> Estimate:
+    """Return Spearman's correlation of two (documents, pos) tables over kept tokens, by leaving clusters out.
 
-    Ranks are those of all tokens; what a cluster adds to the sums of ranks is left out, not ranked again.
+    Ranks are those of all tokens: a cluster's part of the sums of ranks is left out, nothing is ranked again.
     """
     from scipy.stats import rankdata
 
@@ -163,9 +169,9 @@ def rank_correlation(bench: Bench, left: Tensor, right: Tensor) -> Estimate:
 
     keep = bench.keep.cpu().numpy()
     cluster = np.broadcast_to(np.asarray(bench.cluster_of)[:, None], keep.shape)[keep]
-    a, b = (rankdata(table.cpu().numpy()[keep]) / len(cluster) - 0.5 for table in (left, right))
+    a, b = (rankdata(table.cpu().numpy()[keep]) / len(cluster) - 0.5 for table in (first, second))
     if not np.ptp(a) or not np.ptp(b):
-        return Undefined("entropy or the norm's scale is moved by nothing, so there is no correlation")
+        return Undefined("the entropy or the norm's scale is the same at every token, so there is no correlation")
     columns = [np.ones_like(a), a, b, a * a, b * b, a * b]
     parts = np.stack([np.bincount(cluster, column, minlength=len(bench.clusters)) for column in columns])
     value = float(_correlation(parts.sum(1)))
@@ -174,11 +180,11 @@ def rank_correlation(bench: Bench, left: Tensor, right: Tensor) -> Estimate:
 
 
 def _correlation(sums: Floats) -> Floats:
-    """Pearson's from n, sum a, sum b, sum a², sum b² and sum ab (6, ...)."""
+    """Return Pearson's correlation from n, sum a, sum b, sum a², sum b² and sum ab (6, ...)."""
     n, a, b, aa, bb, ab = sums
     with np.errstate(divide="ignore", invalid="ignore"):
-        found: Floats = (n * ab - a * b) / np.sqrt((n * aa - a * a) * (n * bb - b * b))
-    return found
+        correlation: Floats = (n * ab - a * b) / np.sqrt((n * aa - a * a) * (n * bb - b * b))
+    return correlation
 
 
 PROPERTY = Property(

@@ -1,4 +1,4 @@
-"""How much of the activation the reconstruction keeps, in squared error and in direction.
+"""Accuracy of the reconstruction, in squared error and in direction.
 
     fvu                 sum ‖x̂ - x‖² / sum ‖x - x̄‖², over kept tokens; x̄ is the mean of the whole pinned corpus
     explained_variance  1 - fvu
@@ -17,6 +17,7 @@ import numpy as np
 
 from sae_bench.measure.measurement import Measurement, Metric, Ratio, Series
 from sae_bench.measure.properties import Property
+from sae_bench.measure.tables import log_counts, log_edges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
     from sae_bench.measure.arrays import Floats
 
-SMALLEST, LARGEST = 1e-6, 1e2
-"Ends of logarithmic axes; what lies beyond is counted there."
 GROUPS = 20
 "Groups of equally many tokens, by the norm of the activation."
 
@@ -43,7 +42,7 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """Squared errors, norms and cosines of every kept token."""
+    """Measure squared errors, norms and cosines of every kept token."""
     mean = bench.site_data.mean.to(bench.settings.device)
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
@@ -74,25 +73,26 @@ def measure(bench: Bench) -> Measurement:
     )
 
 
-def _series(kept: Mapping[str, Floats]) -> dict[str, Series]:
-    """Distributions over kept tokens: ``kept`` holds (tokens,) by name."""
-    edges = np.geomspace(SMALLEST, LARGEST, 65)
+def _series(tokens: Mapping[str, Floats]) -> dict[str, Series]:
+    """Return distributions over kept tokens; ``tokens`` holds (tokens,) by name."""
 
     def histogram(values: Floats, title: str, x: str) -> Series:
-        counts = np.histogram(values.clip(SMALLEST, LARGEST), edges)[0]
-        return Series("histogram", {"edges": edges.tolist(), "tokens": counts.tolist()}, title, x, log_x=True)
+        columns = {"edges": log_edges().tolist(), "tokens": log_counts(values)}
+        return Series("histogram", columns, title, x, log_x=True)
 
-    lost = kept["error"] / np.maximum(kept["variance"], 1e-30)
-    groups = [rows for rows in np.array_split(np.argsort(kept["norm"], kind="stable"), GROUPS) if len(rows)]
+    lost_share = tokens["error"] / np.maximum(tokens["variance"], 1e-30)
+    groups = [rows for rows in np.array_split(np.argsort(tokens["norm"], kind="stable"), GROUPS) if len(rows)]
     quartiles = {
-        f"p{q}": [float(np.quantile(kept["error_norm"][rows], q / 100)) for rows in groups] for q in (25, 50, 75)
+        f"p{q}": [float(np.quantile(tokens["error_norm"][rows], q / 100)) for rows in groups] for q in (25, 50, 75)
     }
     return {
-        "fvu": histogram(lost, "Share of its variance that a token loses", "squared error over squared deviation"),
-        "token_cosine": histogram(1 - kept["cosine"], "Direction of a token's reconstruction", "1 - cosine"),
+        "fvu": histogram(
+            lost_share, "Share of its variance that a token loses", "squared error over squared deviation"
+        ),
+        "token_cosine": histogram(1 - tokens["cosine"], "Direction of a token's reconstruction", "1 - cosine"),
         "error_by_norm": Series(
             "curve",
-            {"x": [float(np.median(kept["norm"][rows])) for rows in groups], **quartiles},
+            {"x": [float(np.median(tokens["norm"][rows])) for rows in groups], **quartiles},
             "Norm of the error, by norm of the activation",
             "norm of the activation",
         ),

@@ -1,4 +1,4 @@
-"""How many features fire, how strongly, how often, and which of them are dense.
+"""Number, strength and frequency of active features, and the dense ones among them.
 
     l0        mean number of features that fire on a token (codes other than 0)
     l1        mean sum of |codes|, decoder norms folded in
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DENSE = 0.1
 "Density above which a feature counts as dense."
 UNSEEN = 0.01
-"Share of all features that must be dead for want of tokens alone, as far as can be estimated, to be said so."
+"Least share of all features, as estimated, that are dead for lack of tokens alone, for a note to say so."
 TOGETHER = 0.5
 "Correlation of firing above which two dense features belong to one group."
 LEVELS = {"l0_p5": 0.05, "l0_p50": 0.5, "l0_p95": 0.95}
@@ -51,7 +51,7 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """Counts, strengths and densities of the codes; KL of the dense features alone and of the others alone."""
+    """Measure counts, strengths and densities of the codes, and KL with dense features only and without them."""
     firing = bench.firing
     tokens = float(firing.tokens)
     density = firing.density.numpy()  # (n,)
@@ -75,8 +75,8 @@ def measure(bench: Bench) -> Measurement:
         else Undefined("no feature fires on the documents measured"),
     }
     for name in ("kl_dense_only", "kl_without_dense"):
-        why = NO_MODEL if dense.any() else "no feature is dense"
-        estimates[name] = Ratio(sums[name], count) if name in sums else Undefined(why)
+        reason = NO_MODEL if dense.any() else "no feature is dense"
+        estimates[name] = Ratio(sums[name], count) if name in sums else Undefined(reason)
     return Measurement(
         estimates,
         bench.clusters,
@@ -86,7 +86,7 @@ def measure(bench: Bench) -> Measurement:
 
 
 def _notes(count: NDArray[np.int64], tokens: int) -> tuple[str, ...]:
-    """Says so when features are called dead for want of tokens; ``count`` (n,) is on how many each fires.
+    """Return a note when features may count as dead for lack of tokens; ``count`` (n,) is on how many each fires.
 
     Formula: Chao 1984, bias-corrected: f1 (f1 - 1) / (2 (f2 + 1)) are unseen when f1 were seen once and f2 twice.
     """
@@ -95,13 +95,13 @@ def _notes(count: NDArray[np.int64], tokens: int) -> tuple[str, ...]:
     if unseen < max(1, UNSEEN * len(count)):
         return ()
     return (
-        f"dead is said from {tokens} tokens: {once} features fire on one of them only, so about {unseen} of the {dead} "
-        f"that never fire would do so on more",
+        f"dead and alive rest on {tokens} tokens: {once} features fire on one of them only, so about {unseen} of the "
+        f"{dead} that never fire would do so on more tokens",
     )
 
 
 def _tokens(bench: Bench, batch: Batch, dense: NDArray[np.bool_]) -> dict[str, Tensor]:
-    """(docs, pos) tables of one batch; the two KL arms run only when there are dense features."""
+    """Return (docs, pos) tables of one batch; the two KL conditions run only when there are dense features."""
     norms = bench.decoder_norms  # (n,)
     mask = norms.new_tensor(dense)
     tables = {
@@ -111,13 +111,13 @@ def _tokens(bench: Bench, batch: Batch, dense: NDArray[np.bool_]) -> dict[str, T
     }
     if dense.any() and bench.has_model:
         codes = bench.codes(batch)  # (docs, pos, n)
-        for name, kept in {"kl_dense_only": mask, "kl_without_dense": 1 - mask}.items():
-            tables[name] = bench.intervene(batch, bench.decode(batch, codes * kept)).kl
+        for name, selected in {"kl_dense_only": mask, "kl_without_dense": 1 - mask}.items():
+            tables[name] = bench.intervene(batch, bench.decode(batch, codes * selected)).kl
     return tables
 
 
 def _spread(bench: Bench, l0: Tensor) -> dict[str, Estimate]:
-    """Standard deviation and quantiles of L0 over tokens, with influences by leaving one cluster out."""
+    """Return standard deviation and quantiles of L0 over tokens, with influences by leaving one cluster out."""
     from sae_bench.measure.uncertainty import leave_one_out
 
     keep = bench.keep.cpu().numpy()
@@ -129,7 +129,7 @@ def _spread(bench: Bench, l0: Tensor) -> dict[str, Estimate]:
     total = counts.sum(0)
 
     def spread(name: str, histogram: Floats) -> float:
-        """A statistic of L0 from its histogram: exact, since L0 is a whole number."""
+        """Return a statistic of L0 from its histogram, which is exact because L0 is a whole number."""
         if name in LEVELS:
             cumulative = np.cumsum(histogram)
             return float(np.searchsorted(cumulative, LEVELS[name] * cumulative[-1]))
@@ -146,19 +146,19 @@ def _spread(bench: Bench, l0: Tensor) -> dict[str, Estimate]:
 
 
 def _groups(bench: Bench, dense: NDArray[np.bool_]) -> int:
-    """Groups of at least two dense features joined by correlations of firing above `TOGETHER`."""
+    """Return the number of groups of dense features joined by correlations of firing above `TOGETHER`."""
     from scipy.sparse.csgraph import connected_components
 
     if dense.sum() < 2:
         return 0
-    index = np.flatnonzero(dense)
-    tokens, both, one = 0, np.zeros((len(index), len(index))), np.zeros(len(index))
+    columns = np.flatnonzero(dense)
+    tokens, joint, single = 0, np.zeros((len(columns), len(columns))), np.zeros(len(columns))
     for batch in bench.batches():
         codes = bench.codes(batch)[batch.keep]  # (tokens, n)
-        fires = (codes[:, index] != 0).double().cpu().numpy()  # (tokens, dense)
-        tokens, both, one = tokens + len(fires), both + fires.T @ fires, one + fires.sum(0)
-    mean = one / tokens
-    covariance = both / tokens - np.outer(mean, mean)
+        firing = (codes[:, columns] != 0).double().cpu().numpy()  # (tokens, dense)
+        tokens, joint, single = tokens + len(firing), joint + firing.T @ firing, single + firing.sum(0)
+    mean = single / tokens
+    covariance = joint / tokens - np.outer(mean, mean)
     sd = np.sqrt(np.diag(covariance)).clip(1e-12)
     _, label = connected_components(covariance / np.outer(sd, sd) > TOGETHER, directed=False)
     return int((np.bincount(label) >= 2).sum())

@@ -1,4 +1,4 @@
-"""Does a second SAE of the same site, of another seed, find the same features?
+"""Agreement of the features with those of a second SAE of the same site and another seed.
 
     mmcs            mean over this SAE's features of the largest cosine with one of the partner's (Sharkey 2022)
     mmcs_reverse    the other way round
@@ -27,22 +27,38 @@ if TYPE_CHECKING:
     from sae_bench.measure.geometry import Matching
 
 METRICS = (
-    Metric("mmcs", "cosine", "higher", "mean largest cosine of a feature with the second SAE's", noise_free=True),
-    Metric("mmcs_reverse", "cosine", "higher", "the same seen from the second SAE", noise_free=True),
+    Metric("mmcs", "cosine", "higher", "mean largest cosine of the SAE's features with the partner's", noise_free=True),
+    Metric(
+        "mmcs_reverse",
+        "cosine",
+        "higher",
+        "mean largest cosine of the partner's features with the SAE's",
+        noise_free=True,
+    ),
     Metric("floor_mmcs", "cosine", "reported", "mmcs of random directions", noise_free=True),
     Metric("floor_mmcs_reverse", "cosine", "reported", "mmcs_reverse of random directions", noise_free=True),
-    Metric("matched_share", "share", "higher", "features matched one to one at a cosine of 0.7", noise_free=True),
-    Metric("matched_encoder_share", "share", "higher", "matched with encoders at 0.7 as well", noise_free=True),
-    Metric("floor_matched_share", "share", "reported", "random directions that reach 0.7 at all", noise_free=True),
+    Metric(
+        "matched_share", "share", "higher", "share of features matched one to one at a cosine of 0.7", noise_free=True
+    ),
+    Metric(
+        "matched_encoder_share",
+        "share",
+        "higher",
+        "share of features matched in decoder and encoder at a cosine of 0.7",
+        noise_free=True,
+    ),
+    Metric(
+        "floor_matched_share", "share", "reported", "share of random directions with any cosine of 0.7", noise_free=True
+    ),
 )
 
 
 def measure(bench: Bench) -> Measurement:
-    """Largest cosines both ways and one-to-one matches of the alive features of two SAEs."""
+    """Measure largest cosines both ways and one-to-one matches of the alive features of two SAEs."""
     partner = bench.related.partner
     if partner is None:
-        none = Undefined("no second SAE registered: partner=...")
-        return Measurement({metric.name: none for metric in METRICS}, bench.clusters)
+        undefined = Undefined("no second SAE registered: partner=...")
+        return Measurement({metric.name: undefined for metric in METRICS}, bench.clusters)
     if int(partner.W_dec.shape[1]) != int(bench.sae.W_dec.shape[1]) or int(partner.d_in) != int(bench.sae.d_in):
         raise MeasurementError(
             f"the second SAE reads {int(partner.d_in)} and writes {int(partner.W_dec.shape[1])} numbers, this one "
@@ -52,17 +68,17 @@ def measure(bench: Bench) -> Measurement:
     theirs = _usable(bench, partner, _alive(bench, partner), "the second SAE")
     from sae_bench.measure.geometry import match_directions
 
-    found = match_directions(bench.sae.W_dec[ours], partner.W_dec[theirs].to(bench.sae.W_dec.device))
+    matching = match_directions(bench.sae.W_dec[ours], partner.W_dec[theirs].to(bench.sae.W_dec.device))
     return Measurement(
-        {**_mmcs(found, int(bench.sae.W_dec.shape[1])), **_matched(bench, partner, ours, theirs, found)},
+        {**_mmcs(matching, int(bench.sae.W_dec.shape[1])), **_matched(bench, partner, ours, theirs, matching)},
         bench.clusters,
-        {"best_cosine": _series(found, int(bench.sae.W_dec.shape[1]))},
+        {"best_cosine": _series(matching, int(bench.sae.W_dec.shape[1]))},
         notes=(f"{len(ours)} features against {len(theirs)} of the second SAE, all of them alive",),
     )
 
 
 def _alive(bench: Bench, sae: Any) -> Tensor:
-    """bool (n,), features that fire on a kept token of the whole corpus."""
+    """Return bool (n,) features that fire on a kept token of the whole corpus."""
     import torch
 
     alive = torch.zeros(int(sae.d_sae), dtype=torch.bool)
@@ -72,38 +88,38 @@ def _alive(bench: Bench, sae: Any) -> Tensor:
     return alive
 
 
-def _usable(bench: Bench, sae: Any, alive: Tensor, what: str) -> Tensor:
-    """int64 (n,), features that fire and write."""
+def _usable(bench: Bench, sae: Any, alive: Tensor, name: str) -> Tensor:
+    """Return int64 (n,) features that fire and write."""
     from sae_bench.measure.geometry import finite_norms
 
     usable = alive & (finite_norms(sae.W_dec).cpu() > 0)
-    check_alive(sae, usable, bench.firing.tokens, what)
+    check_alive(sae, usable, bench.firing.tokens, name)
     return usable.nonzero().flatten()
 
 
-def _mmcs(found: Matching, d: int) -> dict[str, Estimate]:
+def _mmcs(matching: Matching, d: int) -> dict[str, Estimate]:
     from sae_bench.measure.geometry import SAME_COSINE, isotropic_floor
 
     estimates: dict[str, Estimate] = {
-        "mmcs": Exact(float(found.best_of_a.double().mean())),
-        "mmcs_reverse": Exact(float(found.best_of_b.double().mean())),
+        "mmcs": Exact(float(matching.best_of_a.double().mean())),
+        "mmcs_reverse": Exact(float(matching.best_of_b.double().mean())),
     }
-    for name, others in (("floor_mmcs", len(found.best_of_b)), ("floor_mmcs_reverse", len(found.best_of_a))):
+    for name, count in (("floor_mmcs", len(matching.best_of_b)), ("floor_mmcs_reverse", len(matching.best_of_a))):
         # A direction's best of m others is its nearest neighbour in a dictionary of m + 1.
-        floor = isotropic_floor(others + 1, d)
+        floor = isotropic_floor(count + 1, d)
         estimates[name] = Exact(float(floor.nth[1].mean(dtype=np.float64)))
         if name == "floor_mmcs":
             estimates["floor_matched_share"] = Exact(float((floor.nth[1] >= SAME_COSINE).mean()))
     return estimates
 
 
-def _matched(bench: Bench, partner: Any, ours: Tensor, theirs: Tensor, found: Matching) -> dict[str, Estimate]:
+def _matched(bench: Bench, partner: Any, ours: Tensor, theirs: Tensor, matching: Matching) -> dict[str, Estimate]:
     from sae_bench.measure.geometry import MOST_PAIRS, SAME_COSINE, largest_matching, row_cosines
 
-    if found.pairs is None:
-        many = Undefined(f"more than {MOST_PAIRS} pairs of features are close: there is nothing to tell apart")
-        return {"matched_share": many, "matched_encoder_share": many}
-    rows, columns = (each.cpu() for each in found.pairs)
+    if matching.pairs is None:
+        undefined = Undefined(f"more than {MOST_PAIRS} pairs of features are close, so features cannot be matched")
+        return {"matched_share": undefined, "matched_encoder_share": undefined}
+    rows, columns = (each.cpu() for each in matching.pairs)
     n, m = len(ours), len(theirs)
     estimates: dict[str, Estimate] = {"matched_share": Exact(largest_matching(rows, columns, n, m) / min(n, m))}
     ours_in, theirs_in = encoder_rows(bench.sae), encoder_rows(partner)
@@ -115,15 +131,15 @@ def _matched(bench: Bench, partner: Any, ours: Tensor, theirs: Tensor, found: Ma
     return estimates
 
 
-def _series(found: Matching, d: int) -> Series:
+def _series(matching: Matching, d: int) -> Series:
     from sae_bench.measure.geometry import EDGES, isotropic_floor
 
-    drawn = {
-        "this SAE": found.best_of_a.cpu().numpy(),
-        "the second": found.best_of_b.cpu().numpy(),
-        "isotropic": isotropic_floor(len(found.best_of_b) + 1, d).nth[1],
+    samples = {
+        "this SAE": matching.best_of_a.cpu().numpy(),
+        "the second": matching.best_of_b.cpu().numpy(),
+        "isotropic": isotropic_floor(len(matching.best_of_b) + 1, d).nth[1],
     }
-    counts = {name: np.histogram(values.clip(-1, 1), EDGES)[0].tolist() for name, values in drawn.items()}
+    counts = {name: np.histogram(values.clip(-1, 1), EDGES)[0].tolist() for name, values in samples.items()}
     return Series("histogram", {"edges": EDGES.tolist(), **counts}, "Largest cosine with the other SAE", "cosine")
 
 

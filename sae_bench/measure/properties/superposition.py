@@ -1,4 +1,4 @@
-"""What it costs that more features than dimensions share one space.
+"""Cost of more features than dimensions in one space: interference, capacity and scale equivariance.
 
     rms_cosine           root mean square cosine of two features; 1/sqrt(d) for random directions
     interference_excess  variance that active features read of each other's writing, over what random directions give:
@@ -33,13 +33,19 @@ if TYPE_CHECKING:
 SCALES = (0.5, 0.75, 1.25, 1.5, 2.0)
 "Factors that activations are multiplied with."
 _WORK = 1e12
-"Multiplications beyond which crosstalk is read on one of two, three ... positions only."
+"Most multiplications for crosstalk at every position; with more, it is measured on one of two, three ... positions."
 
 METRICS = (
     Metric("rms_cosine", "cosine", "reported", "root mean square cosine of two features", noise_free=True),
-    Metric("rms_cosine_floor", "cosine", "reported", "the same of random directions, 1/sqrt(d)", noise_free=True),
+    Metric(
+        "rms_cosine_floor",
+        "cosine",
+        "reported",
+        "root mean square cosine of two random directions, 1/sqrt(d)",
+        noise_free=True,
+    ),
     Metric("coherence", "cosine", "reported", "largest absolute cosine of two features", noise_free=True),
-    Metric("welch_bound", "cosine", "reported", "least coherence so many directions can have", noise_free=True),
+    Metric("welch_bound", "cosine", "reported", "smallest coherence that so many directions can have", noise_free=True),
     Metric(
         "interference_excess", "ratio", "lower", "crosstalk of active features over random directions'", noise_free=True
     ),
@@ -48,23 +54,34 @@ METRICS = (
     ),
     Metric("worst_case_capacity", "features", "reported", "d / (8 ln n), for any set of features", noise_free=True),
     Metric(
-        "scale_equivariance", "share", "higher", "how far codes of a scaled x are scaled codes of x", noise_free=True
+        "scale_equivariance",
+        "share",
+        "higher",
+        "agreement of the codes of a scaled x with the scaled codes of x",
+        noise_free=True,
     ),
 )
 
 
 def measure(bench: Bench) -> Measurement:
-    """Cosines of alive features, crosstalk on the measured tokens, codes of scaled activations."""
-    found = dictionary_neighbours(bench)
-    stride = _stride(bench, found.alive.d)
+    """Measure cosines of alive features, crosstalk on the measured tokens, and codes of scaled activations."""
+    geometry = dictionary_neighbours(bench)
+    stride = _stride(bench, geometry.alive.d)
     directions = _unit_rows(bench)
     tables = bench.collect(lambda batch: _tokens(bench, batch, directions, stride), "superposition")
     sums = {name: bench.per_cluster(table) for name, table in tables.items()}
-    notes = found.notes
+    notes = geometry.notes
     if stride > 1:
-        notes = (*notes, f"crosstalk is read on one of {stride} positions: so many features are active at once")
+        notes = (
+            *notes,
+            f"crosstalk is measured on one of {stride} positions, because many features are active at once",
+        )
     return Measurement(
-        {**_weights(found.alive), **_crosstalk(sums, found.alive.d), "scale_equivariance": _equivariance(sums, SCALES)},
+        {
+            **_weights(geometry.alive),
+            **_crosstalk(sums, geometry.alive.d),
+            "scale_equivariance": _equivariance(sums, SCALES),
+        },
         bench.clusters,
         {"scale_equivariance": _curve(sums), "interference_excess": _histogram(tables)},
         notes=notes,
@@ -75,25 +92,25 @@ def _weights(neighbours: Neighbours) -> dict[str, Estimate]:
     from sae_bench.measure.geometry import rms_cosine, welch_bound
 
     n, d = neighbours.n, neighbours.d
-    alone = Undefined("a single feature shares its space with no other")
+    undefined = Undefined("a single feature shares its space with no other")
     return {
-        "rms_cosine": Exact(rms_cosine(neighbours)) if n > 1 else alone,
+        "rms_cosine": Exact(rms_cosine(neighbours)) if n > 1 else undefined,
         "rms_cosine_floor": Exact(1 / math.sqrt(d)),
-        "coherence": Exact(neighbours.coherence) if n > 1 else alone,
-        "welch_bound": Exact(welch_bound(n, d)) if n > 1 else alone,
-        "worst_case_capacity": Exact(d / (8 * math.log(n))) if n > 1 else alone,
+        "coherence": Exact(neighbours.coherence) if n > 1 else undefined,
+        "welch_bound": Exact(welch_bound(n, d)) if n > 1 else undefined,
+        "worst_case_capacity": Exact(d / (8 * math.log(n))) if n > 1 else undefined,
     }
 
 
 def _crosstalk(sums: dict[str, Floats], d: int) -> dict[str, Estimate]:
     read, random = sums["read"], sums["random"]
     if random.sum() == 0:
-        alone = Undefined("no token of the documents measured has two active features")
-        return {"interference_excess": alone, "active_capacity": alone}
-    none = Undefined("active features are orthogonal: however many there are, they do not disturb each other")
+        no_pairs = Undefined("no token of the documents measured has two active features")
+        return {"interference_excess": no_pairs, "active_capacity": no_pairs}
+    orthogonal = Undefined("active features are orthogonal: however many there are, they do not disturb each other")
     return {
         "interference_excess": Ratio(read, random),
-        "active_capacity": Ratio(d * random, read) if read.sum() > 0 else none,
+        "active_capacity": Ratio(d * random, read) if read.sum() > 0 else orthogonal,
     }
 
 
@@ -107,13 +124,13 @@ def _equivariance(sums: dict[str, Floats], scales: tuple[float, ...]) -> Estimat
 
 def _curve(sums: dict[str, Floats]) -> Series:
     values = [getattr(_equivariance(sums, (scale,)), "value", math.nan) for scale in SCALES]
-    kept = [(scale, value) for scale, value in zip(SCALES, values, strict=True) if math.isfinite(value)]
-    columns = {"x": [scale for scale, _ in kept], "equivariance": [value for _, value in kept]}
+    points = [(scale, value) for scale, value in zip(SCALES, values, strict=True) if math.isfinite(value)]
+    columns = {"x": [scale for scale, _ in points], "equivariance": [value for _, value in points]}
     return Series("curve", columns, "Codes of a times x against a times codes of x", "a")
 
 
 def _histogram(tables: dict[str, Tensor]) -> Series:
-    """Crosstalk of every token that was asked for it; what lies beyond an end is counted there."""
+    """Return crosstalk of every token that was sampled; values outside the axis are counted in its last bins."""
     random = tables["random"].numpy()
     excess = tables["read"].numpy()[random > 0] / random[random > 0]
     edges = np.geomspace(1e-2, 1e3, 61)
@@ -126,7 +143,7 @@ TABLES = ("read", "random", "power", *(f"lost_{scale}" for scale in SCALES))
 
 
 def _tokens(bench: Bench, batch: Batch, directions: Tensor, stride: int) -> dict[str, Tensor]:
-    """(docs, pos) tables of one batch."""
+    """Return (docs, pos) tables of one batch."""
     import torch
 
     from sae_bench.measure.geometry import code_power, crosstalk
@@ -137,9 +154,11 @@ def _tokens(bench: Bench, batch: Batch, directions: Tensor, stride: int) -> dict
     # Shifted from document to document, so that no position of the text is favoured.
     document = torch.tensor(batch.documents, device=batch.keep.device)[:, None]
     position = torch.arange(batch.keep.shape[1], device=batch.keep.device)
-    asked = batch.keep & ((document + position) % stride == 0)
+    sampled = batch.keep & ((document + position) % stride == 0)
     tables = {name: torch.zeros(batch.keep.shape, dtype=torch.float64, device=batch.x.device) for name in TABLES}
-    tables["read"][asked], tables["random"][asked] = crosstalk(codes, directions, asked[batch.keep].nonzero().flatten())
+    tables["read"][sampled], tables["random"][sampled] = crosstalk(
+        codes, directions, sampled[batch.keep].nonzero().flatten()
+    )
     tables["power"][batch.keep] = code_power(codes)
     for scale in SCALES:
         # A document at a time: a feature near its threshold must not fire in one batch only.
@@ -149,19 +168,19 @@ def _tokens(bench: Bench, batch: Batch, directions: Tensor, stride: int) -> dict
 
 
 def _lost(bench: Bench, x: Tensor, codes: SparseCodes, scale: float) -> Tensor:
-    """float64 (tokens,) squared distance of the codes of ``scale`` times x, over ``scale``, from ``codes`` of x."""
+    """Return float64 (tokens,) squared distance of the codes of ``scale`` times x, over ``scale``, from those of x."""
     import torch
 
     from sae_bench.sae import encode_sparse
 
     with torch.no_grad():
-        apart = encode_sparse(bench.sae, x * scale).times(bench.decoder_norms / scale).dense()  # (tokens, n)
-    apart[codes.token, codes.feature] -= codes.value
-    return apart.square_().sum(-1, dtype=torch.float64)
+        difference = encode_sparse(bench.sae, x * scale).times(bench.decoder_norms / scale).dense()  # (tokens, n)
+    difference[codes.token, codes.feature] -= codes.value
+    return difference.square_().sum(-1, dtype=torch.float64)
 
 
 def _unit_rows(bench: Bench) -> Tensor:
-    """float32 (n, d), 0 for rows that write nothing."""
+    """Return float32 (n, d) unit decoder rows, 0 for rows that write nothing."""
     from sae_bench.sae import unit_directions
 
     return unit_directions(bench.sae).detach()

@@ -1,4 +1,4 @@
-"""On which tokens does the model lose more than noise would cost, once chance is taken out?
+"""KL gap by token type, with the noise of the types' means taken into account.
 
 For every token type seen at least 50 times: the mean KL gap g (SAE minus isotropic noise of the error's norm), its
 standard error over documents, and its distance from the mean gap of all tokens.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FALSE_DISCOVERIES = 0.05
 LISTED = 50
 FEWEST_DOCUMENTS = 5
-"Documents that a type must occur in: a standard error over fewer is none."
+"Fewest documents with a type: a standard error over fewer means nothing."
 
 METRICS = (
     Metric("gap", "nats", "reported", "mean KL of a token beyond isotropic noise of the error's norm"),
@@ -49,7 +49,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class TokenTypes:
-    """What is known of each token type; all (types,)."""
+    """Statistics of token types; all (types,)."""
 
     token: NDArray[np.int64]
     count: Floats
@@ -57,28 +57,28 @@ class TokenTypes:
     error: Floats
     "Standard error of the difference between its gap and the mean."
     carriers: Floats
-    "How many clusters carry that error: (sum of squared influences)² over the sum of their fourth powers."
+    "Effective number of clusters behind that error: (sum of squared influences)² over the sum of their fourth powers."
     mean: float
 
     @property
     def spread(self) -> float:
-        """Mean squared distance of the gaps from the mean, noise included."""
+        """Return the mean squared distance of the gaps from the mean, noise included."""
         return float(np.mean((self.gap - self.mean) ** 2))
 
     @property
     def between(self) -> float:
-        """Variance of the true gaps, at least 0."""
+        """Return the variance of the true gaps, at least 0."""
         return max(self.spread - float(np.mean(self.error**2)), 0.0)
 
     @property
     def shrunk(self) -> Floats:
-        """The gaps, each moved towards the mean by the share of its distance that is noise."""
+        """Return the gaps, each moved towards the mean by the share of its distance that is noise."""
         weight = self.between / np.maximum(self.between + self.error**2, np.finfo(float).tiny)
-        found: Floats = self.mean + weight * (self.gap - self.mean)
-        return found
+        shrunk: Floats = self.mean + weight * (self.gap - self.mean)
+        return shrunk
 
     def adjusted_p(self) -> Floats:
-        """Benjamini-Hochberg adjusted p of the difference from the mean, two-sided.
+        """Return the Benjamini-Hochberg adjusted p of the difference from the mean, two-sided.
 
         By t with the clusters that carry the error less one as degrees of freedom: KL is skewed, and with all clusters
         the far tail that a list of types is picked from holds more than twice what it should.
@@ -90,31 +90,33 @@ class TokenTypes:
 
 
 def measure(bench: Bench) -> Measurement:
-    """Gaps by token type."""
+    """Measure the KL gap by token type."""
     gap = token_gap(bench)
     total, count = bench.per_cluster(gap), bench.per_cluster(bench.keep)
     sums, counts, ids = type_sums(bench, gap)
-    enough = (counts > 0).sum(0) >= FEWEST_DOCUMENTS
+    frequent = (counts > 0).sum(0) >= FEWEST_DOCUMENTS
     estimates: dict[str, Estimate] = {
         "gap": Ratio(total, count),
-        "types": Exact(float(enough.sum())),
+        "types": Exact(float(frequent.sum())),
         "frequency_correlation": frequency_correlation(bench, gap),
     }
-    if enough.sum() < 2:
-        few = Undefined(f"fewer than two token types occur {MINIMUM_OCCURRENCES} times in {FEWEST_DOCUMENTS} documents")
-        spread = dict.fromkeys(("between_types_share", "between_types_sd", "largest_gap"), few)
+    if frequent.sum() < 2:
+        undefined = Undefined(
+            f"fewer than two token types occur {MINIMUM_OCCURRENCES} times in {FEWEST_DOCUMENTS} documents"
+        )
+        spread = dict.fromkeys(("between_types_share", "between_types_sd", "largest_gap"), undefined)
         return Measurement({**estimates, **spread}, bench.clusters)
-    sums, counts, ids = sums[:, enough], counts[:, enough], ids[enough]
-    found = compare_types(total, count, sums, counts, ids)
+    sums, counts, ids = sums[:, frequent], counts[:, frequent], ids[frequent]
+    types = compare_types(total, count, sums, counts, ids)
     estimates |= _with_errors(total, count, sums, counts)
-    q = found.adjusted_p()
-    differ = int((q < FALSE_DISCOVERIES).sum())
+    adjusted_p = types.adjusted_p()
+    differ = int((adjusted_p < FALSE_DISCOVERIES).sum())
     note = f"the gap of {differ} of {len(ids)} token types differs from the mean (false discoveries at 5%)"
-    return Measurement(estimates, bench.clusters, {"token_types": _table(bench, found, q)}, notes=(note,))
+    return Measurement(estimates, bench.clusters, {"token_types": _table(bench, types, adjusted_p)}, notes=(note,))
 
 
 def compare_types(total: Floats, count: Floats, sums: Floats, counts: Floats, token: NDArray[np.int64]) -> TokenTypes:
-    """Types against the mean of all tokens.
+    """Compare token types with the mean of all tokens.
 
     Args:
         total: (clusters,) sum of the gap.
@@ -133,19 +135,23 @@ def compare_types(total: Floats, count: Floats, sums: Floats, counts: Floats, to
 
 
 def _with_errors(total: Floats, count: Floats, sums: Floats, counts: Floats) -> dict[str, Estimate]:
-    """What is fitted over all types, with influences by leaving one cluster out."""
+    """Return estimates that are fitted over all types, with influences by leaving one cluster out."""
     from sae_bench.measure.uncertainty import leave_one_out
 
-    def fitted(kept: NDArray[np.bool_]) -> tuple[float, float, float]:
-        seen = counts[kept].sum(0) > 0
-        found = compare_types(
-            total[kept], count[kept], sums[kept][:, seen], counts[kept][:, seen], np.flatnonzero(seen)
+    def fit(clusters: NDArray[np.bool_]) -> tuple[float, float, float]:
+        occurs = counts[clusters].sum(0) > 0
+        types = compare_types(
+            total[clusters],
+            count[clusters],
+            sums[clusters][:, occurs],
+            counts[clusters][:, occurs],
+            np.flatnonzero(occurs),
         )
-        share = 1 - float(np.mean(found.error**2)) / found.spread if found.spread > 0 else 0.0
-        return share, float(np.sqrt(found.between)), float(found.shrunk.max())
+        share = 1 - float(np.mean(types.error**2)) / types.spread if types.spread > 0 else 0.0
+        return share, float(np.sqrt(types.between)), float(types.shrunk.max())
 
-    everyone = np.arange(len(total))
-    full, without = fitted(everyone >= 0), [fitted(everyone != cluster) for cluster in everyone]
+    all_clusters = np.arange(len(total))
+    full, without = fit(all_clusters >= 0), [fit(all_clusters != cluster) for cluster in all_clusters]
     names = ("between_types_share", "between_types_sd", "largest_gap")
     return {
         name: Influence(value, leave_one_out([each[row] for each in without], value))
@@ -153,19 +159,19 @@ def _with_errors(total: Floats, count: Floats, sums: Floats, counts: Floats) -> 
     }
 
 
-def _table(bench: Bench, found: TokenTypes, q: Floats) -> Series:
-    """The types that differ most from the mean, by their distance in standard errors."""
-    distance = (found.gap - found.mean) / np.maximum(found.error, 1e-300)
+def _table(bench: Bench, types: TokenTypes, adjusted_p: Floats) -> Series:
+    """Return the types that differ most from the mean, by their distance in standard errors."""
+    distance = (types.gap - types.mean) / np.maximum(types.error, 1e-300)
     first = np.argsort(-np.abs(distance), kind="stable")[:LISTED]
     return Series(
         "table",
         {
-            "token": [bench.token_text(int(found.token[row])) for row in first],
-            "seen": found.count[first].tolist(),
-            "gap": found.gap[first].tolist(),
-            "shrunk": found.shrunk[first].tolist(),
-            "se": found.error[first].tolist(),
-            "q": q[first].tolist(),
+            "token": [bench.token_text(int(types.token[row])) for row in first],
+            "occurrences": types.count[first].tolist(),
+            "gap": types.gap[first].tolist(),
+            "shrunk": types.shrunk[first].tolist(),
+            "se": types.error[first].tolist(),
+            "q": adjusted_p[first].tolist(),
         },
         "Token types whose KL gap differs most from the mean",
         "nats",

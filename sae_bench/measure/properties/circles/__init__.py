@@ -1,4 +1,4 @@
-"""Are cyclic concepts, such as the days of the week, circles at the site, and how much of the circle does the SAE keep?
+"""Circularity of cyclic concepts, such as the days of the week, at the site and through the SAE.
 
 Each class has its mean activation over the tokens of its words. With K the products of the means in odd and in even
 documents, which share no noise, and P_f = sum_kl K[k, l] cos(2 pi f (k - l) / C) the power at frequency f of the order,
@@ -58,20 +58,67 @@ if TYPE_CHECKING:
 NO_CYCLES = "no cycle is declared: register_sae(..., concepts='concepts.toml'), with a [[cycle]] in the file"
 
 METRICS = (
-    Metric("circular_share", "share", "reported", "power of the class means at frequency 1, site", noise_free=True),
-    Metric("circular_share_reconstruction", "share", "reported", "the same of the reconstruction", noise_free=True),
-    Metric("circular_share_cluster", "share", "reported", "the same of what the cluster writes", noise_free=True),
-    Metric("circular_share_residual", "share", "reported", "the same of the residual", noise_free=True),
+    Metric(
+        "circular_share",
+        "share",
+        "reported",
+        "circular share of the class means at the site: power at frequency 1",
+        noise_free=True,
+    ),
+    Metric(
+        "circular_share_reconstruction",
+        "share",
+        "reported",
+        "circular share of the class means in the reconstruction",
+        noise_free=True,
+    ),
+    Metric(
+        "circular_share_cluster",
+        "share",
+        "reported",
+        "circular share of the class means in what the feature cluster writes",
+        noise_free=True,
+    ),
+    Metric(
+        "circular_share_residual",
+        "share",
+        "reported",
+        "circular share of the class means in the residual",
+        noise_free=True,
+    ),
     Metric("roundness", "ratio", "reported", "smaller over larger axis of the circle at the site", noise_free=True),
-    Metric("roundness_reconstruction", "ratio", "reported", "the same of the reconstruction", noise_free=True),
-    Metric("kept", "share", "reported", "what of the site's circle lies in the reconstruction", noise_free=True),
-    Metric("class_kept", "share", "reported", "the same of all that tells the classes apart", noise_free=True),
+    Metric(
+        "roundness_reconstruction",
+        "ratio",
+        "reported",
+        "smaller over larger axis of the circle in the reconstruction",
+        noise_free=True,
+    ),
+    Metric("kept", "share", "reported", "share of the site's circle that the reconstruction retains", noise_free=True),
+    Metric(
+        "class_kept",
+        "share",
+        "reported",
+        "share of the class means' spread at the site that the reconstruction retains",
+        noise_free=True,
+    ),
     Metric("residual_power", "share", "reported", "circular power of the residual over the site's", noise_free=True),
-    Metric("cluster_kept", "share", "reported", "what of the site's circle lies in what the cluster writes"),
-    Metric("cluster_kept_random", "share", "reported", "the same of random sets of as many other features, mean"),
-    Metric("span_energy", "share", "reported", "share of the activations inside the span of the cluster's directions"),
-    Metric("span_energy_random", "share", "reported", "that of a random subspace of as many dimensions"),
-    Metric("span_residual", "share", "reported", "residual inside that span over the activations inside it"),
+    Metric("cluster_kept", "share", "reported", "share of the site's circle that the feature cluster writes"),
+    Metric(
+        "cluster_kept_random",
+        "share",
+        "reported",
+        "share of the site's circle that random sets of as many features write, mean",
+    ),
+    Metric(
+        "span_energy", "share", "reported", "share of the activations in the span of the cluster's decoder directions"
+    ),
+    Metric(
+        "span_energy_random", "share", "reported", "share of the activations in a random subspace of as many dimensions"
+    ),
+    Metric(
+        "span_residual", "share", "reported", "residual over activations, both in the span of the cluster's directions"
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""Does a circuit still work through the reconstruction, in every kind of prompt, and on which features does it rest?
+"""Effect of the reconstruction on a circuit, in every kind of prompt, and the features that carry the circuit.
 
 The indirect-object task: "when Mary and John went to the store , John gave the drink to" has a right answer, Mary, and
 a wrong one, John; prompts name the receiver first (ABBA) or second (BABA). With m a prompt's logit difference, right
@@ -58,34 +58,93 @@ def _target(name: str, meaning: str) -> Metric:
 
 
 METRICS = (
+    Metric("logit_difference_clean", "nats", "reported", "mean logit difference of the clean model", noise_free=True),
     Metric(
-        "logit_difference_clean", "nats", "reported", "mean logit difference of the model as it is", noise_free=True
+        "logit_difference_sae", "nats", "reported", "mean logit difference through the reconstruction", noise_free=True
     ),
-    Metric("logit_difference_sae", "nats", "reported", "the same through the reconstruction", noise_free=True),
-    Metric("logit_difference_mean_ablation", "nats", "reported", "the same at the site's mean", noise_free=True),
-    Metric("logit_difference_sae_sd", "nats", "reported", "its spread over prompts", noise_free=True),
+    Metric(
+        "logit_difference_mean_ablation",
+        "nats",
+        "reported",
+        "mean logit difference under mean ablation of the site",
+        noise_free=True,
+    ),
+    Metric(
+        "logit_difference_sae_sd",
+        "nats",
+        "reported",
+        "standard deviation over prompts, through the reconstruction",
+        noise_free=True,
+    ),
     _target("kept", "logit difference through the reconstruction over the clean one"),
-    _target("kept_over_ablation", "the same, both over mean ablation"),
-    Metric("kept_isotropic", "share", "reported", "the same with noise of the error's norm in place of the error"),
+    _target(
+        "kept_over_ablation", "logit difference through the reconstruction over the clean one, both minus mean ablation"
+    ),
+    Metric(
+        "kept_isotropic",
+        "share",
+        "reported",
+        "logit difference with isotropic noise of the error's norm over the clean one",
+    ),
     Metric("lost", "nats", "reported", "clean logit difference minus that through the reconstruction", noise_free=True),
-    Metric("lost_sd", "nats", "reported", "standard deviation of what is lost over prompts", noise_free=True),
+    Metric(
+        "lost_sd", "nats", "reported", "standard deviation over prompts of the lost logit difference", noise_free=True
+    ),
     *(
-        Metric(f"variance_explained_{factor}", "share", "reported", f"omega squared of {factor} in what is lost")
+        Metric(
+            f"variance_explained_{factor}",
+            "share",
+            "reported",
+            f"omega squared of {factor} in the lost logit difference",
+        )
         for factor in FACTORS
     ),
-    Metric("sign_consistency", "share", "higher", "prompts whose right answer is still preferred", noise_free=True),
-    Metric("worst_level_sign", "share", "higher", "the same in the worst order or template", noise_free=True),
-    Metric("worst_level_share", "ratio", "higher", "least mean of an order or template over the mean", noise_free=True),
-    Metric("latent_effect", "nats", "reported", "what leaving out the feature that matters most costs, mean"),
-    Metric("latent_effect_random", "nats", "reported", "the same of a random direction of the same length"),
-    Metric("latent_effect_sd", "nats", "reported", "its spread over prompts"),
+    Metric(
+        "sign_consistency", "share", "higher", "share of prompts whose right answer is still preferred", noise_free=True
+    ),
+    Metric("worst_level_sign", "share", "higher", "sign consistency in the worst order or template", noise_free=True),
+    Metric(
+        "worst_level_share",
+        "ratio",
+        "higher",
+        "smallest mean of an order or template over the mean of all prompts",
+        noise_free=True,
+    ),
+    Metric("latent_effect", "nats", "reported", "mean logit difference lost without the feature that matters most"),
+    Metric(
+        "latent_effect_random",
+        "nats",
+        "reported",
+        "mean logit difference lost without a random direction of the feature's length",
+    ),
+    Metric("latent_effect_sd", "nats", "reported", "standard deviation over prompts of the top feature's effect"),
     *(
-        Metric(f"latent_variance_explained_{factor}", "share", "reported", f"omega squared of {factor} in its effect")
+        Metric(
+            f"latent_variance_explained_{factor}",
+            "share",
+            "reported",
+            f"omega squared of {factor} in the top feature's effect",
+        )
         for factor in FACTORS
     ),
-    Metric("latent_sign_consistency", "share", "reported", "prompts where it has its sign of the choosing half"),
-    Metric("latent_worst_level_sign", "share", "reported", "the same in the worst order or template"),
-    Metric("latent_worst_level_share", "ratio", "reported", "least mean effect of an order or template over the mean"),
+    Metric(
+        "latent_sign_consistency",
+        "share",
+        "reported",
+        "share of prompts where the top feature's effect has the sign of the choosing half",
+    ),
+    Metric(
+        "latent_worst_level_sign",
+        "share",
+        "reported",
+        "sign consistency of the top feature's effect, worst order or template",
+    ),
+    Metric(
+        "latent_worst_level_share",
+        "ratio",
+        "reported",
+        "smallest mean effect of the top feature in an order or template, over its mean",
+    ),
 )
 
 

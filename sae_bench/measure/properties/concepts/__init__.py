@@ -1,4 +1,4 @@
-"""Is a labelled concept a direction at the site, and does the SAE keep it?
+"""Labelled concepts as directions at the site, and their separation through the SAE.
 
 A concept is a set of words, or of places in the corpus, from the file registered as ``concepts=``; upper case against
 lower case is there for every tokenizer. Half the words and documents fit, the other half is scored, and the reverse.
@@ -44,12 +44,14 @@ SEARCHED = ("x", "reconstruction", "error")
 
 METRICS = (
     Metric("auroc_change", "AUROC", "higher", "AUROC of concepts in the reconstruction minus that at the site"),
-    Metric("worst_auroc_change", "AUROC", "reported", "the same for the concept that loses most"),
+    Metric("worst_auroc_change", "AUROC", "reported", "AUROC change of the concept that loses most"),
     Metric("auroc", "AUROC", "reported", "held-out AUROC of concepts' mean differences at the site"),
-    Metric("floor_auroc", "AUROC", "reported", "the same with labels dealt to words anew"),
+    Metric("floor_auroc", "AUROC", "reported", "held-out AUROC at the site with shuffled word labels"),
     Metric("random_direction_auroc", "AUROC", "reported", "held-out AUROC of the best of 1,000 random directions"),
     Metric("embedding_auroc", "AUROC", "reported", "held-out AUROC of mean differences in the token embedding"),
-    Metric("floor_embedding_auroc", "AUROC", "reported", "the same with labels dealt to words anew"),
+    Metric(
+        "floor_embedding_auroc", "AUROC", "reported", "held-out AUROC in the token embedding with shuffled word labels"
+    ),
     Metric("feature_auroc", "AUROC", "reported", "held-out AUROC of the feature that separates a concept best"),
     *(
         Metric(f"probe_{space}_{k}", "AUROC", "reported", f"held-out AUROC of a probe on {k} of the columns of {space}")
@@ -57,8 +59,16 @@ METRICS = (
         for k in SPARSE
     ),
     Metric("best_cosine", "cosine", "reported", "largest cosine of a concept's direction with a decoder row"),
-    Metric("floor_best_cosine", "cosine", "reported", "the same for directions of labels dealt anew"),
-    Metric("floor_random_cosine", "cosine", "reported", "the same for as many random decoder rows", noise_free=True),
+    Metric(
+        "floor_best_cosine", "cosine", "reported", "largest cosine with a decoder row of directions of shuffled labels"
+    ),
+    Metric(
+        "floor_random_cosine",
+        "cosine",
+        "reported",
+        "largest cosine of a concept's direction with as many random rows",
+        noise_free=True,
+    ),
     *(
         Metric(f"search_{space}", "AUROC", "reported", f"AUROC of the contrast-consistent search on {space}")
         for space in SEARCHED

@@ -1,7 +1,7 @@
-"""What every SAE must satisfy on any input, tried with activations that hypothesis draws.
+"""Clauses that every SAE must satisfy on any input, tried with activations that hypothesis draws.
 
-A clause is 1 when an input was found that breaks it, and 0 when `EXAMPLES` inputs were not enough to; the note beside
-it has the smallest such input. Inputs are zeros, one-hot, repeated, Gaussian, real, and real with an outlier, of usual,
+A clause is 1 when an input breaks it, and 0 when none of `EXAMPLES` inputs does; its note in the report has the
+smallest such input. Inputs are zeros, one-hot, repeated, Gaussian, real, and real with an outlier, of usual,
 tiny and huge size, in every floating dtype. The same seed draws the same inputs on every machine, so that a run in CI
 and one on a laptop say the same; another ``--sae-seed`` draws others.
 """
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from sae_bench.measure.properties.contract.inputs import InputBuilder, InputDescription, Strategy
 
 EXAMPLES = 50
-"Inputs that every clause is tried with."
+"Most inputs with which a clause is tried."
 _REAL = 64
-"Tokens for what one look decides."
+"Tokens of clauses that are tested once."
 UNCALIBRATED = -1.0
 
 CLAUSES = {
@@ -57,54 +57,57 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """Every clause on drawn inputs, then what saving, thresholds, norms and the corpus say."""
+    """Try every clause on drawn inputs, then test saving, thresholds, norms and the corpus."""
     import torch
 
     from sae_bench.measure.properties.contract import clauses
     from sae_bench.measure.properties.contract.inputs import DTYPES, InputBuilder, strategy
 
     inputs = InputBuilder(bench)
-    found: dict[str, str | Undefined | None] = {}
-    many = strategy(tokens=2)
+    results: dict[str, str | Undefined | None] = {}
+    batches = strategy(tokens=2)
     with torch.no_grad():
-        for clause, drawn in (
+        for clause, inputs_to_try in (
             (clauses.not_finite, strategy()),
             (clauses.not_deterministic, strategy()),
-            (clauses.batch_dependent, many),
+            (clauses.batch_dependent, batches),
             (clauses.decode_not_affine, strategy()),
             (clauses.wrong_sign, strategy()),
             (clauses.wrong_dtype_or_shape, strategy(dtypes=DTYPES)),
             (clauses.nan_hidden, strategy()),
         ):
-            found[clause.__name__] = _search(bench, clause, drawn, inputs)
-            bench.show_progress("contract", len(found), len(CLAUSES))
+            results[clause.__name__] = _search(bench, clause, inputs_to_try, inputs)
+            bench.show_progress("contract", len(results), len(CLAUSES))
         real = inputs.real[:_REAL]
-        found["rounded"] = _attempt(lambda: clauses.rounded(bench.sae, real, inputs))
-        found["changed_by_saving"] = _attempt(lambda: _saved(bench.sae, real, found["not_deterministic"]))
-        found["uncalibrated_threshold"] = _threshold(bench.sae)
+        results["rounded"] = _attempt(lambda: clauses.rounded(bench.sae, real, inputs))
+        results["changed_by_saving"] = _attempt(
+            lambda: _changed_by_saving(bench.sae, real, results["not_deterministic"])
+        )
+        results["uncalibrated_threshold"] = _uncalibrated_threshold(bench.sae)
         fired, explained = _on_corpus(bench)
-        norms, found["silent_features"] = _norms(bench, fired)
+        norms, results["silent_features"] = _norm_estimates(bench, fired)
     estimates: dict[str, Estimate] = {
-        name: each if isinstance(each, Undefined) else Exact(float(each is not None)) for name, each in found.items()
+        name: result if isinstance(result, Undefined) else Exact(float(result is not None))
+        for name, result in results.items()
     }
-    broken = {name: wrong for name, wrong in found.items() if isinstance(wrong, str)}
+    broken = {name: violation for name, violation in results.items() if isinstance(violation, str)}
     estimates |= {"violations": Exact(float(len(broken))), "explained_variance": explained, **norms}
-    notes = tuple(f"{name}: {wrong}" for name, wrong in broken.items())
+    notes = tuple(f"{name}: {violation}" for name, violation in broken.items())
     return Measurement(estimates, bench.clusters, settings={"examples": EXAMPLES}, notes=notes)
 
 
 def _search(bench: Bench, clause: Clause, drawn: Strategy, inputs: InputBuilder) -> str | None:
-    """What is wrong with the smallest input found that breaks ``clause``; None when none was found."""
+    """Return the violation by the smallest input that breaks ``clause``; None when no input did."""
     from hypothesis import HealthCheck, Phase, find, settings
     from hypothesis.errors import Flaky, NoSuchExample
 
-    last: dict[str, tuple[InputDescription, str]] = {}
+    latest: dict[str, tuple[InputDescription, str]] = {}
 
-    def breaks(case: InputDescription) -> bool:
-        wrong = _attempt(lambda: clause(bench.sae, inputs(case), inputs))
-        if wrong is not None:
-            last["seen"] = case, wrong
-        return wrong is not None
+    def breaks(description: InputDescription) -> bool:
+        violation = _attempt(lambda: clause(bench.sae, inputs(description), inputs))
+        if violation is not None:
+            latest["violation"] = description, violation
+        return violation is not None
 
     quiet = settings(
         max_examples=EXAMPLES,
@@ -119,21 +122,21 @@ def _search(bench: Bench, clause: Clause, drawn: Strategy, inputs: InputBuilder)
         return None
     except Flaky:
         # An SAE that remembers need not fail twice on the same input.
-        smallest = last["seen"][0]
-    case, wrong = last["seen"]
-    again = _attempt(lambda: clause(bench.sae, inputs(smallest), inputs))
-    return f"{again}; for {smallest}" if again is not None else f"{wrong}; for {case}"
+        smallest = latest["violation"][0]
+    description, violation = latest["violation"]
+    repeated = _attempt(lambda: clause(bench.sae, inputs(smallest), inputs))
+    return f"{repeated}; for {smallest}" if repeated is not None else f"{violation}; for {description}"
 
 
-def _attempt(look: Callable[[], str | Undefined | None]) -> Any:
-    """What ``look`` finds; an exception is a finding, since ordinary activations must be encoded."""
+def _attempt(check: Callable[[], str | Undefined | None]) -> Any:
+    """Return the result of ``check``; an exception is a violation, as ordinary activations must be encoded."""
     try:
-        return look()
+        return check()
     except Exception as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
 
 
-def _saved(sae: Any, x: Tensor, undecided: str | Undefined | None) -> str | Undefined | None:
+def _changed_by_saving(sae: Any, x: Tensor, undecided: str | Undefined | None) -> str | Undefined | None:
     from sae_bench.measure.properties.contract.clauses import encoding_difference
     from sae_bench.sae.formats import read_folder, write_sae_lens
 
@@ -144,31 +147,33 @@ def _saved(sae: Any, x: Tensor, undecided: str | Undefined | None) -> str | Unde
             write_sae_lens(sae, Path(folder) / "sae")
         except UsageError as error:
             return Undefined(str(error))
-        again = read_folder(Path(folder) / "sae").to(x.device, sae.encode(x[:1]).dtype)
-    return encoding_difference(sae.encode(x), again.encode(x), x)
+        loaded = read_folder(Path(folder) / "sae").to(x.device, sae.encode(x[:1]).dtype)
+    return encoding_difference(sae.encode(x), loaded.encode(x), x)
 
 
-def _threshold(sae: Any) -> str | None:
-    found = sae.tensors().get("threshold")
-    if found is None:
+def _uncalibrated_threshold(sae: Any) -> str | None:
+    threshold = sae.tensors().get("threshold")
+    if threshold is None:
         return None
-    wrong = (found <= UNCALIBRATED).nonzero().flatten()
-    if not len(wrong):
+    uncalibrated = (threshold <= UNCALIBRATED).nonzero().flatten()
+    if not len(uncalibrated):
         return None
-    least = float(found.min())
-    return f"{len(wrong)} of {found.numel()} thresholds are {UNCALIBRATED:g} or below, the least {least:.3g}"
+    lowest = float(threshold.min())
+    return (
+        f"{len(uncalibrated)} of {threshold.numel()} thresholds are {UNCALIBRATED:g} or below, the least {lowest:.3g}"
+    )
 
 
 def _on_corpus(bench: Bench) -> tuple[Tensor, Exact]:
-    """bool (n,), which features fire on the smoke tier's documents, and the variance that is explained there."""
+    """Return bool (n,) features that fire on the smoke tier's documents, and the variance explained there."""
     import torch
 
     fired = torch.zeros(int(bench.sae.d_sae), dtype=torch.bool)
     error = variance = 0.0
     mean = bench.site_data.mean
-    for x, read in zip(_first_documents(bench, bench.site_data), _first_documents(bench, bench.source), strict=True):
-        codes = bench.sae.encode(read)
-        xhat = bench.sae.decode(codes, like=read)
+    for x, source in zip(_first_documents(bench, bench.site_data), _first_documents(bench, bench.source), strict=True):
+        codes = bench.sae.encode(source)
+        xhat = bench.sae.decode(codes, like=source)
         fired |= (codes != 0).any(0).cpu()
         error += float((xhat.double() - x.double()).square().sum())
         variance += float((x.double() - mean.to(x.device)).square().sum())
@@ -178,24 +183,24 @@ def _on_corpus(bench: Bench) -> tuple[Tensor, Exact]:
 
 
 def _first_documents(bench: Bench, data: SiteData) -> Iterator[Tensor]:
-    """(kept, d) activations at a site of each of the smoke tier's documents, whatever the tier."""
+    """Yield (kept, d) activations at a site of each of the smoke tier's documents, whatever the tier."""
     from sae_bench.engine.settings import TIERS
 
     for x, keep in zip(data.x[: TIERS["smoke"].documents], data.keep, strict=False):
         yield x[keep].to(bench.settings.device)
 
 
-def _norms(bench: Bench, fired: Tensor) -> tuple[dict[str, Estimate], str | Undefined | None]:
+def _norm_estimates(bench: Bench, fired: Tensor) -> tuple[dict[str, Estimate], str | Undefined | None]:
     from sae_bench.sae import decoder_norms
 
     try:
         norms = decoder_norms(bench.sae).cpu()
     except MeasurementError as error:
-        why = Undefined(str(error))
-        return {"decoder_norm_min": why, "decoder_norm_max": why}, why
+        undefined = Undefined(str(error))
+        return {"decoder_norm_min": undefined, "decoder_norm_max": undefined}, undefined
     silent = (fired & (norms == 0)).nonzero().flatten()
-    wrong = f"{len(silent)} features fire and write nothing, the first is {int(silent[0])}" if len(silent) else None
-    return {"decoder_norm_min": Exact(float(norms.min())), "decoder_norm_max": Exact(float(norms.max()))}, wrong
+    violation = f"{len(silent)} features fire and write nothing, the first is {int(silent[0])}" if len(silent) else None
+    return {"decoder_norm_min": Exact(float(norms.min())), "decoder_norm_max": Exact(float(norms.max()))}, violation
 
 
 PROPERTY = Property(

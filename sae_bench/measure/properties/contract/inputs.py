@@ -1,7 +1,7 @@
-"""Activations that `contract` tries: what a model can produce, and what only a broken one does.
+"""Activations that `contract` tries: some that a model produces, and some that only a broken one does.
 
 An input is drawn as a few words (kind, size, tokens, dtype), never as numbers, so that hypothesis shrinks it to words
-that a person can act on. It begins with the harmless: one token, zeros, float32.
+that a person can act on. It begins with the simplest one: one token, zeros, float32.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Strategy: TypeAlias = Any
 
 @dataclass(frozen=True)
 class InputDescription:
-    """One input, in words."""
+    """Input in words."""
 
     tokens: int
     kind: str
     size: str
     dtype: str
     pick: int
-    "Which coordinate, real token or seed."
+    "Coordinate, real token or seed, by kind."
 
     def __str__(self) -> str:
         which = {"one-hot": f" at coordinate {self.pick}", "outlier": f" at coordinate {self.pick}", "zeros": ""}
@@ -43,7 +43,10 @@ class InputDescription:
 
 
 def strategy(tokens: int = 1, dtypes: tuple[str, ...] = ("float32",)) -> Strategy:
-    """Inputs of at least ``tokens`` tokens; hypothesis shrinks towards the first entry of every list."""
+    """Return a hypothesis strategy for inputs of at least ``tokens`` tokens.
+
+    hypothesis shrinks towards the first entry of every list.
+    """
     from hypothesis import strategies as st
 
     return st.builds(
@@ -57,13 +60,13 @@ def strategy(tokens: int = 1, dtypes: tuple[str, ...] = ("float32",)) -> Strateg
 
 
 class InputBuilder:
-    """Turns words into activations of one site."""
+    """Builder of activations of one site from their description."""
 
     def __init__(self, bench: Bench) -> None:
         data, device = bench.source, bench.settings.device
-        kept = data.kept_positions
-        spread = torch.linspace(0, len(kept) - 1, min(_POOL, len(kept))).long()
-        self.real: Tensor = data.rows[kept[spread]].to(device)
+        positions = data.kept_positions
+        sample = torch.linspace(0, len(positions) - 1, min(_POOL, len(positions))).long()
+        self.real: Tensor = data.rows[positions[sample]].to(device)
         "(m, d) float32 tokens from all over the corpus."
         self.norm = float(self.real.norm(dim=-1).mean())
         weights = [each for each in bench.sae.tensors().values() if each.is_floating_point()]
@@ -72,22 +75,22 @@ class InputBuilder:
         # Squares of inputs must be finite numbers of the SAE's own precision.
         self._largest = min(torch.finfo(self.dtype).max, torch.finfo(torch.float16).max ** 2) ** 0.5
 
-    def __call__(self, drawn: InputDescription) -> Tensor:
-        """(tokens, d) of ``drawn.dtype``."""
+    def __call__(self, description: InputDescription) -> Tensor:
+        """Return (tokens, d) activations of ``description.dtype``."""
         d = self.real.shape[1]
-        at = torch.arange(drawn.tokens)
-        if drawn.kind == "zeros":
-            x = torch.zeros(drawn.tokens, d)
-        elif drawn.kind == "one-hot":
-            x = torch.zeros(drawn.tokens, d)
-            x[at, (drawn.pick + at) % d] = self.norm
-        elif drawn.kind == "normal":
-            generator = torch.Generator().manual_seed(drawn.pick)
-            x = torch.randn(drawn.tokens, d, generator=generator) * (self.norm / d**0.5)
+        at = torch.arange(description.tokens)
+        if description.kind == "zeros":
+            x = torch.zeros(description.tokens, d)
+        elif description.kind == "one-hot":
+            x = torch.zeros(description.tokens, d)
+            x[at, (description.pick + at) % d] = self.norm
+        elif description.kind == "normal":
+            generator = torch.Generator().manual_seed(description.pick)
+            x = torch.randn(description.tokens, d, generator=generator) * (self.norm / d**0.5)
         else:
-            step = 0 if drawn.kind == "repeated" else 1
-            x = self.real[(drawn.pick + step * at) % len(self.real)].cpu().clone()
-            if drawn.kind == "outlier":
-                x[:, drawn.pick % d] = _OUTLIER * self.norm
-        x = (x * SIZES[drawn.size]).clamp(-self._largest, self._largest)
-        return x.to(device=self.real.device, dtype=getattr(torch, drawn.dtype))
+            step = 0 if description.kind == "repeated" else 1
+            x = self.real[(description.pick + step * at) % len(self.real)].cpu().clone()
+            if description.kind == "outlier":
+                x[:, description.pick % d] = _OUTLIER * self.norm
+        x = (x * SIZES[description.size]).clamp(-self._largest, self._largest)
+        return x.to(device=self.real.device, dtype=getattr(torch, description.dtype))

@@ -1,4 +1,4 @@
-"""Does steering towards a labelled trait work in every question, or through a spurious factor?
+"""Steering towards a labelled trait, question by question, and the spurious factors behind it.
 
 A dataset gives questions with a positive and a negative answer. With v a unit direction,
 
@@ -64,7 +64,7 @@ METRICS = (
             condition_metric(name, condition),
             unit,
             DIRECTION.get(name, "reported") if condition == "feature" else "reported",  # type: ignore[arg-type]
-            f"{meaning}, arm {condition}",
+            f"{meaning}, condition {condition}",
         )
         for name, (unit, meaning) in CONDITION_METRICS.items()
         for condition in CONDITIONS

@@ -1,19 +1,19 @@
-"""What the model loses when the SAE's reconstruction replaces the activation, beside noise of the same size.
+"""Loss of the model when the SAE's reconstruction replaces the activation, compared with noise of the same size.
 
-    KL(arm)      mean over kept tokens of sum_v P log(P / Q), P clean, Q with x' in place of x, in nats
+    KL(c)        mean over kept tokens of sum_v P log(P / Q), P clean, Q with x' of condition c in place of x, in nats
     tv_sae       mean over kept tokens of sum_v |P - Q| / 2, Q with the reconstruction
-    kappa(arm)   sum KL / sum ‖x' - x‖², the loss per unit of squared error
-    ratio(arm)   kl_sae / KL(arm)
+    kappa(c)     sum KL / sum ‖x' - x‖², the loss per unit of squared error
+    ratio(c)     kl_sae / KL(c)
     kl_level     kl_sae / KL(mean ablation)
     ce_recovered (CE_ablated - CE_sae) / (CE_ablated - CE_clean)
 
-The floors are those of Gurnee, "SAE reconstruction errors are (empirically) pathological" (2024), and of Lee and
-Heimersheim, arXiv 2410.12555 (covariance and real differences), with shuffled and reflected errors beside them. A ratio
-is never judged alone: shrinking a sound decoder lowers it while the loss rises.
+The conditions are the reconstruction and the noise floors of Gurnee, "SAE reconstruction errors are (empirically)
+pathological" (2024), and of Lee and Heimersheim, arXiv 2410.12555 (covariance and real differences), with shuffled and
+reflected errors added. A ratio is never judged alone: shrinking a sound decoder lowers it while the loss rises.
 
-KL grows with the square of the error, so few tokens hold much of it: 1% of them two fifths to three fifths on the demo.
-What a change does to those few hides what it does to all others. tv_sae, the probability that goes to other tokens,
-grows with the error itself: the same documents tell a change of it apart from chance five times better.
+KL grows with the square of the error, so few tokens carry much of it: 1% of them two fifths to three fifths on the
+demo. The effect of a change on those few hides its effect on all others. tv_sae, the probability that goes to other
+tokens, grows with the error itself: the same documents distinguish a change of it from chance five times better.
 """
 
 from __future__ import annotations
@@ -45,18 +45,34 @@ _TABLES = ("sae", "clean", "sae_odd", "linear_removed", "error_top", "error_rest
 _JUDGED = (
     Metric("kl_sae", "nats", "lower", "KL from clean to a model that reads the reconstruction", noise_free=True),
     Metric(
-        "tv_sae", "share", "lower", "next-token probability that the reconstruction moves elsewhere", noise_free=True
+        "tv_sae",
+        "share",
+        "lower",
+        "next-token probability that the reconstruction moves to other tokens",
+        noise_free=True,
     ),
-    Metric("ce_gap", "nats", "lower", "rise of the next-token loss", noise_free=True),
-    Metric("kl_level", "ratio", "lower", "KL as a share of what ablating the site to its mean costs", noise_free=True),
+    Metric("ce_gap", "nats", "lower", "next-token loss with the reconstruction minus the clean loss", noise_free=True),
+    Metric("kl_level", "ratio", "lower", "KL over the KL of mean ablation", noise_free=True),
 )
 _REPORTED = (
     Metric("ce_recovered", "share", "reported", "loss recovered, from mean ablation to clean", noise_free=True),
     Metric("ce_recovered_zero", "share", "reported", "loss recovered, from zero ablation to clean", noise_free=True),
     Metric("error_linear_share", "share", "reported", "share of the error that is linear in x", noise_free=True),
-    Metric("error_linear_kl_share", "share", "reported", "share of KL gone without the linear part", noise_free=True),
-    Metric("kappa_error_top", "nats", "reported", "KL per squared norm, error's top components", noise_free=True),
-    Metric("kappa_error_rest", "nats", "reported", "KL per squared norm, the rest of the error", noise_free=True),
+    Metric(
+        "error_linear_kl_share",
+        "share",
+        "reported",
+        "share of the KL removed with the error's linear part",
+        noise_free=True,
+    ),
+    Metric("kappa_error_top", "nats", "reported", "KL per squared norm of the error's top components", noise_free=True),
+    Metric(
+        "kappa_error_rest",
+        "nats",
+        "reported",
+        "KL per squared norm of the error without its top components",
+        noise_free=True,
+    ),
     Metric("frequency_correlation", "", "reported", "Spearman of token frequency and KL above isotropic noise"),
     Metric("logprob_l2", "nats", "reported", "mean distance of log-probabilities over the vocabulary", noise_free=True),
     *TAIL_METRICS,
@@ -64,7 +80,7 @@ _REPORTED = (
 
 
 def metrics(floors: tuple[NoiseFloor, ...]) -> tuple[Metric, ...]:
-    """Declare the metrics of the reconstruction and of every noise floor; a `UsageError` where two have one name."""
+    """Declare the metrics of the reconstruction and of every noise floor; two with one name are a `UsageError`."""
 
     def of(prefix: str, floor: NoiseFloor, unit: str, meaning: str) -> Metric:
         name = f"{prefix}_{floor.name}"
@@ -100,7 +116,7 @@ def metrics(floors: tuple[NoiseFloor, ...]) -> tuple[Metric, ...]:
 
 
 def measure(bench: Bench) -> Measurement:
-    """KL, loss and squared distance of every arm, at every kept token."""
+    """Measure KL, loss and squared distance of every condition at every kept token."""
     tables = {**_ablations(bench), **bench.collect(lambda batch: _condition_tables(bench, batch), "kl_gap")}
     sums = {name: bench.per_cluster(table) for name, table in tables.items()}
     count, count_ce = bench.per_cluster(bench.keep), bench.per_cluster(bench.keep_ce)
@@ -131,7 +147,7 @@ def measure(bench: Bench) -> Measurement:
 
 
 def _condition_tables(bench: Bench, batch: Batch) -> dict[str, Tensor]:
-    """(docs, pos) tables of one batch: KL, loss and squared distance of the SAE and of everything it is read beside."""
+    """Return (docs, pos) tables of one batch: KL, loss and squared distance of the SAE and of its noise floors."""
     x, error, pool = batch.x, bench.error(batch), bench.noise_pool()
     sae = bench.intervene(batch, x + error, distances=True, condition="sae")
     assert sae.logprob_distance is not None
@@ -144,13 +160,13 @@ def _condition_tables(bench: Bench, batch: Batch) -> dict[str, Tensor]:
         "square/sae": _square(error),
         "ce/clean": bench.intervene(batch, None).ce,
     }
-    for floor in _of_the_error(draws=False):
+    for floor in _error_floors(draws=False):
         value = floor.replacement(x, error, pool, bench.draw(batch, floor.name, 0))
         tables |= {
             f"kl/{floor.name}": bench.intervene(batch, value, condition=floor.name).kl,
             f"square/{floor.name}": _square(value - x),
         }
-    for floor in _of_the_error(draws=True):
+    for floor in _error_floors(draws=True):
         draws = range(bench.settings.tier.draws)
         values = [floor.replacement(x, error, pool, bench.draw(batch, floor.name, index)) for index in draws]
         outcomes = [
@@ -162,34 +178,34 @@ def _condition_tables(bench: Bench, batch: Batch) -> dict[str, Tensor]:
 
 
 def _part_tables(bench: Bench, batch: Batch, kl: Tensor) -> dict[str, Tensor]:
-    """KL of the error's parts. The linear part is fitted on even documents, so it is scored on odd ones."""
+    """Return the KL of the error's parts; the linear part is fitted on even documents and scored on odd ones."""
     x, error, parts = batch.x, bench.error(batch), error_parts(bench)
     odd = x.new_tensor(batch.documents)[:, None] % 2  # (docs, 1)
-    left = error - parts.linear(x)
+    residual = error - parts.linear(x)
     top = parts.top(error)
     tables = {
-        "square/linear_removed": _square(left) * odd,
+        "square/linear_removed": _square(residual) * odd,
         "square/sae_odd": _square(error) * odd,
         "kl/sae_odd": kl * odd,
     }
     for name, value in {"error_top": top, "error_rest": error - top}.items():
         tables |= {f"kl/{name}": bench.intervene(batch, x + value).kl, f"square/{name}": _square(value)}
-    return tables | {"kl/linear_removed": _odd_kl(bench, batch, x + left)}
+    return tables | {"kl/linear_removed": _odd_kl(bench, batch, x + residual)}
 
 
 def _odd_kl(bench: Bench, batch: Batch, value: Tensor) -> Tensor:
-    """(docs, pos) KL on odd documents, which alone are run; 0 on even ones."""
-    found = value.new_zeros(batch.keep.shape)
+    """Return (docs, pos) KL on odd documents, which alone are run; 0 on even ones."""
+    kl = value.new_zeros(batch.keep.shape)
     rows = [row for row, document in enumerate(batch.documents) if document % 2]
     if rows:
-        half = bench.batch(tuple(batch.documents[row] for row in rows))
-        length = half.keep.shape[1]
-        found[rows, :length] = bench.intervene(half, value[rows, :length]).kl
-    return found
+        odd_batch = bench.batch(tuple(batch.documents[row] for row in rows))
+        length = odd_batch.keep.shape[1]
+        kl[rows, :length] = bench.intervene(odd_batch, value[rows, :length]).kl
+    return kl
 
 
 def _ablations(bench: Bench) -> dict[str, Tensor]:
-    """Ablated arms; they do not depend on the SAE, so all SAEs of a site share them."""
+    """Return tables of the ablations; they do not depend on the SAE, so all SAEs of a site share them."""
     ablations = tuple(floor for floor in noise_floors() if floor.ablation)
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
@@ -208,13 +224,13 @@ def _ablations(bench: Bench) -> dict[str, Tensor]:
     return bench.site_data.shared(key, lambda: bench.collect(tokens, "ablations"))
 
 
-def _of_the_error(*, draws: bool) -> list[NoiseFloor]:
+def _error_floors(*, draws: bool) -> list[NoiseFloor]:
     """Return the registered floors that depend on the SAE's error, those that draw or the others."""
     return [floor for floor in noise_floors() if floor.draws == draws and not floor.ablation]
 
 
 def _levels(sums: dict[str, Floats], count: Floats) -> dict[str, Estimate]:
-    """KL, kappa and ratio of every arm; an arm of size 0 has neither kappa nor ratio."""
+    """Return KL, kappa and ratio of every condition; one of size 0 has neither kappa nor ratio."""
 
     def over(numerator: Floats, denominator: Floats) -> Estimate:
         return Ratio(numerator, denominator) if denominator.sum() > 0 else Undefined(NO_ERROR)
@@ -230,7 +246,7 @@ def _levels(sums: dict[str, Floats], count: Floats) -> dict[str, Estimate]:
 
 
 def _loss(sums: dict[str, Floats], count: Floats) -> dict[str, Estimate]:
-    """Losses, and the share of the ablations' damage that the reconstruction does not do."""
+    """Return losses, and the share of the ablations' damage that the reconstruction does not do."""
     clean, sae = sums["ce/clean"], sums["ce/sae"]
     mean, zero = sums["ce/mean_ablation"], sums["ce/zero_ablation"]
     return {
@@ -259,9 +275,9 @@ def _error_parts(sums: dict[str, Floats]) -> dict[str, Estimate]:
     }
 
 
-def _share_removed(sums: dict[str, Floats], what: str) -> Ratio:
-    whole = sums[f"{what}/sae_odd"]
-    return Ratio(whole - sums[f"{what}/linear_removed"], whole)
+def _share_removed(sums: dict[str, Floats], quantity: str) -> Ratio:
+    whole = sums[f"{quantity}/sae_odd"]
+    return Ratio(whole - sums[f"{quantity}/linear_removed"], whole)
 
 
 def _mean(tables: list[Tensor]) -> Tensor:

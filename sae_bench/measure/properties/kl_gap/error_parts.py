@@ -1,4 +1,4 @@
-"""The SAE's error taken apart: what of it is linear in x, and what lies in its few strongest directions.
+"""Parts of the SAE's error: the linear function of x in it, and its strongest directions.
 
 Engels et al. (arXiv 2410.14670) find half of an SAE's error linearly predictable from its input. The map is fitted on
 the even documents of the whole pinned corpus and scored on odd ones, so it is the same in every tier.
@@ -24,7 +24,7 @@ TOP_SHARE = 16
 
 @dataclass(frozen=True)
 class ErrorParts:
-    """A linear map from x to its error, and the error's strongest directions."""
+    """Linear map from x to its error, and the error's strongest directions."""
 
     map: Tensor
     "(d + 1, d), the last row is the offset."
@@ -32,16 +32,16 @@ class ErrorParts:
     "(k, d), orthonormal."
 
     def linear(self, x: Tensor) -> Tensor:
-        """The part of the error at ``x`` (..., d) that the map predicts."""
+        """Return the part of the error at ``x`` (..., d) that the map predicts."""
         return x @ self.map[:-1] + self.map[-1]
 
     def top(self, error: Tensor) -> Tensor:
-        """``error`` (..., d) projected on its strongest directions."""
+        """Return ``error`` (..., d) projected on its strongest directions."""
         return (error @ self.components.T) @ self.components
 
 
 def error_parts(bench: Bench) -> ErrorParts:
-    """Fitted once for a bench."""
+    """Return the error's parts, fitted once for a bench."""
     return bench.shared("error_parts", lambda: _fit(bench))
 
 
@@ -57,11 +57,11 @@ def _fit(bench: Bench) -> ErrorParts:
     square = torch.zeros(width, width, dtype=torch.float64, device=device)
     even = bench.site_data.keep.nonzero()[:, 0] % 2 == 0  # (tokens,)
     parts = zip(*(torch.split(each, TOKENS) for each in (pool.kept_positions, pool.error_pool, even)), strict=True)
-    for kept, errors, fitted in parts:  # some tokens of the whole corpus at a time
-        x, error = send(pool.rows[kept[fitted]], device).double(), send(errors, device).double()
+    for positions, errors, is_even in parts:  # some tokens of the whole corpus at a time
+        x, error = send(pool.rows[positions[is_even]], device).double(), send(errors, device).double()
         design = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
         gram += design.T @ design
-        cross += design.T @ error[send(fitted, device)]
+        cross += design.T @ error[send(is_even, device)]
         square += error.T @ error
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     solution = torch.linalg.solve(gram + ridge, cross)

@@ -1,4 +1,4 @@
-"""Distributions of KL for reports: by arm, by position, by document and by token type. Binned, never raw."""
+"""Distributions of KL for reports, by condition, position, document and token type; binned, never raw."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sae_bench.measure.arrays import Floats
 from sae_bench.measure.measurement import Series
 from sae_bench.measure.shared import packed_text
 from sae_bench.measure.shared.token_type_gaps import type_sums
+from sae_bench.measure.tables import log_counts, log_edges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,47 +23,43 @@ if TYPE_CHECKING:
 
 SHOWN = ("sae", "isotropic", "covariance", "real_difference", "norm_corrected", "sae_norm")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
-SMALLEST, LARGEST = 1e-6, 1e2
 POSITIONS = 32
-"Groups of neighbouring positions at most: single positions scatter more than they differ."
+"Most groups of neighbouring positions: single positions scatter more than they differ."
 
 
 def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
-    """Series of one measurement; ``tables`` holds ``kl/<arm>`` as (documents, pos)."""
+    """Return the series of one measurement; ``tables`` holds ``kl/CONDITION`` as (documents, pos)."""
     keep = bench.keep.cpu().numpy()
     conditions = {condition: tables[f"kl/{condition}"].cpu().numpy() for condition in SHOWN}
-    kept = {condition: table[keep] for condition, table in conditions.items()}
-    edges = np.geomspace(SMALLEST, LARGEST, 65)
-    counts = {
-        condition: np.histogram(values.clip(SMALLEST, LARGEST), edges)[0].tolist() for condition, values in kept.items()
-    }
+    values_of = {condition: table[keep] for condition, table in conditions.items()}
+    counts = {condition: log_counts(values) for condition, values in values_of.items()}
     return {
         "kl_tokens": Series(
-            "histogram", {"edges": edges.tolist(), **counts}, "KL of a token, by arm", "nats", log_x=True
+            "histogram", {"edges": log_edges().tolist(), **counts}, "KL of a token, by condition", "nats", log_x=True
         ),
         "kl_quantiles": Series(
             "quantiles",
             {
                 "q": list(QUANTILES),
-                **{condition: np.quantile(values, QUANTILES).tolist() for condition, values in kept.items()},
+                **{condition: np.quantile(values, QUANTILES).tolist() for condition, values in values_of.items()},
             },
             "Quantiles of a token's KL",
             "share of tokens",
         ),
-        "kl_position": _positions(conditions, keep),
+        "kl_position": _position_curve(conditions, keep),
         "kl_documents": Series(
             "table",
             {"document": list(range(bench.n_documents)), "kl_sae": _document_means(conditions["sae"], keep).tolist()},
             "Mean KL of each document",
             "document",
         ),
-        "kl_types": _types(bench, tables),
-        "kl_text": _texts(bench, conditions["sae"], keep),
+        "kl_types": _type_table(bench, tables),
+        "kl_text": _packed_texts(bench, conditions["sae"], keep),
     }
 
 
-def _texts(bench: Bench, kl: Floats, keep: NDArray[np.bool_]) -> Series:
-    """Every document token by token, with the KL of each."""
+def _packed_texts(bench: Bench, kl: Floats, keep: NDArray[np.bool_]) -> Series:
+    """Return every document token by token, with the KL of each."""
     word = cache(bench.token_text)
     tokens = bench.corpus.tokens.numpy()
     return packed_text.pack_documents(
@@ -71,10 +68,10 @@ def _texts(bench: Bench, kl: Floats, keep: NDArray[np.bool_]) -> Series:
     )
 
 
-def _positions(conditions: Mapping[str, Floats], keep: NDArray[np.bool_]) -> Series:
-    """Mean KL over neighbouring positions; the SAE's with its standard error over documents."""
-    kept = np.flatnonzero(keep.any(0))
-    groups = [group for group in np.array_split(kept, POSITIONS) if len(group)]
+def _position_curve(conditions: Mapping[str, Floats], keep: NDArray[np.bool_]) -> Series:
+    """Return the mean KL over neighbouring positions; the SAE's with its standard error over documents."""
+    positions = np.flatnonzero(keep.any(0))
+    groups = [group for group in np.array_split(positions, POSITIONS) if len(group)]
     count = np.stack([keep[:, group].sum(1) for group in groups], 1)  # (documents, groups)
     columns: dict[str, list[float]] = {"x": [float(group.mean()) for group in groups]}
     for condition, table in conditions.items():
@@ -92,8 +89,8 @@ def _document_means(table: Floats, keep: NDArray[np.bool_]) -> Floats:
     return np.asarray((table * keep).sum(1) / np.maximum(keep.sum(1), 1), dtype=np.float64)
 
 
-def _types(bench: Bench, tables: Mapping[str, Tensor]) -> Series:
-    """The funnel: frequency, mean gap and its standard error for every listed token type."""
+def _type_table(bench: Bench, tables: Mapping[str, Tensor]) -> Series:
+    """Return frequency, mean gap and its standard error for every listed token type, the points of a funnel plot."""
     sums, counts, ids = type_sums(bench, tables["kl/sae"] - tables["kl/isotropic"])
     n = counts.sum(0)
     mean = sums.sum(0) / n if len(ids) else n

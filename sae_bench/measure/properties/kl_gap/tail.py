@@ -1,6 +1,6 @@
-"""Single-position rank of the reconstruction's KL among many draws of isotropic noise (full tier).
+"""Rank of the reconstruction's KL at single positions among many draws of isotropic noise (full tier).
 
-At one position a document, x̂ is compared with K draws of noise of the same norm:
+At one position of every document, x̂ is compared with K draws of noise of the same norm:
 rank = (1 + #{KL_k >= KL_sae}) / (K + 1).
 A mean over tokens cannot tell "every reconstruction is worse than noise" from "a few are very bad"; the rank can.
 """
@@ -27,10 +27,10 @@ TAIL_METRICS = (
 
 
 def tail_estimates(bench: Bench) -> dict[str, Estimate]:
-    """Rank, share in the tail and variance of the floor; undefined in tiers without enough draws."""
+    """Return rank, share in the tail and variance of the floor; undefined in tiers without enough draws."""
     draws = bench.settings.tier.rank_draws
     if draws < 99:
-        reason = "a rank needs at least 99 draws a token: run the full tier"
+        reason = "a rank needs at least 99 draws per token; run the full tier"
         return {metric.name: Undefined(reason) for metric in TAIL_METRICS}
     sums = {
         name: bench.per_cluster(table)
@@ -45,7 +45,7 @@ def tail_estimates(bench: Bench) -> dict[str, Estimate]:
 
 
 def _tokens(bench: Bench, batch: Batch, draws: int) -> dict[str, Tensor]:
-    """(docs,) rank at each document's middle position, intervening there only."""
+    """Return (docs,) ranks at each document's middle position, with interventions there only."""
     import torch
 
     from sae_bench.engine import noise_floors

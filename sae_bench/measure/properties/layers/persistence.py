@@ -1,4 +1,4 @@
-"""Are a dictionary's features found again in the SAE of a later layer: by what they write, and by when they fire?
+"""Persistence of features in the SAE of a later layer: by decoder direction and by activation.
 
 Shapes: n alive features here, m alive features there, k of ours whose activations are correlated, S clusters.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sae_bench.measure.geometry import Matching
 
 FEATURES = 256
-"Features whose activations are correlated with their matches', at most; drawn by a fixed seed."
+"Most features whose activations are correlated with their matches'; drawn by a fixed seed."
 NAMES = (
     "persistence",
     "persistence_floor",
@@ -34,7 +34,7 @@ NAMES = (
 
 @dataclass(frozen=True, eq=False)
 class Persistence:
-    """What one SAE of a later layer shows."""
+    """Persistence of features in one SAE of a later layer."""
 
     estimates: dict[str, Estimate]
     "By `NAMES`."
@@ -42,45 +42,45 @@ class Persistence:
     note: str
 
 
-def measure_persistence(bench: Bench, companion: RelatedSAE) -> Persistence:
-    """Largest decoder cosines and correlations of the alive features with those of ``companion``."""
+def measure_persistence(bench: Bench, related: RelatedSAE) -> Persistence:
+    """Return largest decoder cosines and correlations of the alive features with those of ``related``."""
     from sae_bench.measure.geometry import SAME_COSINE, isotropic_floor, match_directions
     from sae_bench.measure.shared.alive_features import alive_indices, has_decoder
     from sae_bench.measure.shared.related_sae_check import check_explained_variance
 
-    for sae, what in ((bench.sae, "the SAE"), (companion.sae, f"SAE {companion.name!r}")):
+    for sae, owner in ((bench.sae, "the SAE"), (related.sae, f"SAE {related.name!r}")):
         if not has_decoder(sae):
-            none = Undefined(f"{what} shows no decoder, so its features have no direction to be found again")
-            return Persistence(dict.fromkeys(NAMES, none), None, none.reason)
-    other = bench.related_bench(companion)
-    check_explained_variance(other, companion)
-    ours, theirs = alive_indices(bench), alive_indices(other, companion)
-    found = match_directions(bench.sae.W_dec[ours], companion.sae.W_dec[theirs].to(bench.sae.W_dec.device))
+            undefined = Undefined(f"{owner} shows no decoder, so its features have no directions to compare")
+            return Persistence(dict.fromkeys(NAMES, undefined), None, undefined.reason)
+    other = bench.related_bench(related)
+    check_explained_variance(other, related)
+    ours, theirs = alive_indices(bench), alive_indices(other, related)
+    matching = match_directions(bench.sae.W_dec[ours], related.sae.W_dec[theirs].to(bench.sae.W_dec.device))
     # A direction's best of m others is its nearest neighbour in a dictionary of m + 1.
     floor = isotropic_floor(len(theirs) + 1, int(bench.sae.W_dec.shape[1])).nth[1].astype(np.float64)
-    best = found.best_of_a.double()
+    cosine = matching.best_of_a.double()
     estimates: dict[str, Estimate] = {
-        "persistence": Exact(float(best.mean())),
+        "persistence": Exact(float(cosine.mean())),
         "persistence_floor": Exact(float(floor.mean())),
-        "persistent_share": Exact(float((best >= SAME_COSINE).double().mean())),
+        "persistent_share": Exact(float((cosine >= SAME_COSINE).double().mean())),
         "persistent_share_floor": Exact(float((floor >= SAME_COSINE).mean())),
-        **_correlations(bench, other, ours, theirs[found.match_of_a.cpu()]),
+        **_correlations(bench, other, ours, theirs[matching.match_of_a.cpu()]),
     }
-    note = f"{companion.name} ({companion.site}): {len(theirs)} alive features against {len(ours)} of this SAE"
-    return Persistence(estimates, _series(found, floor, companion), note)
+    note = f"{related.name} ({related.site}): {len(theirs)} alive features against {len(ours)} of this SAE"
+    return Persistence(estimates, _series(matching, floor, related), note)
 
 
 def _correlations(bench: Bench, other: Bench, ours: Tensor, matches: Tensor) -> dict[str, Estimate]:
-    """Of each feature's activation with its match's, and with the match of another feature."""
+    """Return the correlations of each feature with its match, and with the match of another feature."""
     import torch
 
-    drawn = torch.randperm(len(ours), generator=torch.Generator().manual_seed(0))[:FEATURES]
-    mine, its = ours[drawn], matches[drawn]
+    sample = torch.randperm(len(ours), generator=torch.Generator().manual_seed(0))[:FEATURES]
+    own, matched = ours[sample], matches[sample]
     counts = torch.zeros(len(bench.clusters), dtype=torch.float64)
-    sums = torch.zeros(6, len(bench.clusters), len(drawn), dtype=torch.float64)
+    sums = torch.zeros(6, len(bench.clusters), len(sample), dtype=torch.float64)
     for batch in bench.batches():
-        a = bench.codes(batch)[batch.keep][:, mine].double().cpu()  # (tokens, k)
-        b = other.codes(other.batch(batch.documents))[batch.keep][:, its].double().cpu()
+        a = bench.codes(batch)[batch.keep][:, own].double().cpu()  # (tokens, k)
+        b = other.codes(other.batch(batch.documents))[batch.keep][:, matched].double().cpu()
         document = torch.tensor(batch.documents)[batch.keep.cpu().nonzero()[:, 0]]
         cluster = torch.from_numpy(bench.cluster_of)[document]
         counts.index_add_(0, cluster, torch.ones(len(cluster), dtype=torch.float64))
@@ -94,7 +94,7 @@ def _correlations(bench: Bench, other: Bench, ours: Tensor, matches: Tensor) -> 
 
 
 def mean_correlation(n: Floats, a: Floats, b: Floats, aa: Floats, bb: Floats, ab: Floats) -> Estimate:
-    """Mean over k pairs of Pearson's correlation, from sums per cluster: ``n`` (S,) tokens, all else (S, k).
+    """Return the mean over k pairs of Pearson's correlation, from sums per cluster: ``n`` (S,) tokens, all else (S, k).
 
     The influence of a cluster on r is the sum over its tokens of ``z_a z_b - r (z_a² + z_b²) / 2``, over N. Pairs
     without variance are left out.
@@ -102,24 +102,24 @@ def mean_correlation(n: Floats, a: Floats, b: Floats, aa: Floats, bb: Floats, ab
     total = n.sum()
     mean_a, mean_b = a.sum(0) / total, b.sum(0) / total
     var_a, var_b = aa.sum(0) / total - mean_a**2, bb.sum(0) / total - mean_b**2
-    moves = (var_a > 1e-12 * aa.sum(0) / total) & (var_b > 1e-12 * bb.sum(0) / total)
-    if not moves.any():
+    varies = (var_a > 1e-12 * aa.sum(0) / total) & (var_b > 1e-12 * bb.sum(0) / total)
+    if not varies.any():
         return Undefined("no pair of features fires on the tokens measured")
-    a, b, aa, bb, ab, mean_a, mean_b = (each[..., moves] for each in (a, b, aa, bb, ab, mean_a, mean_b))
-    var_a, var_b = var_a[moves], var_b[moves]
+    a, b, aa, bb, ab, mean_a, mean_b = (each[..., varies] for each in (a, b, aa, bb, ab, mean_a, mean_b))
+    var_a, var_b = var_a[varies], var_b[varies]
     rows = n[:, None]
-    both = (ab - mean_a * b - mean_b * a + rows * mean_a * mean_b) / np.sqrt(var_a * var_b)
+    products = (ab - mean_a * b - mean_b * a + rows * mean_a * mean_b) / np.sqrt(var_a * var_b)
     square_a = (aa - 2 * mean_a * a + rows * mean_a**2) / var_a
     square_b = (bb - 2 * mean_b * b + rows * mean_b**2) / var_b
-    r = both.sum(0) / total
-    influence = (both - r * (square_a + square_b) / 2) / total  # (S, k)
+    r = products.sum(0) / total
+    influence = (products - r * (square_a + square_b) / 2) / total  # (S, k)
     return Influence(float(r.mean()), influence.mean(1))
 
 
-def _series(found: Matching, floor: Floats, companion: RelatedSAE) -> Series:
+def _series(matching: Matching, floor: Floats, related: RelatedSAE) -> Series:
     from sae_bench.measure.geometry import EDGES
 
-    drawn = {"features": found.best_of_a.cpu().numpy(), "random": floor}
-    counts = {name: np.histogram(values.clip(-1, 1), EDGES)[0].tolist() for name, values in drawn.items()}
-    title = f"Largest cosine with a feature of {companion.name}"
+    samples = {"features": matching.best_of_a.cpu().numpy(), "random": floor}
+    counts = {name: np.histogram(values.clip(-1, 1), EDGES)[0].tolist() for name, values in samples.items()}
+    title = f"Largest cosine with a feature of {related.name}"
     return Series("histogram", {"edges": EDGES.tolist(), **counts}, title, "cosine")

@@ -1,4 +1,4 @@
-"""What the model would say if it stopped at the site: the logit lens, and an affine lens tuned for the site.
+"""Next-token predictions read from the site: the logit lens, and an affine lens tuned for the site.
 
 The tuned lens (Belrose et al., arXiv 2303.08112) reads x through final norm and unembedding after an affine map that
 makes KL(P || lens(x)) small. The map starts at the ridge regression of the last residual vector on x and takes `STEPS`
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from sae_bench.measure.arrays import Floats
 
 TRAINING_TOKENS = 16_384
-"Tokens of the even clusters that the lens is fitted on, at most."
+"Most tokens of the even clusters on which the lens is fitted."
 STEPS = 60
 BATCH = 512
-"Tokens a step."
+"Tokens per step."
 PIECE = 128
 "Tokens whose gradients are computed at once."
 RATE = 0.03
 "Learning rate of Adam, over the square root of the width; falls to 0 along a straight line."
 RIDGE = 1e-2
-"Of the regression the fit starts at, relative to the mean variance of x."
+"Ridge of the regression at which the fit starts, relative to the mean variance of x."
 NAMES = tuple(f"{lens}{suffix}" for lens in ("lens_kl", "tuned_lens_kl") for suffix in ("", "_sae", "_change"))
 
 
 @dataclass(frozen=True, eq=False)
 class TunedLens:
-    """An affine map from the site to the last residual stream."""
+    """Affine map from the site to the last residual stream."""
 
     weight: Tensor
     "(d, d)"
@@ -44,27 +44,27 @@ class TunedLens:
     "(d,)"
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., d) as the final norm is to read it."""
+        """Return (..., d) the input of the final norm."""
         return x @ self.weight + self.offset
 
 
 def lens_estimates(bench: Bench) -> dict[str, Estimate]:
-    """KL from the final distribution to both lenses' of x and of the reconstruction; the tuned one on odd clusters."""
+    """Return KL from the final distribution to both lenses, of x and of the reconstruction."""
     from sae_bench.measure.shared.document_halves import document_halves
 
     scored = set(document_halves(bench.corpus.cluster)[1])
     lens = tuned_lens(bench) if any(document in scored for document in range(bench.n_documents)) else None
     tables = bench.collect(lambda batch: _tokens(bench, batch, lens, scored), "lenses")
     sums = {name: bench.per_cluster(table) for name, table in tables.items()}
-    found = _means("lens_kl", sums["x"], sums["xhat"], bench.per_cluster(bench.keep))
+    estimates = _means("lens_kl", sums["x"], sums["xhat"], bench.per_cluster(bench.keep))
     if lens is None:
-        none = Undefined("the lens is scored on every second cluster of documents, and none of those is measured")
-        return {**found, **{name: none for name in NAMES if name.startswith("tuned")}}
-    return {**found, **_means("tuned_lens_kl", sums["tuned/x"], sums["tuned/xhat"], sums["scored"])}
+        undefined = Undefined("the lens is scored on every second cluster of documents, and none of those is measured")
+        return {**estimates, **{name: undefined for name in NAMES if name.startswith("tuned")}}
+    return {**estimates, **_means("tuned_lens_kl", sums["tuned/x"], sums["tuned/xhat"], sums["scored"])}
 
 
 def tuned_lens(bench: Bench) -> TunedLens:
-    """The lens of the bench's site, fitted once."""
+    """Return the lens of the bench's site, fitted once."""
     return bench.site_data.shared(("tuned lens", bench.settings.seed), lambda: _fit(bench))
 
 
@@ -73,7 +73,7 @@ def _means(name: str, x: Floats, xhat: Floats, count: Floats) -> dict[str, Estim
 
 
 def _tokens(bench: Bench, batch: Batch, lens: TunedLens | None, scored: set[int]) -> dict[str, Tensor]:
-    """(docs, pos) divergences of one batch; those of the tuned lens are 0 outside the scored documents."""
+    """Return (docs, pos) divergences of one batch; those of the tuned lens are 0 outside the scored documents."""
     import torch
 
     from sae_bench.engine.batch import scatter
@@ -88,13 +88,13 @@ def _tokens(bench: Bench, batch: Batch, lens: TunedLens | None, scored: set[int]
     final = bench.final_residual(batch, batch.x)
     # Two tables over the vocabulary are alive at once.
     step = rows_at_once(model.d_vocab, bench.settings.memory_bytes // (8 * 4), final.device)
-    found: dict[str, list[Tensor]] = {name: [] for name in rows}
+    divergences: dict[str, list[Tensor]] = {name: [] for name in rows}
     for start in range(0, len(final), step):
         piece = slice(start, start + step)
         logp = log_softmax_(model.final_logits(final[piece]))
         for name, values in rows.items():
-            found[name].append(kl_divergence(logp, model.final_logits(values[piece])))
-    tables = {name: scatter(torch.cat(parts), keep) for name, parts in found.items()}
+            divergences[name].append(kl_divergence(logp, model.final_logits(values[piece])))
+    tables = {name: scatter(torch.cat(parts), keep) for name, parts in divergences.items()}
     return {name: table * odd if "/" in name else table for name, table in tables.items()} | {"scored": odd.double()}
 
 
@@ -115,28 +115,28 @@ def _fit(bench: Bench) -> TunedLens:
     falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, STEPS)
     generator = torch.Generator().manual_seed(bench.settings.seed)
     for step in range(STEPS):
-        drawn = torch.randint(len(x), (min(BATCH, len(x)),), generator=generator).to(x.device)
+        batch = torch.randint(len(x), (min(BATCH, len(x)),), generator=generator).to(x.device)
         slopes = [torch.zeros_like(weight), torch.zeros_like(offset)]
         # A piece at a time: what the gradient needs of a vocabulary then stays in memory that is used again.
-        for piece in torch.split(drawn, PIECE):
+        for piece in torch.split(batch, PIECE):
             logp = log_softmax_(bench.model.final_logits(final[piece]))
             with torch.enable_grad():
-                guess = final.mean(0) + spread_final * (inner[piece] @ weight + offset)
-                logits = bench.model.final_logits(guess, differentiable=True)
+                prediction = final.mean(0) + spread_final * (inner[piece] @ weight + offset)
+                logits = bench.model.final_logits(prediction, differentiable=True)
             # By the logits of Q, the derivative of KL(P || Q) is Q - P.
-            gap = log_softmax_(logits.detach().clone()).exp_().sub_(logp.exp_()).div_(len(drawn))
+            gap = log_softmax_(logits.detach().clone()).exp_().sub_(logp.exp_()).div_(len(batch))
             for slope, part in zip(slopes, torch.autograd.grad(logits, (weight, offset), gap), strict=True):
                 slope += part
         weight.grad, offset.grad = slopes
         adam.step()
         falling.step()
         bench.show_progress("tuned lens", step + 1, STEPS)
-    moved = (spread_final / spread_x) * weight.detach()
-    return TunedLens(moved, final.mean(0) + spread_final * offset.detach() - x.mean(0) @ moved)
+    weight_of_x = (spread_final / spread_x) * weight.detach()
+    return TunedLens(weight_of_x, final.mean(0) + spread_final * offset.detach() - x.mean(0) @ weight_of_x)
 
 
 def _training(bench: Bench) -> tuple[Tensor, Tensor]:
-    """(tokens, d) activations of the even clusters and the last residual vectors behind them."""
+    """Return (tokens, d) activations of the even clusters and their last residual vectors."""
     import torch
 
     from sae_bench.measure.shared.document_halves import document_halves

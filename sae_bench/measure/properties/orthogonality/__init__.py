@@ -1,4 +1,4 @@
-"""Does the dictionary waste itself on near-copies, and who are the neighbours?
+"""Near-copies among decoder directions, and statistics of their nearest neighbours.
 
     nn<k>                    mean over features of the k-th largest cosine with another decoder direction
     floor_isotropic_nn<k>    the same of as many random directions, three seeds; excess_nn<k> is the difference
@@ -87,39 +87,39 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """Neighbours of alive features and of all, beside random directions of the same number."""
+    """Measure neighbours of alive features and of all, compared with as many random directions."""
     from sae_bench.sae import weights_sha256
 
-    found = dictionary_neighbours(bench)
-    estimates, series = _facts(bench, found.alive)
-    every = estimates if found.every is found.alive else _facts(bench, found.every)[0]
-    series["alive"] = alive_mask(found.alive, int(bench.sae.d_sae))
+    geometry = dictionary_neighbours(bench)
+    estimates, series = _set_estimates(bench, geometry.alive)
+    all_estimates = estimates if geometry.every is geometry.alive else _set_estimates(bench, geometry.every)[0]
+    series["alive"] = alive_mask(geometry.alive, int(bench.sae.d_sae))
     return Measurement(
-        {**estimates, **{f"{name}_all": estimate for name, estimate in every.items()}},
+        {**estimates, **{f"{name}_all": estimate for name, estimate in all_estimates.items()}},
         bench.clusters,
         series,
-        notes=found.notes,
+        notes=geometry.notes,
         weights=weights_sha256(bench.sae),
     )
 
 
-def _facts(bench: Bench, neighbours: Neighbours) -> tuple[dict[str, Estimate], dict[str, Series]]:
-    """Everything about one set of features, by metric name."""
+def _set_estimates(bench: Bench, neighbours: Neighbours) -> tuple[dict[str, Estimate], dict[str, Series]]:
+    """Return all estimates and series of one set of features, by metric name."""
     if neighbours.n < 2:
-        alone = Undefined("a single feature has no neighbours")
-        facts: dict[str, Estimate] = {each.name: alone for each in _OF_FEATURES}
-        return facts | {"encoder_decoder_cosine": _encoder_decoder(bench, neighbours)}, {}
+        undefined = Undefined("a single feature has no neighbours")
+        estimates: dict[str, Estimate] = {each.name: undefined for each in _OF_FEATURES}
+        return estimates | {"encoder_decoder_cosine": _encoder_decoder(bench, neighbours)}, {}
     floors = _floors(bench, neighbours)
-    find_composed_sets, sets = _composed(bench, neighbours, floors)
-    who, received = _neighbourhood(neighbours)
+    composed_estimates, sets = _composed_estimates(bench, neighbours, floors)
+    hubs, in_degree = _hub_estimates(neighbours)
     from sae_bench.measure.geometry import cosine_peaks
 
     modes = cosine_peaks(neighbours)
     estimates = {
-        **_nearest(neighbours, floors),
-        **_pairs(neighbours),
-        **who,
-        **find_composed_sets,
+        **_rank_estimates(neighbours, floors),
+        **_pair_estimates(neighbours),
+        **hubs,
+        **composed_estimates,
         "peaks": Exact(float(len(modes))),
         "peak_concentration": Exact(max((mode.concentration for mode in modes), default=0.0))
         if modes
@@ -128,8 +128,10 @@ def _facts(bench: Bench, neighbours: Neighbours) -> tuple[dict[str, Estimate], d
         ),
         "encoder_decoder_cosine": _encoder_decoder(bench, neighbours),
     }
-    known = {name: floor for name, floor in floors.items() if not isinstance(floor, Undefined)}
-    return estimates, neighbour_distributions(neighbours, known) | neighbour_tables(received, neighbours, modes, sets)
+    defined = {name: floor for name, floor in floors.items() if not isinstance(floor, Undefined)}
+    return estimates, neighbour_distributions(neighbours, defined) | neighbour_tables(
+        in_degree, neighbours, modes, sets
+    )
 
 
 def _floors(bench: Bench, neighbours: Neighbours) -> dict[str, RandomFloor | Undefined]:
@@ -151,7 +153,7 @@ def _floors(bench: Bench, neighbours: Neighbours) -> dict[str, RandomFloor | Und
     return floors
 
 
-def _nearest(neighbours: Neighbours, floors: dict[str, RandomFloor | Undefined]) -> dict[str, Estimate]:
+def _rank_estimates(neighbours: Neighbours, floors: dict[str, RandomFloor | Undefined]) -> dict[str, Estimate]:
     estimates: dict[str, Estimate] = {}
     for rank in _RANKS:
         nearest = neighbours.nth(rank)
@@ -162,24 +164,24 @@ def _nearest(neighbours: Neighbours, floors: dict[str, RandomFloor | Undefined])
             *(f"floor_{f}_nn{rank}" for f in floors),
         ]
         if nearest is None:
-            few = Undefined(
+            undefined = Undefined(
                 f"a nearest direction no. {rank} takes at least {rank + 1} features", f"there are {neighbours.n}"
             )
-            estimates |= dict.fromkeys(names, few)
+            estimates |= dict.fromkeys(names, undefined)
             continue
         mean = float(nearest.double().mean())
         estimates[f"nn{rank}"] = Exact(mean)
         for name, floor in floors.items():
             excess = f"excess_nn{rank}" if name == "isotropic" else f"excess_{name}_nn{rank}"
-            level = floor if isinstance(floor, Undefined) else floor.mean(rank)
-            if level is None or isinstance(level, Undefined):
-                estimates[f"floor_{name}_nn{rank}"] = estimates[excess] = level or Undefined("no such floor")
+            floor_mean = floor if isinstance(floor, Undefined) else floor.mean(rank)
+            if floor_mean is None or isinstance(floor_mean, Undefined):
+                estimates[f"floor_{name}_nn{rank}"] = estimates[excess] = floor_mean or Undefined("no such floor")
             else:
-                estimates[f"floor_{name}_nn{rank}"], estimates[excess] = Exact(level), Exact(mean - level)
+                estimates[f"floor_{name}_nn{rank}"], estimates[excess] = Exact(floor_mean), Exact(mean - floor_mean)
     return estimates
 
 
-def _pairs(neighbours: Neighbours) -> dict[str, Estimate]:
+def _pair_estimates(neighbours: Neighbours) -> dict[str, Estimate]:
     from sae_bench.measure.geometry import frame_potential_excess, welch_bound
 
     nearest = neighbours.nth(1)
@@ -193,29 +195,29 @@ def _pairs(neighbours: Neighbours) -> dict[str, Estimate]:
     }
 
 
-def _neighbourhood(neighbours: Neighbours) -> tuple[dict[str, Estimate], np.ndarray]:
-    """How often features are nearest neighbours, and (n,) that number for each."""
+def _hub_estimates(neighbours: Neighbours) -> tuple[dict[str, Estimate], np.ndarray]:
+    """Return statistics of how often features are nearest neighbours, and (n,) that number for each."""
     from sae_bench.measure.geometry import gini, neighbour_in_degrees
 
-    received = neighbour_in_degrees(neighbours)
+    in_degree = neighbour_in_degrees(neighbours)
     return {
-        "modal_nn_share": Exact(float(received.max() / neighbours.n)),
-        "hub_max_indegree": Exact(float(received.max())),
-        "hub_gini": Exact(gini(received)),
-    }, received
+        "modal_nn_share": Exact(float(in_degree.max() / neighbours.n)),
+        "hub_max_indegree": Exact(float(in_degree.max())),
+        "hub_gini": Exact(gini(in_degree)),
+    }, in_degree
 
 
-def _composed(
+def _composed_estimates(
     bench: Bench, neighbours: Neighbours, floors: dict[str, RandomFloor | Undefined]
 ) -> tuple[dict[str, Estimate], np.ndarray]:
     from sae_bench.measure.geometry import find_composed_sets
 
-    found = find_composed_sets(bench.sae.W_dec, neighbours.features, neighbours.cosine, neighbours.index)
-    estimates: dict[str, Estimate] = {"composed_share": Exact(found.share)}
+    composed_sets = find_composed_sets(bench.sae.W_dec, neighbours.features, neighbours.cosine, neighbours.index)
+    estimates: dict[str, Estimate] = {"composed_share": Exact(composed_sets.share)}
     for name, floor in floors.items():
         share = floor if isinstance(floor, Undefined) else Exact(floor.composed_share)
         estimates[f"floor_{name}_composed_share"] = share
-    return estimates, found.sets.numpy()
+    return estimates, composed_sets.sets.numpy()
 
 
 def _encoder_decoder(bench: Bench, neighbours: Neighbours) -> Estimate:
@@ -227,8 +229,8 @@ def _encoder_decoder(bench: Bench, neighbours: Neighbours) -> Estimate:
         return Undefined("the SAE shows no single encoder matrix W_enc")
     if encoder.shape != sae.W_dec.shape or getattr(sae, "site_in", None) != getattr(sae, "site_out", None):
         return Undefined("encoder and decoder stand at different sites, so their directions cannot be compared")
-    both = row_cosines(encoder, sae.W_dec, neighbours.features, neighbours.features)
-    return Exact(float(both.mean()))
+    row_cosine = row_cosines(encoder, sae.W_dec, neighbours.features, neighbours.features)
+    return Exact(float(row_cosine.mean()))
 
 
 PROPERTY = Property(

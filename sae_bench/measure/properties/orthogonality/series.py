@@ -1,4 +1,4 @@
-"""Distributions and tables of `orthogonality`: where the neighbours lie, and who they are."""
+"""Distributions and tables of `orthogonality`: cosines of neighbours, hubs, modes and composed features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LISTED = 20
 
 
 def neighbour_distributions(neighbours: Neighbours, floors: Mapping[str, RandomFloor]) -> dict[str, Series]:
-    """Histograms of the k-th largest cosines beside the floors', scaled to the same number, and quantiles of all."""
+    """Return histograms of the k-th largest cosines and the floors', scaled to one number, and quantiles."""
     from sae_bench.measure.geometry import EDGES, RANKS
 
     series: dict[str, Series] = {}
@@ -47,15 +47,15 @@ def neighbour_distributions(neighbours: Neighbours, floors: Mapping[str, RandomF
 
 
 def neighbour_tables(
-    received: Floats, neighbours: Neighbours, modes: list[Peak], sets: NDArray[np.int64]
+    in_degree: Floats, neighbours: Neighbours, modes: list[Peak], sets: NDArray[np.int64]
 ) -> dict[str, Series]:
-    """Hubs with most in-neighbours, modes of the nn1 histogram, and the first features that others compose."""
+    """Return hubs with most in-neighbours, modes of the nn1 histogram, and the first composed features."""
     ids = neighbours.features.cpu().numpy()
-    most = np.argsort(-received, kind="stable")[: min(_LISTED, int((received > 0).sum()))]
+    hubs = np.argsort(-in_degree, kind="stable")[: min(_LISTED, int((in_degree > 0).sum()))]
     return {
         "hubs": Series(
             "table",
-            {"feature": ids[most].tolist(), "nearest_neighbour_of": received[most].tolist()},
+            {"feature": ids[hubs].tolist(), "nearest_neighbour_of": in_degree[hubs].tolist()},
             "Features that are the nearest neighbour of most others",
         ),
         "peaks": Series(
@@ -82,7 +82,7 @@ def neighbour_tables(
 
 
 def alive_mask(neighbours: Neighbours, n: int) -> Series:
-    """Which features the numbers rest on: a mask of n bits, packed, compressed and written in base64."""
+    """Return the mask of features behind the numbers: n bits, packed, compressed and written in base64."""
     mask = np.zeros(n, dtype=bool)
     mask[neighbours.features.cpu().numpy()] = True
     packed = base64.b64encode(zlib.compress(np.packbits(mask).tobytes(), 9)).decode()
@@ -91,7 +91,7 @@ def alive_mask(neighbours: Neighbours, n: int) -> Series:
 
 
 def _histogram(edges: Floats, counts: Mapping[str, Floats], x: str) -> Series:
-    """Without the empty bins at both ends."""
+    """Return a histogram without the empty bins at both ends."""
     used = np.flatnonzero(sum(counts.values()))
     low, high = int(used[0]), int(used[-1]) + 1
     columns: dict[str, list[float]] = {"edges": edges[low : high + 1].tolist()}

@@ -1,4 +1,4 @@
-"""Is the reconstruction too short: all features in proportion, or each in its own measure, and what does it cost?
+"""Shrinkage of the reconstruction, of all features in proportion or of each one, and its cost.
 
     gamma          E‖x̂‖² / E[x̂·x], the factor by which reconstructions are too short (below 1) or too long
     gamma_centred  the same of r = x̂ - decode(0) against y = x - decode(0): a large decoder bias hides shrinkage
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 QUANTILES = {"per_feature_scale_p5": 0.05, "per_feature_scale_p50": 0.5, "per_feature_scale_p95": 0.95}
 RESCALABLE = 0.1
-"Share of the held-out KL that per-feature scales must win back for the SAE to be called rescalable."
+"Least share of the held-out KL that per-feature scales recover in a rescalable SAE."
 NOTICEABLE = 0.01
-"Share of the loss below which a gain is no suppression, whatever its error."
+"Least gain, as a share of the loss, that counts as suppression."
 CERTAIN = 3.0
-"Standard errors that a gain must exceed to be suppression."
+"Least gain, in its standard errors, that counts as suppression."
 NO_DECODER = "the SAE shows no decoder, so its features cannot be scaled"
 NO_ERROR = "the reconstruction has no error, so there is nothing to gain"
 
@@ -44,34 +44,60 @@ METRICS = (
         "gamma_centred",
         "ratio",
         "target",
-        "length of what the features write against its best length, decoder bias aside",
+        "length of the reconstruction over its best length, decoder bias left out",
         target=1.0,
         noise_free=True,
     ),
-    Metric("gamma", "ratio", "reported", "length of the reconstruction against its best length", noise_free=True),
+    Metric("gamma", "ratio", "reported", "length of the reconstruction over its best length", noise_free=True),
     Metric("l2_ratio", "ratio", "reported", "mean norm of the reconstruction over the activation's", noise_free=True),
-    Metric("uniform_scale", "ratio", "reported", "s*, the one scale that fits best", noise_free=True),
+    Metric("uniform_scale", "ratio", "reported", "s*, the scale of all features that fits best", noise_free=True),
     Metric("free_features", "features", "reported", "features that fire often enough for a scale", noise_free=True),
     *(
         Metric(name, "ratio", "reported", f"{q:.0%} quantile of t*, the best scale of each feature", noise_free=True)
         for name, q in QUANTILES.items()
     ),
     Metric("mse_heldout", "", "reported", "mean squared error norm, on odd documents", noise_free=True),
-    Metric("mse_uniform", "", "reported", "the same after scaling by s*", noise_free=True),
-    Metric("mse_per_feature", "", "reported", "the same after scaling by t*", noise_free=True),
-    Metric("mse_gain_uniform", "share", "reported", "share of the squared error gone with s*", noise_free=True),
-    Metric("mse_gain_per_feature", "share", "reported", "share of the squared error gone with t*", noise_free=True),
-    Metric("kl_heldout", "nats", "reported", "KL, on odd documents", noise_free=True),
-    Metric("kl_uniform", "nats", "reported", "the same after scaling by s*", noise_free=True),
-    Metric("kl_per_feature", "nats", "reported", "the same after scaling by t*", noise_free=True),
-    Metric("kl_gain_uniform", "share", "reported", "share of the KL gone with s*", noise_free=True),
-    Metric("kl_gain_per_feature", "share", "reported", "share of the KL gone with t*", noise_free=True),
-    Metric("kl_norm_corrected_gain", "share", "reported", "share of the KL gone with x's own norms", noise_free=True),
+    Metric(
+        "mse_uniform", "", "reported", "mean squared error norm after scaling by s*, on odd documents", noise_free=True
+    ),
+    Metric(
+        "mse_per_feature",
+        "",
+        "reported",
+        "mean squared error norm after scaling by t*, on odd documents",
+        noise_free=True,
+    ),
+    Metric(
+        "mse_gain_uniform",
+        "share",
+        "reported",
+        "share of the squared error removed by scaling with s*",
+        noise_free=True,
+    ),
+    Metric(
+        "mse_gain_per_feature",
+        "share",
+        "reported",
+        "share of the squared error removed by scaling with t*",
+        noise_free=True,
+    ),
+    Metric("kl_heldout", "nats", "reported", "KL of the SAE as it is, on odd documents", noise_free=True),
+    Metric("kl_uniform", "nats", "reported", "KL after scaling by s*, on odd documents", noise_free=True),
+    Metric("kl_per_feature", "nats", "reported", "KL after scaling by t*, on odd documents", noise_free=True),
+    Metric("kl_gain_uniform", "share", "reported", "share of the KL removed by scaling with s*", noise_free=True),
+    Metric("kl_gain_per_feature", "share", "reported", "share of the KL removed by scaling with t*", noise_free=True),
+    Metric(
+        "kl_norm_corrected_gain",
+        "share",
+        "reported",
+        "share of the KL removed by giving the reconstruction the norm of x",
+        noise_free=True,
+    ),
     Metric(
         "suppression_uniform_share_mse",
         "share",
         "reported",
-        "part of the gain in squared error that one scale brings already",
+        "share of the gain in squared error that one scale for all features brings",
         noise_free=True,
     ),
     Metric(
@@ -86,7 +112,7 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """Lengths of every kept token; losses of the odd documents as they are and under each scaling."""
+    """Measure lengths of every kept token, and losses of the odd documents as they are and under each scaling."""
     from sae_bench.measure.shared.scales import MINIMUM_FIRINGS, RIDGE, decoder_bias
 
     if bench.n_documents < 2:
@@ -97,7 +123,7 @@ def measure(bench: Bench) -> Measurement:
     scales = _scales(bench)
     tables = bench.collect(lambda batch: token_tables(bench, batch, scales), "shrinkage")
     sums = {name: bench.per_cluster(table) for name, table in tables.items()}
-    estimates = {**_lengths(bench, sums), **_fit(scales), **_losses(sums)}
+    estimates = {**_length_estimates(bench, sums), **_scale_estimates(scales), **_loss_estimates(sums)}
     constant = decoder_bias(bench)
     return Measurement(
         estimates,
@@ -109,7 +135,7 @@ def measure(bench: Bench) -> Measurement:
 
 
 def _scales(bench: Bench) -> Scales | None:
-    """None for an object that shows no decoder: its features cannot be scaled one by one."""
+    """Return the fitted scales; None for an object without a decoder, whose features cannot be scaled one by one."""
     from sae_bench.measure.shared.scales import fit_sae_scales
 
     try:
@@ -119,7 +145,7 @@ def _scales(bench: Bench) -> Scales | None:
     return fit_sae_scales(bench)
 
 
-def _lengths(bench: Bench, sums: dict[str, Floats]) -> dict[str, Estimate]:
+def _length_estimates(bench: Bench, sums: dict[str, Floats]) -> dict[str, Estimate]:
     if not sums["written"].sum() > 0:
         raise MeasurementError(
             f"no feature writes anything on the {int(bench.keep.sum())} tokens measured, so the reconstruction has no "
@@ -132,8 +158,8 @@ def _lengths(bench: Bench, sums: dict[str, Floats]) -> dict[str, Estimate]:
     }
 
 
-def _fit(scales: Scales | None) -> dict[str, Estimate]:
-    """Numbers of the fit: like the fit itself they belong to the whole corpus, not to the documents measured."""
+def _scale_estimates(scales: Scales | None) -> dict[str, Estimate]:
+    """Return numbers of the fit; like the fit itself they belong to the whole corpus, not to the documents measured."""
     if scales is None:
         return {name: Undefined(NO_DECODER) for name in ("uniform_scale", "free_features", *QUANTILES)}
     t = scales.per_feature.numpy()
@@ -144,24 +170,26 @@ def _fit(scales: Scales | None) -> dict[str, Estimate]:
     }
 
 
-def _losses(sums: dict[str, Floats]) -> dict[str, Estimate]:
-    """Held-out losses, gains and shares; Undefined where the fit is missing or there is no loss to gain."""
+def _loss_estimates(sums: dict[str, Floats]) -> dict[str, Estimate]:
+    """Return held-out losses, gains and shares; Undefined without a fit, or where there is no loss to gain."""
     scored = sums["scored"]
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     if "kl/heldout" not in sums:
-        found = {metric.name: Undefined(NO_MODEL) for metric in METRICS if "kl" in metric.name.split("_")}
-        found["rescalable"] = Undefined(NO_MODEL)
+        estimates = {metric.name: Undefined(NO_MODEL) for metric in METRICS if "kl" in metric.name.split("_")}
+        estimates["rescalable"] = Undefined(NO_MODEL)
     for loss in ("mse", "kl") if "kl/heldout" in sums else ("mse",):
         for condition in ("heldout", "uniform", "per_feature"):
             table = sums.get(f"{loss}/{condition}")
-            found[f"{loss}_{condition}"] = Undefined(NO_DECODER) if table is None else Ratio(table, scored)
+            estimates[f"{loss}_{condition}"] = Undefined(NO_DECODER) if table is None else Ratio(table, scored)
         for condition in ("uniform", "per_feature"):
-            found[f"{loss}_gain_{condition}"] = _gain(sums, loss, condition)
-        found[f"suppression_uniform_share_{loss}"] = _uniform_share(sums, loss, found[f"{loss}_gain_per_feature"])
+            estimates[f"{loss}_gain_{condition}"] = _gain(sums, loss, condition)
+        estimates[f"suppression_uniform_share_{loss}"] = _uniform_share(
+            sums, loss, estimates[f"{loss}_gain_per_feature"]
+        )
     if "kl/heldout" in sums:
-        found["kl_norm_corrected_gain"] = _gain(sums, "kl", "norm_corrected")
-        found["rescalable"] = _rescalable(found["kl_gain_per_feature"])
-    return found
+        estimates["kl_norm_corrected_gain"] = _gain(sums, "kl", "norm_corrected")
+        estimates["rescalable"] = _rescalable(estimates["kl_gain_per_feature"])
+    return estimates
 
 
 def _gain(sums: dict[str, Floats], loss: str, condition: str) -> Estimate:
@@ -176,8 +204,8 @@ def _uniform_share(sums: dict[str, Floats], loss: str, gain: Estimate) -> Estima
         return gain
     error = standard_error(gain)
     if error is None or gain.value <= max(NOTICEABLE, CERTAIN * error):
-        told = "of unknown error" if error is None else f"± {error:.2%}"
-        return Undefined("no suppression", f"scaling each feature gains {gain.value:.2%} {told}")
+        error_text = "of unknown error" if error is None else f"± {error:.2%}"
+        return Undefined("no suppression", f"scaling each feature gains {gain.value:.2%} {error_text}")
     before = sums[f"{loss}/heldout"]
     return Ratio(before - sums[f"{loss}/uniform"], before - sums[f"{loss}/per_feature"])
 
@@ -185,9 +213,9 @@ def _uniform_share(sums: dict[str, Floats], loss: str, gain: Estimate) -> Estima
 def _rescalable(gain: Estimate) -> Estimate:
     if not isinstance(gain, Ratio):
         return gain
-    above, below = gain.numerator.sum() - gain.numerator, gain.denominator.sum() - gain.denominator
+    gained, loss = gain.numerator.sum() - gain.numerator, gain.denominator.sum() - gain.denominator
     value = float(gain.value > RESCALABLE)
-    return Influence(value, leave_one_out((above > RESCALABLE * below).astype(np.float64), value))
+    return Influence(value, leave_one_out((gained > RESCALABLE * loss).astype(np.float64), value))
 
 
 PROPERTY = Property(

@@ -1,4 +1,4 @@
-"""Which features are suppressed: scales against how often and how strongly a feature fires."""
+"""Tables and curves of `shrinkage`: scales by density and by strength of the features."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from sae_bench.measure.shared.scales import Scales
 
 SHOWN, HISTOGRAM_BINS = (0.005, 0.995), 48
-"Share of the fitted features that the histogram's axis spans; its ends hold those beyond."
+"Quantiles of the fitted features at the ends of the histogram's axis; its last bins count the rest."
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BINS = 10
 "Bins of equally many features."
 
 
 def shrinkage_series(scales: Scales) -> dict[str, Series]:
-    """Quantiles of the scales; scales by density and by strength, as a table over all features and as a curve of t*."""
+    """Return quantiles of the scales, and scales by density and by strength as tables and as curves of t*."""
     t, refit = scales.per_feature.numpy(), scales.refit.numpy()
-    free, alive = scales.free.numpy(), scales.firings.numpy() > 0
+    free, fires = scales.free.numpy(), scales.firings.numpy() > 0
     series = {
         "scales": Series(
             "quantiles",
@@ -30,7 +30,7 @@ def shrinkage_series(scales: Scales) -> dict[str, Series]:
                 "q": list(QUANTILES),
                 "all": _quantiles(t),
                 **({"fitted": _quantiles(t[free])} if free.any() else {}),
-                "alone": _quantiles(refit[alive]),
+                "alone": _quantiles(refit[fires]),
             },
             "Best scales: t* of all features, of the fitted ones, and each feature's with the others left as they are",
             "share of features",
@@ -47,10 +47,12 @@ def shrinkage_series(scales: Scales) -> dict[str, Series]:
 
 
 def shrinkage_notes(scales: Scales | None, *, has_bias: bool) -> tuple[str, ...]:
-    """What was fitted on what, and whether it is the rare or the weak features that are suppressed."""
+    """Return notes on the data of the fit, and on whether rare or weak features are the suppressed ones."""
     notes = []
     if not has_bias:
-        notes.append("zero codes decode to zero: without a decoder bias gamma_centred is gamma, and the mean counts")
+        notes.append(
+            "zero codes decode to zero: without a decoder bias, gamma_centred equals gamma and includes the mean"
+        )
     if scales is None:
         return (*notes, "the SAE shows no decoder, so no scales were fitted")
     free = scales.free.numpy()
@@ -64,7 +66,7 @@ def shrinkage_notes(scales: Scales | None, *, has_bias: bool) -> tuple[str, ...]
         by_strength = _rank_correlation(scales.strength.numpy()[free], t)
         notes.append(
             f"rank correlation of t* over the fitted features: {by_density:+.2f} with density, {by_strength:+.2f} with "
-            f"strength (negative: the rare, the weak are the suppressed ones)"
+            f"strength (negative: rare or weak features are suppressed)"
         )
     return tuple(notes)
 
@@ -84,12 +86,12 @@ def _histogram(t: Floats) -> Series:
 
 
 def _bins(values: Floats) -> list[np.ndarray]:
-    """Indices of up to `BINS` groups of equally many features, by rising value."""
+    """Return indices of up to `BINS` groups of equally many features, by rising value."""
     return [group for group in np.array_split(np.argsort(values, kind="stable"), BINS) if len(group)]
 
 
 def _table(name: str, values: Floats, scales: Scales) -> Series:
-    """Features that fire, in bins; a bin without fitted features has no t*."""
+    """Return features that fire, in bins; a bin without fitted features has no t*."""
     alive = np.flatnonzero(scales.firings.numpy() > 0)
     t, refit, free = scales.per_feature.numpy(), scales.refit.numpy(), scales.free.numpy()
     rows = []

@@ -1,4 +1,4 @@
-"""Per token: how long the reconstruction is, and on odd documents what it costs under each scaling."""
+"""Lengths of the reconstruction per token, and on odd documents the losses under each scaling."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def token_tables(bench: Bench, batch: Batch, scales: Scales | None) -> dict[str, Tensor]:
-    """Float64 (docs, pos) tables of a batch. What is scored on odd documents only is 0 on the even ones."""
+    """Return float64 (docs, pos) tables of a batch; losses, scored on odd documents only, are 0 on even ones."""
     merged: dict[str, Tensor] = {}
     for parity in (0, 1):
         rows = [row for row, document in enumerate(batch.documents) if document % 2 == parity]
         if not rows:
             continue
-        half = bench.batch(tuple(batch.documents[row] for row in rows))
-        tables = _lengths(bench, half) | (_losses(bench, half, scales) if parity == 1 else {})
+        part = bench.batch(tuple(batch.documents[row] for row in rows))
+        tables = _lengths(bench, part) | (_losses(bench, part, scales) if parity == 1 else {})
         for name, values in tables.items():
             table = merged.setdefault(name, batch.x.new_zeros(batch.keep.shape).double())
             table[rows, : values.shape[1]] = values.double()
@@ -45,7 +45,7 @@ def _lengths(bench: Bench, half: Batch) -> dict[str, Tensor]:
 
 
 def _losses(bench: Bench, half: Batch, scales: Scales | None) -> dict[str, Tensor]:
-    """Squared error and KL of each arm. Norms are corrected token by token, which needs no fit and cannot be folded."""
+    """Return squared error and KL of each condition, norms corrected token by token among them."""
     from sae_bench.engine import noise_floors
     from sae_bench.measure.shared.scales import decoder_offset
 

@@ -1,4 +1,4 @@
-"""Does adding a feature do the same thing every time? The distribution over prompts, compared with floors of one norm.
+"""Effects of adding a feature, prompt by prompt, compared with random directions and other features.
 
 A feature's targets T are the ten tokens whose mean clean log-probability rises most where it fires, on one half of the
 corpus. On the other half, k * lambda of a unit direction is added to the site's activation at the last position of a
@@ -56,20 +56,20 @@ CONDITION_METRICS = {
 
 
 METRICS = (
-    Metric("anti_share_gap", "share", "lower", "slopes that do not rise, feature minus random direction"),
+    Metric("anti_share_gap", "share", "lower", "share of slopes that do not rise: features minus random directions"),
     Metric(
         "steer_share",
         "share",
         "higher",
-        "features that raise their targets more than random directions and other features do",
+        "share of features that raise their targets more than random directions and other features do",
         version=2,
     ),
     *(
-        Metric(condition_metric(name, condition), unit, "reported", f"{meaning}, arm {condition}")
+        Metric(condition_metric(name, condition), unit, "reported", f"{meaning}, condition {condition}")
         for name, (unit, meaning) in CONDITION_METRICS.items()
         for condition in CONDITIONS
     ),
-    Metric("saturation", "share", "reported", "slope lost beyond |k| = 1, the linear range"),
+    Metric("saturation", "share", "reported", "share of the slope lost outside the linear range, |k| > 1"),
     Metric("output_score", "", "reported", "Arad et al.: the direction's lens tokens when it is raised tenfold"),
     Metric("input_score", "share", "reported", "strongest contexts whose token is among the direction's lens tokens"),
 )

@@ -1,4 +1,4 @@
-"""Does a larger dictionary of the same recipe and sparsity lose less?
+"""Trend of the loss over the dictionary sizes of one family.
 
 Over the SAEs of one family (``family=[...]`` and the SAE itself) whose L0 lies within 10% of this SAE's, on the same
 documents:
@@ -7,15 +7,15 @@ documents:
     explained_variance_per_doubling, ce_recovered_per_doubling    slopes of shares on log2 of the size
     monotone_kl            Spearman correlation of size and -KL: 1 when every larger dictionary loses less
     monotone_kl_p          exact one-sided permutation p of it: the share of all orders that are as monotone
-    monotone_explained_variance, monotone_ce_recovered, and their p    the same with what is kept, which rises
+    monotone_explained_variance, monotone_ce_recovered    Spearman correlations of size and these shares, and their p
 
-CE recovered is (CE_ablated - CE_sae) / (CE_ablated - CE_clean) with the site at its mean. Judged is the trend,
-``kl_per_doubling`` of at most -0.01, one per cent less KL per doubling: it has an interval by documents, while ranks
-turn with the noise of a small tier (the demo's p is .008 on 512 documents and .12 on 64). The p says what the interval
-cannot: whether as good an order comes about when sizes only differ by the luck of training. KL and not CE recovered,
+CE recovered is (CE_ablated - CE_sae) / (CE_ablated - CE_clean) with the site at its mean. The judged metric is the
+trend, ``kl_per_doubling`` of at most -0.01, one per cent less KL per doubling: it has an interval by documents, while
+ranks change with the noise of a small tier (the demo's p is .008 on 512 documents and .12 on 64). The p adds whether as
+good an order comes about when sizes differ only by the luck of training. The trend is in KL and not in CE recovered,
 because that saturates. Sizes of another L0 are listed and left out: more active features lose less by themselves. A
 slope near 0 means that the additional features are dead, or copies of others: the large dictionaries are trained too
-little, or the site has no more features to be found. The curve is that of Bricken et al., Towards Monosemanticity
+little, or the site has no more features to learn. The curve is that of Bricken et al., Towards Monosemanticity
 (2023).
 """
 
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sae_bench.measure.arrays import slope_weights
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
 from sae_bench.measure.properties.width.family import QUANTITIES, FamilyMember, family_table, kl_curve, measure_family
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
     from sae_bench.measure.arrays import Floats
 
 MATCHED = 0.1
-"Relative difference of L0 up to which two SAEs are compared."
+"Largest relative difference of L0 between SAEs that are compared."
 LEAST_SIZES = 4
 "Of three sizes every sixth order is monotone by chance, and a line through them has one point to spare."
 ORDERS = 99_999
-"Orders looked at, at most: all of them up to eight sizes, a seeded draw beyond."
+"Most orders that are tested: all of them up to eight sizes, a seeded draw beyond."
 _MEANINGS = {
     "kl": "KL from the clean model",
     "explained_variance": "explained variance",
@@ -73,16 +74,16 @@ METRICS = (
 
 
 def measure(bench: Bench) -> Measurement:
-    """KL, explained variance and loss recovered of every SAE of the family, and their order by size."""
+    """Measure KL, explained variance and loss recovered of every SAE of the family, and their trends with size."""
     if not bench.related.family:
-        none = Undefined("no SAEs of other sizes are registered: family=[...]")
-        return Measurement({metric.name: none for metric in METRICS}, bench.clusters)
+        undefined = Undefined("no SAEs of other sizes are registered: family=[...]")
+        return Measurement({metric.name: undefined for metric in METRICS}, bench.clusters)
     sizes = measure_family(bench)
     own = sizes[0].l0.value
     matched = [size for size in sizes if own > 0 and abs(size.l0.value / own - 1) <= MATCHED]
-    left = [size for size in sizes if size not in matched]
+    excluded = [size for size in sizes if size not in matched]
     notes = [f"L0 {own:.4g} of this SAE; {len(matched)} SAEs of the family lie within {MATCHED:.0%} of it"]
-    notes += [f"left out: {size.name} of {size.features} features, L0 {size.l0.value:.4g}" for size in left]
+    notes += [f"left out: {size.name} of {size.features} features, L0 {size.l0.value:.4g}" for size in excluded]
     return Measurement(
         estimate_trends(matched),
         bench.clusters,
@@ -90,39 +91,39 @@ def measure(bench: Bench) -> Measurement:
         settings={
             "include_bos": bench.include_bos,
             "matched": MATCHED,
-            "family": sorted(companion.sha256 for companion in bench.related.family),
+            "family": sorted(related.sha256 for related in bench.related.family),
         },
         notes=tuple(notes),
     )
 
 
 def estimate_trends(matched: Sequence[FamilyMember]) -> dict[str, Estimate]:
-    """Every metric, from the SAEs at matched L0."""
+    """Return every metric, from the SAEs at matched L0."""
     features = np.array([size.features for size in matched], dtype=np.float64)
     count = len(set(features))
-    found: dict[str, Estimate] = {"sizes": Exact(float(count))}
+    estimates: dict[str, Estimate] = {"sizes": Exact(float(count))}
     if count < LEAST_SIZES:
-        few = Undefined(
+        undefined = Undefined(
             f"the family has fewer than {LEAST_SIZES} sizes at matched L0, which have no order to test",
             f"it has {count}",
         )
-        return found | {metric.name: few for metric in METRICS if metric.name not in found}
+        return estimates | {metric.name: undefined for metric in METRICS if metric.name not in estimates}
     for name in QUANTITIES:
         values = np.array([size.of(name).value for size in matched])
         if not np.isfinite(values).all():
-            nothing = Undefined("ablating the site to its mean changes no loss, so there is nothing to recover")
-            found |= dict.fromkeys((f"monotone_{name}", f"monotone_{name}_p", f"{name}_per_doubling"), nothing)
+            undefined = Undefined("ablating the site to its mean changes no loss, so there is nothing to recover")
+            estimates |= dict.fromkeys((f"monotone_{name}", f"monotone_{name}_p", f"{name}_per_doubling"), undefined)
             continue
         correlation, p = monotonicity(features, -values if name == "kl" else values)
-        found |= {f"monotone_{name}": Exact(correlation), f"monotone_{name}_p": Exact(p)}
-        found[f"{name}_per_doubling"] = slope_per_doubling(
+        estimates |= {f"monotone_{name}": Exact(correlation), f"monotone_{name}_p": Exact(p)}
+        estimates[f"{name}_per_doubling"] = slope_per_doubling(
             np.log2(features), [size.of(name) for size in matched], name == "kl"
         )
-    return found
+    return estimates
 
 
 def monotonicity(features: Floats, quality: Floats) -> tuple[float, float]:
-    """Spearman's correlation of sizes and quality (sizes,), 0 without variance, and its one-sided permutation p."""
+    """Return Spearman's correlation of sizes and quality (sizes,), 0 without variance, and its permutation p."""
     from scipy.stats import permutation_test, rankdata
 
     size, rank = (ranks - ranks.mean() for ranks in (rankdata(features), rankdata(quality)))
@@ -131,8 +132,8 @@ def monotonicity(features: Floats, quality: Floats) -> tuple[float, float]:
         return 0.0, 1.0
 
     def correlation(order: Floats, axis: int) -> Floats:
-        found: Floats = (order * size).sum(axis=axis) / scale
-        return found
+        values: Floats = (order * size).sum(axis=axis) / scale
+        return values
 
     test = permutation_test(
         (rank,),
@@ -147,15 +148,14 @@ def monotonicity(features: Floats, quality: Floats) -> tuple[float, float]:
 
 
 def slope_per_doubling(doublings: Floats, values: Sequence[Ratio], logarithm: bool) -> Estimate:
-    """Least-squares slope of values, or of their logarithms, on ``doublings`` (sizes,), with influences per cluster."""
+    """Return the least-squares slope of values, or of their logarithms, on ``doublings`` (sizes,)."""
     y = np.array([ratio.value for ratio in values])
     influence = np.stack([ratio.influence for ratio in values])  # (sizes, clusters)
     if logarithm:
         if not (y > 0).all():
             return Undefined("a reconstruction without error has no logarithm of its KL")
         y, influence = np.log(y), influence / y[:, None]
-    centred = doublings - doublings.mean()
-    weight = centred / (centred**2).sum()
+    weight = slope_weights(doublings)
     return Influence(float(weight @ y), weight @ influence)
 
 

@@ -1,4 +1,4 @@
-"""What every SAE of one family loses on the documents measured, and how that is shown."""
+"""Losses of every SAE of one family on the documents measured, with a table and a curve."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sae_bench.measure.measurement import Ratio, Series
+from sae_bench.measure.tables import finite_cell
 from sae_bench.measure.uncertainty import standard_error
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ QUANTITIES = ("kl", "explained_variance", "ce_recovered")
 
 @dataclass(frozen=True, eq=False)
 class FamilyMember:
-    """One SAE of the family on the documents measured."""
+    """Losses of one SAE of the family."""
 
     name: str
     features: int
@@ -33,27 +32,27 @@ class FamilyMember:
     ce_recovered: Ratio
 
     def of(self, quantity: str) -> Ratio:
-        """One of `QUANTITIES`."""
-        found: Ratio = getattr(self, quantity)
-        return found
+        """Return one of `QUANTITIES`."""
+        value: Ratio = getattr(self, quantity)
+        return value
 
 
 def measure_family(bench: Bench) -> list[FamilyMember]:
-    """This SAE and its family, in order of registration; what an SAE shows is shared with the rest of the family."""
+    """Return this SAE and its family, in order of registration; results are shared with the rest of the family."""
     from sae_bench.measure.shared.related_sae_check import check_explained_variance
 
     sums = bench.site_data.shared(("width: loss", bench.n_documents), lambda: _loss(bench))
-    found = [_size(bench, "this SAE", _sums(bench), sums)]
-    for companion in bench.related.family:
-        other = bench.related_bench(companion)
-        check_explained_variance(other, companion)
-        key = ("width", companion.name, companion.sha256, bench.n_documents)
+    members = [_member(bench, "this SAE", _sums(bench), sums)]
+    for related in bench.related.family:
+        other = bench.related_bench(related)
+        check_explained_variance(other, related)
+        key = ("width", related.name, related.sha256, bench.n_documents)
         tables = bench.site_data.shared(key, lambda other=other: _sums(other))  # type: ignore[misc]
-        found.append(_size(other, companion.name, tables, sums))
-    return found
+        members.append(_member(other, related.name, tables, sums))
+    return members
 
 
-def _size(bench: Bench, name: str, sums: dict[str, Floats], loss: dict[str, Floats]) -> FamilyMember:
+def _member(bench: Bench, name: str, sums: dict[str, Floats], loss: dict[str, Floats]) -> FamilyMember:
     count = bench.per_cluster(bench.keep)
     return FamilyMember(
         name,
@@ -66,7 +65,7 @@ def _size(bench: Bench, name: str, sums: dict[str, Floats], loss: dict[str, Floa
 
 
 def _sums(bench: Bench) -> dict[str, Floats]:
-    """(clusters,) sums over kept tokens of one SAE."""
+    """Return (clusters,) sums over kept tokens of one SAE."""
     mean = bench.site_data.mean.to(bench.settings.device)
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
@@ -84,7 +83,7 @@ def _sums(bench: Bench) -> dict[str, Floats]:
 
 
 def _loss(bench: Bench) -> dict[str, Floats]:
-    """(clusters,) summed next-token losses of the clean model and with the site at its mean."""
+    """Return (clusters,) summed next-token losses of the clean model and with the site at its mean."""
     mean = bench.site_data.mean
 
     def tokens(batch: Batch) -> dict[str, Tensor]:
@@ -95,19 +94,19 @@ def _loss(bench: Bench) -> dict[str, Floats]:
 
 
 def family_table(sizes: Sequence[FamilyMember], matched: Sequence[FamilyMember]) -> Series:
-    """The whole family, one row an SAE."""
+    """Return the whole family, one row per SAE."""
     columns: dict[str, list[Any]] = {
         "SAE": [size.name for size in sizes],
         "features": [size.features for size in sizes],
         "l0": [size.l0.value for size in sizes],
-        **{name: [_finite(size.of(name).value) for size in sizes] for name in QUANTITIES},
+        **{name: [finite_cell(size.of(name).value) for size in sizes] for name in QUANTITIES},
         "compared": ["yes" if size in matched else "no, of another L0" for size in sizes],
     }
     return Series("table", columns, "The family, by registration")
 
 
 def kl_curve(matched: Sequence[FamilyMember]) -> Series:
-    """KL of those at matched L0, with its standard errors."""
+    """Return the KL of the SAEs at matched L0, with standard errors."""
     ordered = sorted(matched, key=lambda size: size.features)
     errors = [standard_error(size.kl) or 0.0 for size in ordered]
     values = [size.kl.value for size in ordered]
@@ -118,7 +117,3 @@ def kl_curve(matched: Sequence[FamilyMember]) -> Series:
         "one standard error more": [value + error for value, error in zip(values, errors, strict=True)],
     }
     return Series("curve", columns, "KL by size of the dictionary, at matched L0", "features", log_x=True)
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
