@@ -38,7 +38,7 @@ def test_new_saes_pass_and_name_the_accept_command(suite: Any) -> None:
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*lab/good*kl_gap.kl_sae*new*", "*--sae-accept --sae-accept-reason*"])
     report = suite.report()
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert set(report["saes"]["lab/good"]["properties"]) == {"kl_gap", "reconstruction", "sparsity"}
 
 
