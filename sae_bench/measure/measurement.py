@@ -24,6 +24,10 @@ from sae_bench.errors import MeasurementError
 from sae_bench.measure.arrays import Floats
 
 Better: TypeAlias = Literal["lower", "higher", "target", "reported"]
+Kind: TypeAlias = Literal["histogram", "quantiles", "curve", "table"]
+Chart: TypeAlias = Literal[
+    "", "token_histogram", "token_funnel", "ranked_documents", "near_directions", "feature_slopes"
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,12 @@ class Metric:
     "True when neither a random draw nor a sample of noise enters: unchanged SAEs must give the same number."
     of_weights: bool = False
     "True when it follows from the SAE's weights alone: as long as they are unchanged it is held to `SAME_WEIGHTS`."
+    family: str = ""
+    "Title of the chart that shows this metric with those of other conditions, such as ``KL by condition``."
+    condition: str = ""
+    "Label of the metric in that chart."
+    factor: str = ""
+    "Declared factor whose share of variance this is; charts then have a group of bars per factor."
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,7 @@ Estimate: TypeAlias = Ratio | Influence | Exact | Undefined | Summary
 class Series:
     """Distribution or table for reports: binned or summarised, never raw data per token."""
 
-    kind: Literal["histogram", "quantiles", "curve", "table"]
+    kind: Kind
     columns: Mapping[str, Sequence[Any]]
     """By kind. histogram: ``edges`` (bins + 1) and one column of ``counts`` (bins) per distribution. quantiles: ``q``
     and one column per distribution. curve: ``x`` and one column per line. table: free columns of one length."""
@@ -145,7 +155,13 @@ class Series:
     "Label of the horizontal axis, with its unit."
     log_x: bool = False
     accepted: bool = False
-    "Whether accepted files keep it."
+    "True when accepted files keep it."
+    chart: Chart = ""
+    "Chart that shows more than the kind's own: see `sae_bench.show.charts`."
+    marks: str = ""
+    "Metric whose value and limits a histogram shows on its axis; '' for the metric of the series' own name."
+    order: int = 50
+    "Place among the charts of a property, smallest first."
 
 
 @dataclass(frozen=True)

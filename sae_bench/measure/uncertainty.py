@@ -133,7 +133,7 @@ def documents_needed(gap: float, se: float, alpha: float, clusters: int, most: i
         gap: distance of the estimate from the border of the limit.
         se: its standard error over ``clusters`` clusters.
         alpha: one-sided error rate of the test.
-        most: beyond this many, or with the estimate on the border itself, no number is named: None.
+        most: for more clusters than this, or with the estimate on the border itself, the result is None.
     """
     if clusters < 2 or gap == 0:
         return None

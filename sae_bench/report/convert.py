@@ -145,6 +145,9 @@ def _metric_result(
         n=_rows(evidence) if evidence is not None else None,
         target=metric.target,
         meaning=metric.meaning,
+        family=metric.family,
+        condition=metric.condition,
+        factor=metric.factor,
         noise_free=metric.noise_free,
         of_weights=metric.of_weights,
         per_cluster=_evidence(evidence) if evidence is not None else None,
@@ -223,7 +226,19 @@ def measurement_from(result: PropertyResult) -> Measurement | str:
 def declaration_from(result: PropertyResult) -> PropertyDeclaration:
     """Return the declaration of a result's property, as the report itself holds it."""
     metrics = [
-        Metric(name, each.unit, each.better, each.meaning, each.version, each.target, each.noise_free, each.of_weights)
+        Metric(
+            name,
+            each.unit,
+            each.better,
+            each.meaning,
+            each.version,
+            each.target,
+            each.noise_free,
+            each.of_weights,
+            each.family,
+            each.condition,
+            each.factor,
+        )
         for name, each in result.metrics.items()
     ]
     return PropertyDeclaration(result.name, result.version, metrics, result.primary_metric, result.question)

@@ -31,7 +31,7 @@ FORMULAS = {
     "l2_ratio": "mean over tokens of reconstruction norm / activation norm",
     "relative_reconstruction_bias": "reconstruction squared norm / inner product with the activation",
 }
-"What SAEBench core and SAELens' evals compute under these names; read in their sources."
+"Formulas of SAEBench core and SAELens' evals under these names, read in their sources."
 _SENTINEL = -1
 
 

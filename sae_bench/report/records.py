@@ -81,6 +81,10 @@ class MetricResult(Judgement):
     "Declared limits that others took the place of."
     target: float | None = None
     meaning: str = ""
+    family: str = ""
+    condition: str = ""
+    factor: str = ""
+    "As `Metric` declares them: they place the metric in a chart."
     noise_free: bool = False
     of_weights: bool = False
     "It follows from the SAE's weights alone."
@@ -132,12 +136,12 @@ class PropertyResult:
     name: str
     version: int
     context: Mapping[str, Any]
-    "What decides whether two results may be compared."
+    "Everything that has to agree where two results are compared."
     context_digest: str
     metrics: Mapping[str, MetricResult]
     clusters: tuple[int, ...] = ()
     question: str = ""
-    "What the property asks, in one sentence."
+    "The property's question, in one sentence."
     primary_metric: str = ""
     verdict: Verdict | None = None
     exceeds_limit: bool = False
@@ -146,13 +150,13 @@ class PropertyResult:
     decided_by: str = ""
     "The metric whose verdict is the property's."
     error: str = ""
-    "Why it could not be measured."
+    "Cause of a property that could not be measured."
     differences: tuple[Difference, ...] = ()
     "Fields in which its context is not the accepted one."
     different_sparsity: bool = False
     "L0 exceeds its limit, so that no metric counts as improved."
     commands: tuple[Command, ...] = ()
-    "What to do about the verdict."
+    "Commands that follow from the verdict."
     lines: tuple[str, ...] = ()
     "The whole text of the verdict, made from the fields above; to be printed, never to be taken apart."
     confidence: float | None = None

@@ -43,7 +43,7 @@ class Record:
     sae: str
     result: PropertyResult
     key: str | None
-    "What its numbers follow from, see `content_key`; None when that is not known, and it is never taken up."
+    "Digest of everything that its numbers follow from, see `content_key`; None: it is never taken up."
     taken_from: str | None = None
     "The record of an unfinished run that it was restored from."
     about: SAEResult = field(default_factory=lambda: SAEResult({}))

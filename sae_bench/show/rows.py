@@ -30,7 +30,7 @@ class Row:
     exceeds_limit: bool = False
     primary_metric: bool = False
     error: str = ""
-    "Why the property could not be measured."
+    "Cause of a property that could not be measured."
     more: int = 0
     "Metrics of the same property and the same verdict that have no line of their own."
     notes: tuple[str, ...] = ()

@@ -122,8 +122,7 @@ def kl_series(seed: int, documents: int = 64) -> dict[str, Series]:
         "kl_tokens": Series(
             "histogram",
             {"edges": edges.tolist(), **{a: np.histogram(v, edges)[0].tolist() for a, v in draws.items()}},
-            "KL of a token, by arm", "nats", log_x=True,
-        ),
+            "KL of a token, by condition", "nats", log_x=True, chart="token_histogram", order=10),
         "kl_quantiles": Series(
             "quantiles", {"q": q, **{a: np.quantile(v, q).tolist() for a, v in draws.items()}},
             "Quantiles of a token's KL", "share of tokens",
@@ -136,14 +135,12 @@ def kl_series(seed: int, documents: int = 64) -> dict[str, Series]:
         "kl_documents": Series(
             "table",
             {"document": list(range(documents)), "kl_sae": rng.lognormal(-3, 0.3, documents).tolist()},
-            "Mean KL of each document", "document",
-        ),
+            "Mean KL of each document", "document", chart="ranked_documents", order=42),
         "kl_types": Series(
             "table",
             {"token": [f" tok<{row}>" for row in range(60)], "n": n.tolist(),
              "gap": rng.normal(0.01, 0.02, 60).tolist(), "se": (0.3 / np.sqrt(n)).tolist()},
-            "KL above isotropic noise, by token type", "occurrences", log_x=True,
-        ),
+            "KL above isotropic noise, by token type", "occurrences", log_x=True, chart="token_funnel", order=41),
     }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     [[concept]]
     name = "weekday"
-    positive = ["monday", "tuesday"]     # words, as they stand in a text, case included, without the space in front
+    positive = ["monday", "tuesday"]     # words as in the text, case included, without the space in front
     negative = ["january", "february"]   # left out: every other word of the vocabulary
     paired = false                       # true: the first positive word goes with the first negative one, and so on
 
@@ -19,7 +19,7 @@
     [[cycle]]
     name = "days"
     classes = ["monday", "tuesday", "wednesday"]          # in order; a class of several words is a list of them
-    latents = { "mylab/v3" = [2592, 4445] }               # optional: the features that hold it, by SAE id
+    latents = { "mylab/v3" = [2592, 4445] }               # optional: the features that represent it, by SAE id
 
 Every mistake in a file is reported in one sentence. `concept_tokens` looks up the tokens of words.
 """

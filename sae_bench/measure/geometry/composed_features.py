@@ -106,7 +106,7 @@ def _explaining_sets(W_dec: Tensor, norms: Tensor, features: Tensor, cosine: Ten
 
 def _candidate_atoms(cosine: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Return int64 (m, atoms) nearest directions that are no near-copies, and bool, True where one exists."""
-    # Near-copies stand first: behind them the order is already by cosine.
+    # Near-copies come first; after them the order is already by cosine.
     copies = (cosine > CLOSE_COSINE).sum(1, keepdim=True)
     place = copies + torch.arange(min(ATOMS, cosine.shape[1]), device=cosine.device)
     chosen = place < cosine.shape[1]

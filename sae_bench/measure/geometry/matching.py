@@ -21,7 +21,7 @@ from sae_bench.measure.geometry.neighbours import BLOCK, finite_norms
 SAME_COSINE = 0.7
 "Cosine from which two features of different dictionaries count as the same one."
 MOST_PAIRS = 50_000_000
-"Pairs beyond which dictionaries are so alike everywhere that matching them says nothing and takes all memory."
+"Most pairs that are matched: with more, dictionaries are alike everywhere and the pairs would not fit in memory."
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,7 @@ def neighbour_in_degrees(neighbours: Neighbours, among: NDArray[np.bool_] | None
     tied = cosine > cosine[:, :1] - _TIE  # (n, k)
     count = tied.sum(1, keepdim=True)
     decided = (count < cosine.shape[1]) | (cosine.shape[1] == neighbours.n - 1)
-    # Descending order: those who tie stand first, mostly one.
+    # Descending order: tied ones come first, mostly a single one.
     most = int(count.max())
     tied, index = tied[:, :most], neighbours.index[:, :most].cpu()
     if among is not None:
@@ -106,7 +106,7 @@ def cosine_peaks(neighbours: Neighbours) -> list[Peak]:
     if nearest is None:
         return []
     cosine = nearest.cpu().numpy().astype(np.float64)
-    # Empty bins at both ends: a mode at a cosine of 1 needs a slope beyond it.
+    # Empty bins at both ends: a mode at a cosine of 1 needs a slope on either side.
     edges = np.round(np.arange(-54, 55) * 0.02, 2)
     height = gaussian_filter1d(np.histogram(cosine, edges)[0].astype(np.float64), _SMOOTHING)
     noise = np.sqrt(height / (2 * _SMOOTHING * math.sqrt(math.pi)))

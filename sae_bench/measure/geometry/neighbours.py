@@ -25,7 +25,7 @@ NEIGHBOURS = 100
 BLOCK = 1024
 "Rows of a block: its products, 4 MB, stay in a core's reach while they are looked through."
 _ROOM = 156
-"Places for candidates beside the k kept, so that a row is sorted out once in a while and not after every block."
+"Places for candidates in addition to the k stored, so that a row is not reduced after every block."
 
 Span = tuple[int, int]
 

@@ -34,7 +34,7 @@ QUERIES = 2048
 "Directions of each random dictionary whose neighbours are computed."
 _SCHEMA = "1"
 _WORTH_STORING = 2e10
-"Products of two numbers, beyond which reading a file is quicker than computing again."
+"Products of two numbers above which reading a file is faster than computing again."
 
 
 @dataclass(frozen=True, eq=False)

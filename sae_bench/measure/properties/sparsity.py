@@ -45,8 +45,13 @@ METRICS = (
     Metric("dense_share", "share", "reported", "features with a density above 0.1", noise_free=True),
     Metric("dense_groups", "groups", "reported", "groups of dense features that fire together", noise_free=True),
     Metric("dense_activity_share", "share", "reported", "share of the activity in dense features", noise_free=True),
-    Metric("kl_dense_only", "nats", "reported", "KL when only dense features are decoded", noise_free=True),
-    Metric("kl_without_dense", "nats", "reported", "KL when all but the dense features are decoded", noise_free=True),
+    *(
+        Metric(name, "nats", "reported", meaning, noise_free=True, family="KL by decoded features", condition=condition)
+        for name, condition, meaning in (
+            ("kl_dense_only", "dense only", "KL when only dense features are decoded"),
+            ("kl_without_dense", "without dense", "KL when all but the dense features are decoded"),
+        )
+    ),
 )
 
 

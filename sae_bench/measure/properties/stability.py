@@ -64,16 +64,21 @@ def measure(bench: Bench) -> Measurement:
             f"the second SAE reads {int(partner.d_in)} and writes {int(partner.W_dec.shape[1])} numbers, this one "
             f"{int(bench.sae.d_in)} and {int(bench.sae.W_dec.shape[1])}; register a partner of the same site"
         )
-    ours = _usable(bench, bench.sae, bench.firing.alive, "this SAE")
-    theirs = _usable(bench, partner, _alive(bench, partner), "the second SAE")
+    own_features = _usable(bench, bench.sae, bench.firing.alive, "this SAE")
+    partner_features = _usable(bench, partner, _alive(bench, partner), "the second SAE")
     from sae_bench.measure.geometry import match_directions
 
-    matching = match_directions(bench.sae.W_dec[ours], partner.W_dec[theirs].to(bench.sae.W_dec.device))
+    matching = match_directions(
+        bench.sae.W_dec[own_features], partner.W_dec[partner_features].to(bench.sae.W_dec.device)
+    )
     return Measurement(
-        {**_mmcs(matching, int(bench.sae.W_dec.shape[1])), **_matched(bench, partner, ours, theirs, matching)},
+        {
+            **_mmcs(matching, int(bench.sae.W_dec.shape[1])),
+            **_matched(bench, partner, own_features, partner_features, matching),
+        },
         bench.clusters,
         {"best_cosine": _series(matching, int(bench.sae.W_dec.shape[1]))},
-        notes=(f"{len(ours)} features against {len(theirs)} of the second SAE, all of them alive",),
+        notes=(f"{len(own_features)} features against {len(partner_features)} of the second SAE, all of them alive",),
     )
 
 
@@ -113,20 +118,25 @@ def _mmcs(matching: Matching, d: int) -> dict[str, Estimate]:
     return estimates
 
 
-def _matched(bench: Bench, partner: Any, ours: Tensor, theirs: Tensor, matching: Matching) -> dict[str, Estimate]:
+def _matched(
+    bench: Bench, partner: Any, own_features: Tensor, partner_features: Tensor, matching: Matching
+) -> dict[str, Estimate]:
     from sae_bench.measure.geometry import MOST_PAIRS, SAME_COSINE, largest_matching, row_cosines
 
     if matching.pairs is None:
         undefined = Undefined(f"more than {MOST_PAIRS} pairs of features are close, so features cannot be matched")
         return {"matched_share": undefined, "matched_encoder_share": undefined}
     rows, columns = (each.cpu() for each in matching.pairs)
-    n, m = len(ours), len(theirs)
+    n, m = len(own_features), len(partner_features)
     estimates: dict[str, Estimate] = {"matched_share": Exact(largest_matching(rows, columns, n, m) / min(n, m))}
     ours_in, theirs_in = encoder_rows(bench.sae), encoder_rows(partner)
     if ours_in is None or theirs_in is None:
         estimates["matched_encoder_share"] = Undefined("one of the two SAEs shows no single encoder matrix W_enc")
         return estimates
-    agree = row_cosines(ours_in, theirs_in.to(ours_in.device), ours[rows], theirs[columns]).cpu() >= SAME_COSINE
+    agree = (
+        row_cosines(ours_in, theirs_in.to(ours_in.device), own_features[rows], partner_features[columns]).cpu()
+        >= SAME_COSINE
+    )
     estimates["matched_encoder_share"] = Exact(largest_matching(rows[agree], columns[agree], n, m) / min(n, m))
     return estimates
 

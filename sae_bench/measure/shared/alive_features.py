@@ -64,7 +64,7 @@ def check_alive(sae: Any, alive: Tensor, tokens: int, name: str) -> None:
 def alive_indices(bench: Bench, related: RelatedSAE | None = None) -> Tensor:
     """Return int64 (n,) features that fire on the corpus and write a direction.
 
-    ``companion`` says that the bench is its: several SAEs of a run read the same one, so it is looked at once.
+    ``related`` names the SAE of the bench where it is not the measured one; several SAEs of a run share its result.
     """
     name = "this SAE" if related is None else f"SAE {related.name!r}"
     alive = (

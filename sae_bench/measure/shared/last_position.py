@@ -117,18 +117,18 @@ class LastPositionRunner:
         """Return (b * m, V) of prompts of one length with ``values`` (b, m, d) at their last positions."""
         before, (rows, count) = len(prompts[0].tokens) - 1, values.shape[:2]
         size = before + count
-        mine = torch.arange(size).clamp(max=before)
+        place = torch.arange(size).clamp(max=before)
         allowed = torch.ones(size, size, dtype=torch.bool).tril()
         allowed[before:, before:] = torch.eye(count, dtype=torch.bool)
         dtype = getattr(torch, self.model.dtype)
         mask = torch.zeros(size, size, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
         options = {
             "attention_mask": mask.expand(rows, 1, -1, -1).to(self.model.device),
-            "position_ids": mine.expand(rows, -1).to(self.model.device),
+            "position_ids": place.expand(rows, -1).to(self.model.device),
         }
         logits = self.model.resume(
-            torch.stack([prompt.tokens[mine] for prompt in prompts]),
-            torch.stack([prompt.block_input[mine] for prompt in prompts]),
+            torch.stack([prompt.tokens[place] for prompt in prompts]),
+            torch.stack([prompt.block_input[place] for prompt in prompts]),
             self.site,
             torch.cat([torch.stack([prompt.x[:before] for prompt in prompts]), values], dim=1),
             select=(torch.arange(size) >= before).expand(rows, -1),

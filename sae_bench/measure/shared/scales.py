@@ -75,7 +75,7 @@ def fit_scales(
 ) -> Scales:
     """Fit s* and t* of a decoder (n, d) on the tokens of ``stream``.
 
-    ``memory_bytes`` bounds the codes kept between products; beyond it every product runs through ``stream`` again. A
+    ``memory_bytes`` bounds the stored codes; when they do not fit, every product runs through ``stream`` again. A
     `MeasurementError` when nothing fires, when a number is not finite, or when the iterations do not converge.
     """
     sums = _first_pass(stream, decoder, memory_bytes)

@@ -1,4 +1,4 @@
-"""What plotly figures are made of: plain JSON, drawn by the page; labels, axes, lines, limits.
+"""Parts of plotly figures as plain JSON: labels, axes, lines, limits.
 
 Colours are names (``$0`` to ``$7``, ``$ink``, ``$bad`` ...) that the page turns into those of its theme. Text that
 comes from a report is escaped, because plotly reads markup in labels.
@@ -27,7 +27,7 @@ Columns: TypeAlias = dict[str, list[float | None]]
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: plotly's traces and layout, and what stands around it."""
+    """Figure: plotly's traces and layout, and the text around them."""
 
     title: str
     data: list[dict[str, Any]]
@@ -37,7 +37,7 @@ class Figure:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What the page gives to plotly."""
+        """Return the JSON that the page draws."""
         return {"data": self.data, "layout": self.layout}
 
 
@@ -78,12 +78,12 @@ def _rank_of(key: str) -> int:
 
 
 def is_number(each: Any) -> bool:
-    """Whether ``each`` is an int or a float, finite or not."""
+    """Return True for a finite number."""
     return isinstance(each, int | float) and not isinstance(each, bool)
 
 
 def is_numeric(column: Sequence[Any]) -> bool:
-    """Whether a column has numbers in it and nothing but numbers and gaps."""
+    """Return True when every value is a number or missing."""
     return any(is_number(each) for each in column) and all(each is None or is_number(each) for each in column)
 
 
@@ -111,7 +111,7 @@ def upright(x: float, name: str, color: str, dash: str = "solid") -> tuple[dict[
 
 
 def bounds(metric: MetricResult) -> list[float]:
-    """Where the metric's limits lie on the axis of its value, as far as the report says it."""
+    """Return the range of an axis."""
     found = []
     for limit in metric.limits:
         if limit.hard:

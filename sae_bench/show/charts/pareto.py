@@ -10,7 +10,7 @@ from sae_bench.show.charts.figure import SYMBOLS, Figure, axis, label, shorten
 
 
 def architecture(sae: SAEResult) -> str:
-    """What kind of SAE it is, as far as its provenance or its tags say."""
+    """Return the SAE's architecture, from its tags or its own config."""
     if found := sae.provenance.get("architecture"):
         return str(found)
     tags = [tag.partition(":")[2] for tag in sae.tags if tag.startswith("architecture:")]
@@ -91,7 +91,7 @@ def _kind(
 
 
 def _sides(points: Mapping[str, tuple[float, float]]) -> dict[str, str]:
-    """Where each point's name stands: away from the point that is nearest to it."""
+    """Return the sides on which labels of points are placed."""
     spans = [max(column) - min(column) or 1.0 for column in zip(*points.values(), strict=True)]
 
     def distance(one: str, other: str) -> float:

@@ -1,67 +1,61 @@
-"""All pictures of a property, the most telling first: those by arm, those of known series, those of any series."""
+"""All charts of a property, in the order that its series and metrics declare."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sae_bench.measure.measurement import Series
+from sae_bench.measure.measurement import Chart, Series
 from sae_bench.measure.shared import packed_text
 from sae_bench.report.records import MetricResult, PropertyResult
-from sae_bench.show.charts import conditions, kl_gap_charts
+from sae_bench.show.charts import condition_charts, token_charts
 from sae_bench.show.charts.figure import Figure, axis, shorten
 from sae_bench.show.charts.series_charts import marked, picture
 
-_SPECIAL: Mapping[str, tuple[Callable[[Series], Figure | None], ...]] = {
-    "kl_tokens": (kl_gap_charts.tokens,),
-    "kl_types": (kl_gap_charts.funnel, kl_gap_charts.by_frequency),
-    "kl_documents": (kl_gap_charts.ranked,),
-    "nn_quantiles": (conditions.near,),
-    "features": (conditions.steered,),
+_CHARTS: Mapping[Chart, tuple[Callable[[Series], Figure | None], ...]] = {
+    "token_histogram": (token_charts.token_histogram,),
+    "token_funnel": (token_charts.funnel, token_charts.by_frequency),
+    "ranked_documents": (token_charts.ranked_documents,),
+    "near_directions": (condition_charts.near_directions,),
+    "feature_slopes": (condition_charts.feature_slopes,),
 }
-_SCALES = {"t_star": ("uniform_scale", "s*, one scale for all")}
-"Series whose axis is that of a metric with another name: the metric is drawn in."
-_FIRST = (
-    "t_star", "kl_ nats", "kl_tokens", "kl_quantiles", "documents", "kl_position", "kl_types", "kl_documents",
-    "suppression_density_curve", "suppression_strength_curve", "fvu", "nn1", "nn10", "nn100", "nn_quantiles",
-    "steerability", "slopes", "propensity_lines", "propensity_lines_mean_difference",
-    "propensity_lines_random_direction", "variance_explained_", "effect", "anti_share", "slope_mean", "features",
-    "l0", "density", "interference_excess",
-)  # fmt: skip
-"Names of pictures in their order; the others follow."
+"Charts by the name under which a `Series` asks for them."
+_PRIMARY, _DOCUMENTS, _OTHER = 5, 30, 60
+"Places of the primary metric's family, of the documents and of other families among the series' own."
 MOVED = 1e-5
 "Relative change of a document from which on it moved: files keep fewer digits, and sums may run in another order."
 
 
 def pictures(result: PropertyResult, before: PropertyResult | None) -> tuple[list[Figure], list[str]]:
-    """All pictures of a property, and the names of series that hold nothing to draw.
+    """Return all charts of a property, and the names of series that hold nothing to draw.
 
     Args:
         result: the property now.
         before: its accepted result with values per cluster; None when there is none.
     """
-    found: dict[str, list[Figure | None]] = {"documents": [documents(result, before)]}
-    found |= {name: [figure] for name, figure in conditions.families(result).items()}
+    primary = result.metrics.get(result.primary_metric)
+    placed: list[tuple[int, Figure | None]] = [(_DOCUMENTS, documents(result, before))]
+    for title, chart in condition_charts.family_charts(result).items():
+        placed.append((_PRIMARY if primary is not None and primary.family == title else _OTHER, chart))
     empty = []
     for name, series in result.series.items():
         if packed_text.holds_documents(series):
             continue
-        drawn = _drawn(name, series, result)
+        charts = _series_charts(name, series, result)
         rows = series.kind == "table" and any(len(column) for column in series.columns.values())
-        empty += [name] if not any(drawn) and not rows else []
-        found[name] = drawn
-    order = sorted(found, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
-    return [figure for name in order for figure in found[name] if figure is not None], empty
+        empty += [name] if not any(charts) and not rows else []
+        placed += [(series.order, chart) for chart in charts]
+    ordered = sorted(placed, key=lambda pair: pair[0])
+    return [chart for _, chart in ordered if chart is not None], empty
 
 
-def _drawn(name: str, series: Series, result: PropertyResult) -> list[Figure | None]:
-    if name in _SPECIAL:
-        return [draw(series) for draw in _SPECIAL[name]]
-    metric, said = _SCALES.get(name, (name, "now"))
-    figure = picture(name, series)
+def _series_charts(name: str, series: Series, result: PropertyResult) -> list[Figure | None]:
+    if series.chart in _CHARTS:
+        return [draw(series) for draw in _CHARTS[series.chart]]
+    figure, metric = picture(name, series), series.marks or name
     if figure is None or series.kind != "histogram" or metric not in result.metrics:
         return [figure]
-    return [marked(figure, result.metrics[metric], series.log_x, said)]
+    return [marked(figure, result.metrics[metric], series.log_x, series.marks or "now")]
 
 
 def per_document(result: PropertyResult, metric: str) -> dict[int, float]:
@@ -122,7 +116,7 @@ def _dots(name: str, clusters: Sequence[int], then: Mapping[int, float], now: Ma
 
 
 def _counted(metric: MetricResult, changes: Mapping[int, float], total: int) -> str:
-    """How many documents got worse, better, or moved at all."""
+    """Return the number of documents as words."""
     if not changes:
         return f"None of {total} documents moved."
     sign = {"lower": 1, "higher": -1}.get(metric.better)

@@ -43,9 +43,9 @@ def picture(name: str, series: Series) -> Figure | None:
     return draw(name, series) if draw is not None else None
 
 
-def marked(figure: Figure, metric: MetricResult, log: bool, said: str = "now") -> Figure:
-    """A histogram with a metric's value, its accepted value and its limits drawn in; ``log``: its axis is."""
-    marks = [(metric.value, said, "$0", "solid"), (metric.accepted, "accepted", "$ink", "dash")]
+def marked(figure: Figure, metric: MetricResult, log: bool, value_label: str = "now") -> Figure:
+    """Return a histogram with a metric's value, its accepted value and its limits on the axis."""
+    marks = [(metric.value, value_label, "$0", "solid"), (metric.accepted, "accepted", "$ink", "dash")]
     marks += [(end, f"limit: {words.allowed(metric)}", "$bad", "dot") for end in bounds(metric)]
     shapes, entries, named = [], [], set()
     for x, name, color, dash in marks:
@@ -209,7 +209,7 @@ def _keys_first(series: Series) -> list[str]:
 
 
 def is_coded(series: Series) -> bool:
-    """Whether a table holds data for programs rather than for readers."""
+    """Return True for columns of code names, not of sentences."""
     cells = (cell for column in series.columns.values() for cell in column)
     return "mask" in series.columns or any(isinstance(cell, str) and len(cell) > CODED for cell in cells)
 

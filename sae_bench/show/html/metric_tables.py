@@ -105,7 +105,7 @@ def _cell(name: str, text: str, *, right: bool = False) -> str:
 
 
 def meanings(report: Report) -> str:
-    """What every metric of the report is, once."""
+    """Return the meanings of metrics as a list."""
     found = {row.name: row.result.meaning for row in all_rows(report) if row.result is not None and row.result.meaning}
     if not found:
         return ""

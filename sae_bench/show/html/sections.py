@@ -68,7 +68,7 @@ def grid(report: Report) -> str:
 
 
 def changes(report: Report) -> str:
-    """What is not as it was accepted, worst first; then what moved within its limits."""
+    """Return the table of metrics that are not as accepted, worst first."""
     shown = changed(report)
     parts = [rows_table(shown[:CHANGES])] if shown else ["<p>Everything that was judged passes.</p>"]
     if len(shown) > CHANGES:
@@ -131,7 +131,7 @@ def property_section(
     """One property of one SAE: its verdict in words, its numbers, its pictures."""
     result = found.properties[name]
     alarm = words.needs_attention(result.verdict, result.exceeds_limit)
-    first = result.lines[0] if result.lines else ""
+    first = result.message
     rows = list(property_rows(sae, name, result))
     judged = [row for row in rows if row.result is not None and (row.verdict not in _SILENT or row.result.limits)]
     reported = [row for row in rows if row.result is not None and row not in judged]

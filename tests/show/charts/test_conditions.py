@@ -1,4 +1,4 @@
-"""Pictures that set arms side by side, and those of known series: what is marked, joined, named and left out."""
+"""Charts that compare conditions, and charts that a series asks for: what is marked, joined, named and left out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,35 @@ from typing import Any
 import pytest
 
 from sae_bench.measure.measurement import Series
-from sae_bench.show.charts import conditions, history, kl_gap_charts, property_charts
+from sae_bench.show.charts import condition_charts, history, property_charts, token_charts
 from sae_bench.show.charts.series_charts import picture
+
+
+def of(family: str, condition: str, factor: str = "") -> dict[str, str]:
+    return {"family": family, "condition": condition, "factor": factor}
+
+
+def test_a_family_of_a_property_that_no_renderer_knows_has_its_chart(make: Any) -> None:
+    metrics = {name: make.reported(1.0, **of("Something new", name)) for name in ("one", "two")}
+    figures, _ = property_charts.pictures(make.prop("lab_property", metrics), None)
+    assert [figure.title for figure in figures] == ["Something new"]
+
+
+def test_charts_have_the_order_that_their_series_declare(make: Any) -> None:
+    bins = {"edges": [0.0, 1.0, 2.0], "tokens": [1, 2]}
+    series = {name: Series("histogram", bins, name, order=order) for name, order in {"a": 30, "b": 10, "c": 20}.items()}
+    figures, _ = property_charts.pictures(make.prop("lab_property", {}, series=series), None)
+    assert [figure.title for figure in figures] == ["b", "c", "a"]
 
 
 def test_the_sae_stands_out_among_its_floors_with_intervals_and_its_limit(make: Any) -> None:
     metrics = {
-        "kl_sae": make.metric(0.04, limit="10%", accepted=0.04, value_interval=(0.03, 0.06)),
-        "kl_isotropic": make.reported(0.01, value_interval=None),
-        "kl_zero_ablation": make.reported(4.0, value_interval=(3.5, 4.5)),
+        "kl_sae": make.metric(0.04, limit="10%", accepted=0.04, value_interval=(0.03, 0.06), **of("KL", "sae")),
+        "kl_isotropic": make.reported(0.01, value_interval=None, **of("KL", "isotropic")),
+        "kl_zero_ablation": make.reported(4.0, value_interval=(3.5, 4.5), **of("KL", "zero_ablation")),
         "kl_level": make.metric(0.1, unit="ratio"),
     }
-    figure = conditions.families(make.prop("kl_gap", metrics, confidence=0.98))["kl_ nats"]
+    figure = condition_charts.family_charts(make.prop("kl_gap", metrics, confidence=0.98))["KL"]
     points = figure.data[0]
     assert points["y"] == ["isotropic", "sae", "zero_ablation"]
     assert points["error_x"]["array"] == pytest.approx([0, 0.02, 0.5])
@@ -29,14 +46,22 @@ def test_the_sae_stands_out_among_its_floors_with_intervals_and_its_limit(make: 
     assert figure.caption == "Bars: 98% intervals."
 
 
-def test_variance_has_a_bar_per_factor_and_arm(make: Any) -> None:
+def test_variance_has_a_bar_per_factor_and_condition(make: Any) -> None:
     metrics = {
-        "variance_explained_wording": make.reported(0.1, "share", value_interval=(0.0, 0.3)),
-        "variance_explained_wording_mean_difference": make.reported(0.5, "share"),
-        "variance_explained_answer_position": make.reported(0.2, "share"),
-        "variance_explained_answer_position_mean_difference": make.metric(None),
+        "variance_explained_wording": make.reported(
+            0.1, "share", value_interval=(0.0, 0.3), **of("Variance", "feature", "wording")
+        ),
+        "variance_explained_wording_mean_difference": make.reported(
+            0.5, "share", **of("Variance", "mean_difference", "wording")
+        ),
+        "variance_explained_answer_position": make.reported(
+            0.2, "share", **of("Variance", "feature", "answer_position")
+        ),
+        "variance_explained_answer_position_mean_difference": make.metric(
+            None, **of("Variance", "mean_difference", "answer_position")
+        ),
     }
-    figure = conditions.families(make.prop("contrast", metrics))["variance_explained_"]
+    figure = condition_charts.family_charts(make.prop("contrast", metrics))["Variance"]
     feature, difference = figure.data
     assert (feature["name"], feature["x"], feature["y"]) == ("feature", ["answer_position", "wording"], [0.2, 0.1])
     assert (difference["name"], difference["x"], difference["y"]) == ("mean_difference", ["wording"], [0.5])
@@ -44,17 +69,18 @@ def test_variance_has_a_bar_per_factor_and_arm(make: Any) -> None:
     assert feature["marker"]["pattern"] != difference["marker"]["pattern"]
 
 
-def test_directions_that_steer_are_set_beside_the_features(make: Any) -> None:
-    metrics = {"anti_share": make.reported(0.02, "share"), "anti_share_random_direction": make.reported(0.5, "share"),
+def test_directions_are_compared_with_features(make: Any) -> None:
+    metrics = {"anti_share": make.reported(0.02, "share", **of("Share", "feature")),
+               "anti_share_random_direction": make.reported(0.5, "share", **of("Share", "random_direction")),
                "anti_share_gap": make.metric(-0.48, unit="share")}  # fmt: skip
-    figure = conditions.families(make.prop("steering", metrics))["anti_share"]
+    figure = condition_charts.family_charts(make.prop("steering", metrics))["Share"]
     assert figure.data[0]["y"] == ["feature", "random_direction"]
     assert figure.layout["xaxis"].get("type") != "log", "a share of 0 belongs on the axis"
 
 
 def test_near_directions_have_a_colour_per_rank_and_a_dash_per_floor() -> None:
     columns = {"q": [0.5, 0.9], "nn1": [0.5, 0.6], "nn10": [0.3, 0.4], "isotropic_nn1": [0.2, 0.3]}
-    figure = conditions.near(Series("quantiles", columns))
+    figure = condition_charts.near_directions(Series("quantiles", columns))
     assert figure is not None
     looks = {trace["name"]: (trace["line"]["color"], trace["line"]["dash"]) for trace in figure.data}
     assert looks["features nn1"][0] == looks["isotropic nn1"][0] != looks["features nn10"][0]
@@ -65,29 +91,31 @@ def test_tokens_at_the_end_of_the_axis_are_counted_beside_it() -> None:
     series = Series(
         "histogram", {"edges": [1e-6, 1e-3, 1.0, 10.0], "sae": [90, 6, 4], "noise": [50, 25, 25]}, log_x=True
     )
-    figure = kl_gap_charts.tokens(series)
+    figure = token_charts.token_histogram(series)
     assert figure is not None
     assert figure.layout["yaxis"]["range"] == pytest.approx([0, 0.275])
     assert "sae 90%, noise 50%" in figure.caption
     inside = Series("histogram", {"edges": [1e-6, 1e-3, 1.0, 10.0], "sae": [0, 6, 4]}, log_x=True)
-    assert "range" not in kl_gap_charts.tokens(inside).layout["yaxis"]  # type: ignore[union-attr]
+    assert "range" not in token_charts.token_histogram(inside).layout["yaxis"]  # type: ignore[union-attr]
 
 
 def test_token_types_outside_the_funnel_are_named() -> None:
     columns = {"token": ["a", " b", "c"], "n": [100, 100, 100], "gap": [0.33, 1.0, 0.34], "se": [0.2, 0.2, 0.2]}
-    figure = kl_gap_charts.funnel(Series("table", columns, "title"))
+    figure = token_charts.funnel(Series("table", columns, "title"))
     assert figure is not None
     assert figure.data[0]["text"] == ["", "␣b", ""], "|0.33 - mean| and |0.34 - mean| are below 1.96 * 0.2"
     assert figure.data[0]["customdata"] == ["a", "␣b", "c"]
 
 
 def test_the_histogram_of_scales_has_the_one_scale_for_all_in_it(make: Any) -> None:
-    series = {"t_star": Series("histogram", {"edges": [0.9, 1.0, 1.1], "features": [3, 4]}, "t*", "t*")}
+    series = {
+        "t_star": Series("histogram", {"edges": [0.9, 1.0, 1.1], "features": [3, 4]}, "t*", "t*", marks="uniform_scale")
+    }
     metrics = {"gamma_centred": make.metric(0.95), "uniform_scale": make.reported(1.05, "ratio")}
     figures, _ = property_charts.pictures(make.prop("shrinkage", metrics, series=series), None)
     (figure,) = [each for each in figures if each.title == "t*"]
     assert [shape["x0"] for shape in figure.layout["shapes"]] == [1.05]
-    assert any(trace["name"] == "s*, one scale for all" for trace in figure.data)
+    assert any(trace["name"] == "uniform_scale" for trace in figure.data)
 
 
 def test_intervals_on_a_logarithmic_axis_end_above_zero() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sae_bench.judge.verdicts import Verdict
 from sae_bench.measure.measurement import Series
-from sae_bench.show.charts import kl_gap_charts, pareto, property_charts
+from sae_bench.show.charts import pareto, property_charts, token_charts
 from sae_bench.show.charts.bullet_chart import bullet
 from sae_bench.show.charts.figure import bounds, shorten, token
 from sae_bench.show.charts.series_charts import marked, picture
@@ -185,7 +185,7 @@ def test_sae_kinds_are_told_apart_by_colour_and_shape(make: Any) -> None:
 
 def test_the_funnel_is_narrow_where_types_are_frequent(make: Any) -> None:
     series = make.full(1).saes["demo/l1-0"].properties["kl_gap"].series["kl_types"]
-    figure = kl_gap_charts.funnel(series)
+    figure = token_charts.funnel(series)
     assert figure is not None
     low, high = figure.data[1], figure.data[2]
     width = [b - a for a, b in zip(low["x"], high["x"], strict=True)]

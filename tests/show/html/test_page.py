@@ -100,7 +100,7 @@ def test_every_figure_of_the_page_has_its_data(text: str) -> None:
     figures = unpacked(text, "figures")
     assert re.findall(r'data-figure="(\w+)"', text) == list(figures)
     titles = re.findall(r"<h4>(.*?)</h4>", text)
-    for title in ("KL of a token, by arm", "Quantiles of a token&#x27;s KL", "Mean KL by position", "t*",
+    for title in ("KL of a token, by condition", "Quantiles of a token&#x27;s KL", "Mean KL by position", "t*",
                   "Funnel of token types", "Frequency against gap", "kl_sae of each document, accepted and now",
                   "Cosine to the 100. nearest direction", "Suppression by density", "unheard_of",
                   "Share of tokens on which a feature fires", "L0", "kl_gap.kl_sae against L0"):  # fmt: skip

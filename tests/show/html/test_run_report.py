@@ -24,7 +24,7 @@ COMMAND = (
 )  # fmt: skip
 PICTURES = {
     "kl_gap": (
-        "KL by arm", "KL of a token, by arm", "kl_sae of each document, accepted and now", "Quantiles of a token's KL",
+        "KL by arm", "KL of a token, by condition", "kl_sae of each document, accepted and now", "Quantiles of a token's KL",
         "Mean KL by position", "Funnel of token types", "Frequency against gap",
     ),
     "orthogonality": (
@@ -34,7 +34,7 @@ PICTURES = {
     "shrinkage": ("Best scale t* of the fitted features", "t* of the fitted features, by density"),
     "steering": ("Slopes over features and prompts", "Mean effect by strength", "Share moved backwards, by arm"),
     "contrast": (
-        "Slopes over questions", "Variance explained, by factor", "Propensity of single questions, arm feature",
+        "Slopes over questions", "Variance explained, by factor", "Propensity of single questions, condition feature",
     ),
     "sparsity": ("Share of tokens on which a feature fires", "L0 of a token"),
     "reconstruction": ("Share of its variance that a token loses", "Norm of the error, by norm of the activation"),

@@ -155,18 +155,22 @@ def _measure_cycles(bench: Bench, file: ConceptFile) -> tuple[dict[str, Measured
 
 
 def _cycle_estimates(cycle: MeasuredCycle) -> dict[str, Estimate]:
-    site, ours, residual = cycle.products["site"], cycle.products["reconstruction"], cycle.products["residual"]
+    site, reconstruction, residual = (
+        cycle.products["site"],
+        cycle.products["reconstruction"],
+        cycle.products["residual"],
+    )
     no_power = "the class means have no power at the first frequencies"
     no_circle = "the site has no circular power"
     no_spread = "the classes do not differ at the site"
     estimates: dict[str, Estimate] = {
         "circular_share": jackknife_products([site], circular_share, no_power),
-        "circular_share_reconstruction": jackknife_products([ours], circular_share, no_power),
+        "circular_share_reconstruction": jackknife_products([reconstruction], circular_share, no_power),
         "circular_share_residual": jackknife_products([residual], circular_share, no_power),
         "roundness": jackknife_products([site], roundness, no_circle),
-        "roundness_reconstruction": jackknife_products([ours], roundness, no_circle),
-        "kept": jackknife_products([ours, residual, site], retained_circle, no_circle),
-        "class_kept": jackknife_products([ours, residual, site], retained_class_spread, no_spread),
+        "roundness_reconstruction": jackknife_products([reconstruction], roundness, no_circle),
+        "kept": jackknife_products([reconstruction, residual, site], retained_circle, no_circle),
+        "class_kept": jackknife_products([reconstruction, residual, site], retained_class_spread, no_spread),
         "residual_power": jackknife_products([residual, site], share_of_site_power, no_circle),
     }
     if not cycle.features:

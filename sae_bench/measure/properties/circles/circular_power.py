@@ -181,31 +181,31 @@ def jackknife_products(parts: Sequence[Products], value: Callable[..., float], r
     return jackknife(full, without, reason)
 
 
-def share_of_site_power(ours: Floats, site: Floats) -> float:
+def share_of_site_power(products: Floats, site: Floats) -> float:
     """Return the circular power of one K over that of the site, in any plane; NaN where the site has none."""
     power = powers(site)[0]
-    return float(powers(ours)[0] / power) if power > 0 else np.nan
+    return float(powers(products)[0] / power) if power > 0 else np.nan
 
 
-def retained_circle(ours: Floats, rest: Floats, site: Floats) -> float:
+def retained_circle(part: Floats, rest: Floats, site: Floats) -> float:
     """Return the share of the site's circle in a part of x: 1 for all of it, 0 for a circle elsewhere.
 
-    ``ours`` and ``rest`` are K of the part and of x without it: their products with each other are half of what the
-    site's K has beyond both.
+    ``part`` and ``rest`` are K of the part and of x without it: their products with each other are half of what the
+    site's K without both.
     """
-    return share_of_site_power((site + ours - rest) / 2, site)
+    return share_of_site_power((site + part - rest) / 2, site)
 
 
-def retained_class_spread(ours: Floats, rest: Floats, site: Floats) -> float:
+def retained_class_spread(part: Floats, rest: Floats, site: Floats) -> float:
     """Return the share of the class means' whole spread in a part of x, in any order of the classes."""
     power = class_power(site)
-    return class_power((site + ours - rest) / 2) / power if power > 0 else np.nan
+    return class_power((site + part - rest) / 2) / power if power > 0 else np.nan
 
 
 def mean_retained_circle(*each: Floats) -> float:
     """Return the mean of `retained_circle` over parts of x: K of each part and of x without it, site last."""
     return float(
-        np.mean([retained_circle(ours, rest, each[-1]) for ours, rest in zip(each[:-1:2], each[1::2], strict=True)])
+        np.mean([retained_circle(part, rest, each[-1]) for part, rest in zip(each[:-1:2], each[1::2], strict=True)])
     )
 
 

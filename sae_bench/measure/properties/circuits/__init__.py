@@ -53,7 +53,7 @@ SHARES_OF_CLEAN = ("kept", "kept_over_ablation", "kept_isotropic")
 
 
 def _target(name: str, meaning: str) -> Metric:
-    """A share whose best value is 1: beyond it the reconstruction exaggerates."""
+    """Declare a share whose best value is 1: a larger one means that the reconstruction exaggerates."""
     return Metric(name, "share", "target", meaning, target=1.0, noise_free=True)
 
 
@@ -96,6 +96,9 @@ METRICS = (
             "share",
             "reported",
             f"omega squared of {factor} in the lost logit difference",
+            family="Variance explained, by factor",
+            condition="reconstruction",
+            factor=factor,
         )
         for factor in FACTORS
     ),
@@ -168,22 +171,22 @@ def measure(bench: Bench) -> Measurement:
 
 
 def _sae_estimates(design: PromptDesign, result: CircuitConditions) -> dict[str, Estimate]:
-    clean, ours, ablated = (result.conditions[name] for name in ("clean", "sae", "mean_ablation"))
-    lost = clean - ours
+    clean, reconstruction, ablated = (result.conditions[name] for name in ("clean", "sae", "mean_ablation"))
+    lost = clean - reconstruction
     estimates: dict[str, Estimate] = {
         "logit_difference_clean": design.mean(clean),
-        "logit_difference_sae": design.mean(ours),
+        "logit_difference_sae": design.mean(reconstruction),
         "logit_difference_mean_ablation": design.mean(ablated),
-        "logit_difference_sae_sd": design.spread(ours),
-        "kept": design.share(ours, clean),
-        "kept_over_ablation": design.share(ours - ablated, clean - ablated),
+        "logit_difference_sae_sd": design.spread(reconstruction),
+        "kept": design.share(reconstruction, clean),
+        "kept_over_ablation": design.share(reconstruction - ablated, clean - ablated),
         "kept_isotropic": design.share(result.conditions["isotropic"], clean),
         "lost": design.mean(lost),
         "lost_sd": design.spread(lost),
         **{f"variance_explained_{factor}": design.explained(lost, factor) for factor in FACTORS},
-        "sign_consistency": design.mean((ours > 0).astype(np.float64)),
-        "worst_level_sign": design.worst_sign(ours),
-        "worst_level_share": design.worst_share(ours),
+        "sign_consistency": design.mean((reconstruction > 0).astype(np.float64)),
+        "worst_level_sign": design.worst_sign(reconstruction),
+        "worst_level_share": design.worst_share(reconstruction),
     }
     return estimates | _undefined_shares(design, clean)
 
@@ -194,8 +197,8 @@ def _undefined_shares(design: PromptDesign, clean: Floats) -> dict[str, Estimate
     error = standard_error(mean)
     if error is None or mean.value > LEAST_PREFERENCE * error:
         return {}
-    why = f"the model itself does not prefer the right answer (mean logit difference {mean.value:.3g} nats)"
-    return dict.fromkeys(SHARES_OF_CLEAN, Undefined(why))
+    reason = f"the model itself does not prefer the right answer (mean logit difference {mean.value:.3g} nats)"
+    return dict.fromkeys(SHARES_OF_CLEAN, Undefined(reason))
 
 
 def _first_feature_estimates(design: PromptDesign, result: CircuitConditions) -> dict[str, Estimate]:

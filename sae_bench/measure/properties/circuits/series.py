@@ -42,8 +42,8 @@ def _difference_histogram(result: CircuitConditions) -> Series:
 
 
 def _level_table(result: CircuitConditions, design: PromptDesign, seed: int) -> Series:
-    clean, ours = result.conditions["clean"], result.conditions["sae"]
-    lost = clean - ours
+    clean, reconstruction = result.conditions["clean"], result.conditions["sae"]
+    lost = clean - reconstruction
     p = holm([float(design.permutation_p(lost[None], name, seed)[0]) for name in result.factors])
     titles = ("factor", "level", "prompts", "clean", "sae", "lost", "preferred", "omega_squared", "p_holm")
     columns: dict[str, list[object]] = {title: [] for title in titles}
@@ -51,7 +51,9 @@ def _level_table(result: CircuitConditions, design: PromptDesign, seed: int) -> 
         share = rounded_cell(float(omega_squared(lost[None], [level])[0, 0]))
         for index, text in enumerate(result.names[name]):
             rows = level == index
-            means = (rounded_cell(float(values[rows].mean())) for values in (clean, ours, lost, ours > 0))
+            means = (
+                rounded_cell(float(values[rows].mean())) for values in (clean, reconstruction, lost, reconstruction > 0)
+            )
             for title, cell in zip(titles, (name, text, int(rows.sum()), *means, share, corrected_p), strict=True):
                 columns[title].append(cell)
     return Series("table", columns, title="Logit difference lost in the reconstruction, by order and by template")

@@ -105,7 +105,7 @@ def measure(bench: Bench) -> Measurement:
         estimates,
         concepts.clusters,
         concept_series(sites, saes),
-        # Means over other concepts are other numbers, and the seed decides which places are looked at.
+        # Means over other concepts are other numbers, and the seed decides which positions are measured.
         settings={"concepts": sorted(names), "labels": concepts.sha256[:16], "seed": bench.settings.seed},
         notes=concepts.missing,
     )

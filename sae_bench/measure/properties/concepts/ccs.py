@@ -48,7 +48,7 @@ class CCSResult:
 def match_pairs(placed: ConceptPositions, half: int) -> Ints:
     """Return (P, 2) rows of the half, positive and negative, matched by their position in the document.
 
-    Where they stand is the largest difference between two places of many models, and would be what the search finds.
+    The position is the largest difference between two activations of many models, and the search would find it.
     Words that the concept pairs are matched with their partners only.
     """
     from scipy.optimize import linear_sum_assignment
@@ -88,7 +88,7 @@ def search_truth(halves: Sequence[Half], clusters: int, seed: int) -> CCSResult:
 
 
 def truth_salience(halves: Sequence[Half], clusters: int) -> tuple[ProbeScore, ProbeScore]:
-    """Return how much the truth stands out among balanced differences.
+    """Return the salience of the truth among balanced differences, and its rank among principal components.
 
     Returns:
         Variance along the truth over the largest along any direction, and the rank of the principal component that is

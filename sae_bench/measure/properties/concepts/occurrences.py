@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from sae_bench.measure.datasets.concept_tokens import ConceptTokens
 
 FITTED = (32, 2000)
-"""Places of a class that a direction is fitted on, at most: of one document, and in either half. Many, because the mean
-difference of few places is mostly what they differ in by chance, such as how far into the document they stand."""
+"""Most positions of a class for fitting: of one document, and in either half. Many, because the mean
+difference of few positions is mostly chance, such as their distance from the document's start."""
 SCORED = (4, 200)
-"Those of them that everything is scored on, and probes and searches are fitted on as well."
+"Most of them that are scored; probes and searches are fitted on these as well."
 FEWEST = 3
 "Fewest documents with a class, in either half."
 BOTH = 2
@@ -242,7 +242,7 @@ def _too_few(placed: ConceptPositions) -> str:
             documents = len(np.unique(placed.cluster[rows]))
             if documents < FEWEST:
                 return (
-                    f"places that {verb} it stand in {documents} documents of one half, and {FEWEST} are needed; "
+                    f"positions that {verb} it are in {documents} documents of one half, and {FEWEST} are needed; "
                     f"label more of them, or build a larger corpus"
                 )
     return ""

@@ -96,7 +96,7 @@ def measure(bench: Bench) -> Measurement:
     return Measurement(estimates, bench.clusters, settings={"examples": EXAMPLES}, notes=notes)
 
 
-def _search(bench: Bench, clause: Clause, drawn: Strategy, inputs: InputBuilder) -> str | None:
+def _search(bench: Bench, clause: Clause, candidates: Strategy, inputs: InputBuilder) -> str | None:
     """Return the violation by the smallest input that breaks ``clause``; None when no input did."""
     from hypothesis import HealthCheck, Phase, find, settings
     from hypothesis.errors import Flaky, NoSuchExample
@@ -117,7 +117,7 @@ def _search(bench: Bench, clause: Clause, drawn: Strategy, inputs: InputBuilder)
         suppress_health_check=list(HealthCheck),
     )
     try:
-        smallest = find(drawn, breaks, settings=quiet, random=Random(bench.settings.seed))
+        smallest = find(candidates, breaks, settings=quiet, random=Random(bench.settings.seed))
     except NoSuchExample:
         return None
     except Flaky:

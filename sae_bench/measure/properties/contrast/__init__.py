@@ -55,6 +55,17 @@ CONDITION_METRICS = {
     "worst_level_sign": ("share", "rising slopes in the worst level of any factor"),
     "steerability_shifted": ("nats", "mean slope on the shifted variant"),
 }
+VARIANCES = {
+    **{f"variance_explained_{factor}": "Variance explained, by factor" for factor in FACTORS},
+    **{f"variance_in_order_{factor}": "Variance explained, factor after factor" for factor in FACTORS},
+}
+FACTOR_OF = {f"variance_{kind}_{factor}": factor for kind in ("explained", "in_order") for factor in FACTORS}
+FAMILIES = {
+    "steerability": "Steerability, by condition",
+    "anti_share": "Share of questions whose slope does not rise, by condition",
+    **VARIANCES,
+}
+"Charts that show every condition."
 DIRECTION = {"steerability": "higher", "anti_share": "lower", "worst_level_sign": "higher"}
 
 
@@ -65,6 +76,11 @@ METRICS = (
             unit,
             DIRECTION.get(name, "reported") if condition == "feature" else "reported",  # type: ignore[arg-type]
             f"{meaning}, condition {condition}",
+            family=FAMILIES.get(name, ""),
+            condition=condition,
+            factor=name.removeprefix("variance_explained_").removeprefix("variance_in_order_")
+            if name in VARIANCES
+            else "",
         )
         for name, (unit, meaning) in CONDITION_METRICS.items()
         for condition in CONDITIONS

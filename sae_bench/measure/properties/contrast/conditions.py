@@ -137,7 +137,7 @@ def _try_candidates(
 
 
 def _random_directions(bench: Bench) -> Tensor:
-    """(8, d) unit vectors."""
+    """Return (8, d) unit vectors."""
     from sae_bench.measure.shared.keyed_random import random_directions
 
     return random_directions(RANDOM, bench.site_data.x.shape[-1], bench.settings.seed)

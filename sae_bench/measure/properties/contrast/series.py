@@ -53,6 +53,7 @@ def _propensity_lines(result: ContrastConditions) -> dict[str, Series]:
             {"x": list(MULTIPLIERS), **{f"line {pair.line}": curves[place[pair.line]].tolist() for pair in shown}},
             title=f"Propensity of single questions, condition {condition}",
             x="multiplier of the unit strength",
+            order=20,
         )
     return series
 
@@ -65,6 +66,7 @@ def _slope_histogram(result: ContrastConditions) -> Series:
         "histogram",
         {"edges": edges.tolist(), **counts},
         title="Slopes over questions",
+        order=10,
         x="slope, nats per unit strength",
     )
 

@@ -37,13 +37,23 @@ if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
     from sae_bench.measure.arrays import Floats
 
+KL, KAPPA, CE = "KL by condition", "KL per squared error norm, by condition", "Next-token loss by condition"
+"Charts that show every condition."
 NO_ERROR = "the reconstruction has no error, so there is no floor of its size"
 
 _TABLES = ("sae", "clean", "sae_odd", "linear_removed", "error_top", "error_rest")
 "Names of tables that are not of a noise floor."
 
 _JUDGED = (
-    Metric("kl_sae", "nats", "lower", "KL from clean to a model that reads the reconstruction", noise_free=True),
+    Metric(
+        "kl_sae",
+        "nats",
+        "lower",
+        "KL from clean to a model that reads the reconstruction",
+        noise_free=True,
+        family=KL,
+        condition="sae",
+    ),
     Metric(
         "tv_sae",
         "share",
@@ -55,8 +65,18 @@ _JUDGED = (
     Metric("kl_level", "ratio", "lower", "KL over the KL of mean ablation", noise_free=True),
 )
 _REPORTED = (
-    Metric("ce_recovered", "share", "reported", "loss recovered, from mean ablation to clean", noise_free=True),
-    Metric("ce_recovered_zero", "share", "reported", "loss recovered, from zero ablation to clean", noise_free=True),
+    *(
+        Metric(
+            name,
+            "share",
+            "reported",
+            f"loss recovered, from {ablation} ablation to clean",
+            noise_free=True,
+            family="Loss recovered, by ablation",
+            condition=f"{ablation}_ablation",
+        )
+        for name, ablation in {"ce_recovered": "mean", "ce_recovered_zero": "zero"}.items()
+    ),
     Metric("error_linear_share", "share", "reported", "share of the error that is linear in x", noise_free=True),
     Metric(
         "error_linear_kl_share",
@@ -65,13 +85,23 @@ _REPORTED = (
         "share of the KL removed with the error's linear part",
         noise_free=True,
     ),
-    Metric("kappa_error_top", "nats", "reported", "KL per squared norm of the error's top components", noise_free=True),
+    Metric(
+        "kappa_error_top",
+        "nats",
+        "reported",
+        "KL per squared norm of the error's top components",
+        noise_free=True,
+        family=KAPPA,
+        condition="error_top",
+    ),
     Metric(
         "kappa_error_rest",
         "nats",
         "reported",
         "KL per squared norm of the error without its top components",
         noise_free=True,
+        family=KAPPA,
+        condition="error_rest",
     ),
     Metric("frequency_correlation", "", "reported", "Spearman of token frequency and KL above isotropic noise"),
     Metric("logprob_l2", "nats", "reported", "mean distance of log-probabilities over the vocabulary", noise_free=True),
@@ -83,8 +113,20 @@ def metrics(floors: tuple[NoiseFloor, ...]) -> tuple[Metric, ...]:
     """Declare the metrics of the reconstruction and of every noise floor; two with one name are a `UsageError`."""
 
     def of(prefix: str, floor: NoiseFloor, unit: str, meaning: str) -> Metric:
-        name = f"{prefix}_{floor.name}"
-        return Metric(name, unit, "reported", meaning, version=floor.version, noise_free=not floor.draws)
+        family = {"kl": KL, "kappa": KAPPA, "ce": CE}.get(prefix, "")
+        return Metric(
+            f"{prefix}_{floor.name}",
+            unit,
+            "reported",
+            meaning,
+            version=floor.version,
+            noise_free=not floor.draws,
+            family=family,
+            condition=floor.name if family else "",
+        )
+
+    def chart(name: str, meaning: str, family: str, condition: str) -> Metric:
+        return Metric(name, "nats", "reported", meaning, noise_free=True, family=family, condition=condition)
 
     declared = (
         *_JUDGED,
@@ -94,10 +136,10 @@ def metrics(floors: tuple[NoiseFloor, ...]) -> tuple[Metric, ...]:
             if floor.ratio
         ),
         *(of("kl", floor, "nats", f"KL with {floor.meaning} in place of the activation") for floor in floors),
-        Metric("kappa_sae", "nats", "reported", "KL per squared error norm", noise_free=True),
+        chart("kappa_sae", "KL of the reconstruction per squared error norm", KAPPA, "sae"),
         *(of("kappa", floor, "nats", f"KL per squared distance to x, with {floor.meaning}") for floor in floors),
-        Metric("ce_clean", "nats", "reported", "next-token loss of the clean model", noise_free=True),
-        Metric("ce_sae", "nats", "reported", "next-token loss with the reconstruction", noise_free=True),
+        chart("ce_clean", "next-token loss of the clean model", CE, "clean"),
+        chart("ce_sae", "next-token loss with the reconstruction", CE, "sae"),
         *(
             of("ce", floor, "nats", f"next-token loss with the site at {floor.meaning}")
             for floor in floors

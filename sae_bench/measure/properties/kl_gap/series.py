@@ -35,7 +35,13 @@ def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
     counts = {condition: log_counts(values) for condition, values in values_of.items()}
     return {
         "kl_tokens": Series(
-            "histogram", {"edges": log_edges().tolist(), **counts}, "KL of a token, by condition", "nats", log_x=True
+            "histogram",
+            {"edges": log_edges().tolist(), **counts},
+            "KL of a token, by condition",
+            "nats",
+            log_x=True,
+            chart="token_histogram",
+            order=10,
         ),
         "kl_quantiles": Series(
             "quantiles",
@@ -45,6 +51,7 @@ def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
             },
             "Quantiles of a token's KL",
             "share of tokens",
+            order=20,
         ),
         "kl_position": _position_curve(conditions, keep),
         "kl_documents": Series(
@@ -52,6 +59,8 @@ def kl_series(bench: Bench, tables: Mapping[str, Tensor]) -> dict[str, Series]:
             {"document": list(range(bench.n_documents)), "kl_sae": _document_means(conditions["sae"], keep).tolist()},
             "Mean KL of each document",
             "document",
+            chart="ranked_documents",
+            order=42,
         ),
         "kl_types": _type_table(bench, tables),
         "kl_text": _packed_texts(bench, conditions["sae"], keep),
@@ -82,7 +91,7 @@ def _position_curve(conditions: Mapping[str, Floats], keep: NDArray[np.bool_]) -
             scale = len(keep) / max(len(keep) - 1, 1)
             error = np.sqrt(scale * ((total - count * mean) ** 2).sum(0)) / count.sum(0)
             columns["sae_se"] = error.tolist()
-    return Series("curve", columns, "Mean KL by position", "position in the document")
+    return Series("curve", columns, "Mean KL by position", "position in the document", order=40)
 
 
 def _document_means(table: Floats, keep: NDArray[np.bool_]) -> Floats:
@@ -108,4 +117,6 @@ def _type_table(bench: Bench, tables: Mapping[str, Tensor]) -> Series:
         "KL above isotropic noise, by token type",
         "occurrences",
         log_x=True,
+        chart="token_funnel",
+        order=41,
     )

@@ -54,28 +54,30 @@ def measure_persistence(bench: Bench, related: RelatedSAE) -> Persistence:
             return Persistence(dict.fromkeys(NAMES, undefined), None, undefined.reason)
     other = bench.related_bench(related)
     check_explained_variance(other, related)
-    ours, theirs = alive_indices(bench), alive_indices(other, related)
-    matching = match_directions(bench.sae.W_dec[ours], related.sae.W_dec[theirs].to(bench.sae.W_dec.device))
+    own_features, related_features = alive_indices(bench), alive_indices(other, related)
+    matching = match_directions(
+        bench.sae.W_dec[own_features], related.sae.W_dec[related_features].to(bench.sae.W_dec.device)
+    )
     # A direction's best of m others is its nearest neighbour in a dictionary of m + 1.
-    floor = isotropic_floor(len(theirs) + 1, int(bench.sae.W_dec.shape[1])).nth[1].astype(np.float64)
+    floor = isotropic_floor(len(related_features) + 1, int(bench.sae.W_dec.shape[1])).nth[1].astype(np.float64)
     cosine = matching.best_of_a.double()
     estimates: dict[str, Estimate] = {
         "persistence": Exact(float(cosine.mean())),
         "persistence_floor": Exact(float(floor.mean())),
         "persistent_share": Exact(float((cosine >= SAME_COSINE).double().mean())),
         "persistent_share_floor": Exact(float((floor >= SAME_COSINE).mean())),
-        **_correlations(bench, other, ours, theirs[matching.match_of_a.cpu()]),
+        **_correlations(bench, other, own_features, related_features[matching.match_of_a.cpu()]),
     }
-    note = f"{related.name} ({related.site}): {len(theirs)} alive features against {len(ours)} of this SAE"
+    note = f"{related.name} ({related.site}): {len(related_features)} alive features against {len(own_features)} of this SAE"
     return Persistence(estimates, _series(matching, floor, related), note)
 
 
-def _correlations(bench: Bench, other: Bench, ours: Tensor, matches: Tensor) -> dict[str, Estimate]:
+def _correlations(bench: Bench, other: Bench, own_features: Tensor, matches: Tensor) -> dict[str, Estimate]:
     """Return the correlations of each feature with its match, and with the match of another feature."""
     import torch
 
-    sample = torch.randperm(len(ours), generator=torch.Generator().manual_seed(0))[:FEATURES]
-    own, matched = ours[sample], matches[sample]
+    sample = torch.randperm(len(own_features), generator=torch.Generator().manual_seed(0))[:FEATURES]
+    own, matched = own_features[sample], matches[sample]
     counts = torch.zeros(len(bench.clusters), dtype=torch.float64)
     sums = torch.zeros(6, len(bench.clusters), len(sample), dtype=torch.float64)
     for batch in bench.batches():

@@ -228,7 +228,7 @@ def _encoder_decoder(bench: Bench, neighbours: Neighbours) -> Estimate:
     if encoder is None:
         return Undefined("the SAE shows no single encoder matrix W_enc")
     if encoder.shape != sae.W_dec.shape or getattr(sae, "site_in", None) != getattr(sae, "site_out", None):
-        return Undefined("encoder and decoder stand at different sites, so their directions cannot be compared")
+        return Undefined("encoder and decoder belong to different sites, so their directions cannot be compared")
     row_cosine = row_cosines(encoder, sae.W_dec, neighbours.features, neighbours.features)
     return Exact(float(row_cosine.mean()))
 

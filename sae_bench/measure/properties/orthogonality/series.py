@@ -42,7 +42,9 @@ def neighbour_distributions(neighbours: Neighbours, floors: Mapping[str, RandomF
             quantiles[f"nn{rank}" if name == "features" else f"{name}_nn{rank}"] = [
                 float(value) for value in np.quantile(values.astype(np.float64), QUANTILES)
             ]
-    series["nn_quantiles"] = Series("quantiles", quantiles, "Quantiles of cosines with near directions", "cosine")
+    series["nn_quantiles"] = Series(
+        "quantiles", quantiles, "Quantiles of cosines with near directions", "cosine", chart="near_directions", order=45
+    )
     return series
 
 

@@ -39,6 +39,10 @@ CERTAIN = 3.0
 NO_DECODER = "the SAE shows no decoder, so its features cannot be scaled"
 NO_ERROR = "the reconstruction has no error, so there is nothing to gain"
 
+KL_FAMILY = "KL on odd documents, by scaling"
+KL_GAIN = "Share of the KL removed, by scaling"
+MSE_GAIN = "Share of the squared error removed, by scaling"
+
 METRICS = (
     Metric(
         "gamma_centred",
@@ -73,6 +77,8 @@ METRICS = (
         "reported",
         "share of the squared error removed by scaling with s*",
         noise_free=True,
+        family=MSE_GAIN,
+        condition="uniform",
     ),
     Metric(
         "mse_gain_per_feature",
@@ -80,18 +86,62 @@ METRICS = (
         "reported",
         "share of the squared error removed by scaling with t*",
         noise_free=True,
+        family=MSE_GAIN,
+        condition="per_feature",
     ),
-    Metric("kl_heldout", "nats", "reported", "KL of the SAE as it is, on odd documents", noise_free=True),
-    Metric("kl_uniform", "nats", "reported", "KL after scaling by s*, on odd documents", noise_free=True),
-    Metric("kl_per_feature", "nats", "reported", "KL after scaling by t*, on odd documents", noise_free=True),
-    Metric("kl_gain_uniform", "share", "reported", "share of the KL removed by scaling with s*", noise_free=True),
-    Metric("kl_gain_per_feature", "share", "reported", "share of the KL removed by scaling with t*", noise_free=True),
+    Metric(
+        "kl_heldout",
+        "nats",
+        "reported",
+        "KL of the SAE as it is, on odd documents",
+        noise_free=True,
+        family=KL_FAMILY,
+        condition="unscaled",
+    ),
+    Metric(
+        "kl_uniform",
+        "nats",
+        "reported",
+        "KL after scaling by s*, on odd documents",
+        noise_free=True,
+        family=KL_FAMILY,
+        condition="uniform",
+    ),
+    Metric(
+        "kl_per_feature",
+        "nats",
+        "reported",
+        "KL after scaling by t*, on odd documents",
+        noise_free=True,
+        family=KL_FAMILY,
+        condition="per_feature",
+    ),
+    Metric(
+        "kl_gain_uniform",
+        "share",
+        "reported",
+        "share of the KL removed by scaling with s*",
+        noise_free=True,
+        family=KL_GAIN,
+        condition="uniform",
+    ),
+    Metric(
+        "kl_gain_per_feature",
+        "share",
+        "reported",
+        "share of the KL removed by scaling with t*",
+        noise_free=True,
+        family=KL_GAIN,
+        condition="per_feature",
+    ),
     Metric(
         "kl_norm_corrected_gain",
         "share",
         "reported",
         "share of the KL removed by giving the reconstruction the norm of x",
         noise_free=True,
+        family=KL_GAIN,
+        condition="norm_corrected",
     ),
     Metric(
         "suppression_uniform_share_mse",

@@ -82,7 +82,7 @@ def _histogram(t: Floats) -> Series:
     edges = np.linspace(low - room, high + room, HISTOGRAM_BINS + 1)
     counts = np.histogram(t.clip(edges[0], edges[-1]), edges)[0]
     columns = {"edges": edges.tolist(), "features": counts.tolist()}
-    return Series("histogram", columns, "Best scale t* of the fitted features", "t*")
+    return Series("histogram", columns, "Best scale t* of the fitted features", "t*", marks="uniform_scale", order=0)
 
 
 def _bins(values: Floats) -> list[np.ndarray]:
@@ -118,7 +118,7 @@ def _curve(name: str, values: Floats, t: Floats) -> Series:
     groups = _bins(values)
     quartiles = {f"p{q}": [float(np.quantile(t[group], q / 100)) for group in groups] for q in (25, 50, 75)}
     x = [float(np.median(values[group])) for group in groups]
-    return Series("curve", {"x": x, **quartiles}, f"t* of the fitted features, by {name}", name, log_x=True)
+    return Series("curve", {"x": x, **quartiles}, f"t* of the fitted features, by {name}", name, log_x=True, order=40)
 
 
 def _rank_correlation(one: Floats, other: Floats) -> float:

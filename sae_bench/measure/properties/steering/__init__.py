@@ -55,6 +55,9 @@ CONDITION_METRICS = {
 }
 
 
+FAMILIES = {"anti_share": "Share of slopes that do not rise, by condition", "slope_mean": "Mean slope, by condition"}
+"Charts that show every condition."
+
 METRICS = (
     Metric("anti_share_gap", "share", "lower", "share of slopes that do not rise: features minus random directions"),
     Metric(
@@ -65,7 +68,14 @@ METRICS = (
         version=2,
     ),
     *(
-        Metric(condition_metric(name, condition), unit, "reported", f"{meaning}, condition {condition}")
+        Metric(
+            condition_metric(name, condition),
+            unit,
+            "reported",
+            f"{meaning}, condition {condition}",
+            family=FAMILIES.get(name, ""),
+            condition=condition,
+        )
         for name, (unit, meaning) in CONDITION_METRICS.items()
         for condition in CONDITIONS
     ),

@@ -1,6 +1,6 @@
 """Directions with which steered features are compared, all of norm 1.
 
-Random ones belong to (seed, arm, rank) and to nothing else, so every SAE of a site meets the same ones.
+Random ones follow from (seed, condition, rank) alone, so every SAE of a site gets the same ones.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def _feature_table(bench: Bench, result: SteeringConditions) -> Series:
     if result.output_scores is not None and result.input_scores is not None:
         columns["output_score"] = result.output_scores.mean(1).tolist()
         columns["input_score"] = result.input_scores.tolist()
-    return Series("table", columns, title="Steered features and their target tokens")
+    return Series("table", columns, title="Steered features and their target tokens", chart="feature_slopes")
 
 
 def _slope_histogram(result: SteeringConditions) -> Series:
@@ -57,6 +57,7 @@ def _slope_histogram(result: SteeringConditions) -> Series:
         "histogram",
         {"edges": edges.tolist(), **counts},
         title="Slopes over features and prompts",
+        order=10,
         x="slope, nats per unit of strength",
     )
 

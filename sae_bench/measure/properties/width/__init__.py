@@ -40,7 +40,7 @@ MATCHED = 0.1
 LEAST_SIZES = 4
 "Of three sizes every sixth order is monotone by chance, and a line through them has one point to spare."
 ORDERS = 99_999
-"Most orders that are tested: all of them up to eight sizes, a seeded draw beyond."
+"Most orders that are tested: all of them up to eight sizes, a seeded draw for more."
 _MEANINGS = {
     "kl": "KL from the clean model",
     "explained_variance": "explained variance",

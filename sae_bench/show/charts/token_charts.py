@@ -1,4 +1,4 @@
-"""Pictures of `kl_gap`'s own series: documents in order, token types as a funnel and by frequency, KL by token."""
+"""Charts of tokens and documents: KL per token, token types as a funnel and by frequency, documents in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMED = 3
 "Token types that lie farthest outside of the funnel and are named in it."
 
 
-def tokens(series: Series) -> Figure | None:
+def token_histogram(series: Series) -> Figure | None:
     """The distribution over tokens; the axis ends where float32 does, and what lies below is said, not drawn."""
     figure = histogram("kl_tokens", series)
     if figure is None or figure.data[0]["x"][0] > min(series.columns["edges"]):
@@ -24,11 +24,11 @@ def tokens(series: Series) -> Figure | None:
         return figure
     below = ", ".join(f"{name} {share:.0%}" for name, share in shares)
     scale = {**figure.layout["yaxis"], "range": [0, 1.1 * highest]}
-    said = f"Tokens below {min(series.columns['edges']):g} nats, at the left edge: {below}."
-    return replace(figure, layout={**figure.layout, "yaxis": scale}, caption=said)
+    caption = f"Tokens below {min(series.columns['edges']):g} nats, at the left edge: {below}."
+    return replace(figure, layout={**figure.layout, "yaxis": scale}, caption=caption)
 
 
-def ranked(series: Series) -> Figure | None:
+def ranked_documents(series: Series) -> Figure | None:
     """Documents from the best to the worst."""
     column = [each for each in numbers(series.columns.get("kl_sae", ())) if each is not None]
     if not column:
