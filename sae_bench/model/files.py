@@ -20,7 +20,7 @@ from sae_bench.errors import LoadError
 from sae_bench.registry.file_hash import file_sha256
 from sae_bench.sae.protocol import tensor_bytes
 
-_WANTED = ("*.json", "model*.safetensors", "tokenizer*", "*.txt", "*.model", "*.py")
+_FILE_PATTERNS = ("*.json", "model*.safetensors", "tokenizer*", "*.txt", "*.model", "*.py")
 _MISSING = re.compile(r"^(\S+)\s*\|\s*MISSING|newly initialized: \[(.{1,120})", re.MULTILINE)
 
 
@@ -37,7 +37,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
 
     with quiet():
         try:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED)))
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILE_PATTERNS)))
         except Exception as error:
             raise LoadError(
                 f"model {name!r} is not a folder here, and Hugging Face does not provide it ({one_line(error, 160)}); "

@@ -5,7 +5,7 @@ cycles.py     "three days after monday comes thursday ."
 personas.py   "Anna is kind . question : is Anna rude ? ( A ) yes ( B ) no answer : B ."
 opinions.py   "the music of the play was superb . so the review is good ."
 numbers.py    "three plus four is seven ."
-prose.py      "the waves near every boat cross the deep sails .", and the same in upper case as headlines
+prose.py      "the waves near every boat cross the deep sails .", and sentences in upper case
 documents.py  puts paragraphs of them together; prompts.py makes counterbalanced prompts for measurements
 """
 

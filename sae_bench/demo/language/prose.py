@@ -58,7 +58,7 @@ def prose_sentence(draw: Draw, topic: Topic) -> Sentence:
     return Sentence("prose", (*words, "."), (), labels)
 
 
-def headline(draw: Draw, topic: Topic) -> Sentence:
+def upper_case_sentence(draw: Draw, topic: Topic) -> Sentence:
     """Generate a prose sentence in upper case: its words are other tokens."""
     plain = prose_sentence(draw, topic)
     upper = tuple(word.upper() for word in plain.words)
@@ -67,7 +67,7 @@ def headline(draw: Draw, topic: Topic) -> Sentence:
 
 
 def prose_paragraph(draw: Draw) -> Iterator[Sentence]:
-    """Yield sentences on one topic, a quarter of them headlines."""
+    """Yield sentences on one topic, a quarter of them in upper case."""
     topic = draw.one(TOPICS)
     for _ in range(draw.between(3, 6)):
-        yield (headline if draw.chance(0.25) else prose_sentence)(draw, topic)
+        yield (upper_case_sentence if draw.chance(0.25) else prose_sentence)(draw, topic)

@@ -37,8 +37,8 @@ FRAME = spread(
 """Words of the generators that are in no other list."""
 
 
-def _shoutable() -> list[str]:
-    """Return words that occur in prose, and so in headlines too."""
+def _prose_words() -> list[str]:
+    """Return words of prose, which also occur in upper case."""
     words = ["the", "this", "every", "that", "is", "are", "on", "in", *QUANTIFIERS, *PREPOSITIONS, *ADVERBS]
     words += [*DAYS, *MONTHS]
     for topic in TOPICS:
@@ -56,11 +56,11 @@ def vocabulary() -> tuple[str, ...]:
     words += [*REVIEWED, *ASPECTS, *PRAISE, *BLAME, *PRAISE_VERBS, *BLAME_VERBS, "A", "B"]
     for template in (*indirect.TEMPLATES, *personas.TEMPLATES):
         words += re.sub(r"\{\w+\}", " ", template).split()
-    shoutable = _shoutable()
-    words += [*shoutable, *(word.upper() for word in shoutable)]
+    prose = _prose_words()
+    words += [*prose, *(word.upper() for word in prose)]
     return tuple(dict.fromkeys(words))
 
 
 def case_pairs() -> list[tuple[str, str]]:
     """Return words that exist in lower and in upper case: (lower, upper), both single tokens."""
-    return [(word, word.upper()) for word in _shoutable()]
+    return [(word, word.upper()) for word in _prose_words()]
