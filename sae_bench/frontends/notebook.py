@@ -1,44 +1,46 @@
-"""Check an SAE in a notebook or a training script: files, objects or tensors in memory."""
+"""Measure an SAE in a notebook or a training script, without pytest: the work behind `check_sae`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sae_bench.engine.batch import RelatedInputs
-from sae_bench.engine.bench import Bench
-from sae_bench.engine.corpus import Corpus, from_documents
+from sae_bench.engine.corpus import Corpus
 from sae_bench.engine.devices import check_device
-from sae_bench.engine.settings import TIERS, Settings
+from sae_bench.engine.settings import TIERS
 from sae_bench.errors import UsageError, near
-from sae_bench.frontends.in_memory import NOWHERE, as_documents, corpus_of_activations, site_data_of_activations
+from sae_bench.frontends.in_memory import (
+    Activations,
+    ActivationsLoader,
+    InMemoryModelLoader,
+    as_documents,
+    corpus_of_activations,
+    corpus_of_tokens,
+)
 from sae_bench.measure.properties import NO_MODEL, load_property, property_names
 from sae_bench.model.language_model import Model
 from sae_bench.model.load import wrap_model
-from sae_bench.registry.site import parse_site
 from sae_bench.registry.spec import SAESpec
 from sae_bench.report.provenance import Provenance
 from sae_bench.report.records import PropertyResult
 from sae_bench.report.report import Report
-from sae_bench.run.load import Loader
 from sae_bench.run.options import RunOptions
 from sae_bench.run.preflight import check_accepted_reports, check_names
-from sae_bench.run.run import Progress, Run
-from sae_bench.sae import SAE, check_outputs, check_width
+from sae_bench.run.run import Run
 
 OPTIONS = ("tier", "documents", "seed", "device", "dtype", "batch_size", "memory_bytes", "strict", "selfcheck")
 _OWN = ("id", "path", "load", "model", "site", "corpus", "dtype", "origin", "baseline_id", "command_options", "control")
 FIELDS = tuple(each.name for each in fields(SAESpec) if each.name not in _OWN)
-"What `check_sae` hands on to a registration as it is."
+"Options of `check_sae` that a registration takes unchanged."
 
 
-def check(
+def measure_and_judge(
     sae: Any,
     *,
     id: str,
@@ -51,7 +53,7 @@ def check(
     baselines: str | Path | None,
     options: Mapping[str, Any],
 ) -> Report:
-    """Measure and judge one SAE; see `sae_bench.check_sae`."""
+    """Measure one SAE and judge it, as `sae_bench.check_sae` describes."""
     started = time.time()
     settings = {name: value for name, value in options.items() if name in OPTIONS}
     rest = {name: value for name, value in options.items() if name not in OPTIONS}
@@ -61,7 +63,7 @@ def check(
     if settings.get("tier", "standard") not in TIERS:
         raise UsageError(f"tier {settings['tier']!r} must be one of {', '.join(TIERS)}")
     chosen = _chosen(properties)
-    in_memory = _corpus_of_tokens(corpus, tokens)
+    in_memory = corpus_of_tokens(corpus, tokens)
     spec = _spec(sae, id, model, site, corpus if in_memory is None else "given", rest)
     settings["device"] = _device(settings.get("device"), model, activations)
     judged = RunOptions(**settings, compare=baselines is not None, baselines=Path(baselines or "baselines"))
@@ -69,7 +71,7 @@ def check(
     check_accepted_reports([spec], chosen, judged)
     run = Run(
         judged,
-        make_loader=lambda settings, progress: _InMemoryModelLoader(
+        make_loader=lambda settings, progress: InMemoryModelLoader(
             settings, progress, _wrapped_model(model), in_memory
         ),
     )
@@ -98,7 +100,7 @@ def _on_activations(
         )
     in_memory = Activations(x, corpus or corpus_of_activations(x, lengths), is_matrix=activations.ndim == 2)
     run_in_memory = Run(
-        run.options, make_loader=lambda settings, progress: InMemoryLoader(settings, progress, in_memory)
+        run.options, make_loader=lambda settings, progress: ActivationsLoader(settings, progress, in_memory)
     )
     can_run = model is not None and corpus is not None
     results = {}
@@ -108,9 +110,12 @@ def _on_activations(
         elif can_run:
             results[name] = run.check(spec, name).result
         elif explicit:
-            raise UsageError(f"{name} {NO_MODEL}; give check_sae model= and tokens= as well, or leave {name} out")
+            raise UsageError(
+                f"{name} needs the model, and check_sae has activations only; add model= and tokens=, "
+                f"or leave {name} out"
+            )
         else:
-            results[name] = run_in_memory.undefined(spec, name, f"{NO_MODEL}; give model= and tokens= as well").result
+            results[name] = run_in_memory.undefined(spec, name, f"{NO_MODEL}; add model= and tokens=").result
     return results
 
 
@@ -151,63 +156,3 @@ def _device(device: str | None, model: Any, activations: Tensor | None) -> str:
 
 def _wrapped_model(model: Any) -> Model | None:
     return None if model is None or isinstance(model, str | Path) else wrap_model(model)
-
-
-def _corpus_of_tokens(corpus: Any, tokens: Any) -> Corpus | None:
-    """Return token ids (documents, positions), or lists of them, as a corpus; None where a file is named."""
-    if tokens is not None and corpus is not None:
-        raise UsageError("check_sae takes corpus= or tokens=, not both: tokens are a corpus that is in no file")
-    if isinstance(corpus, Corpus):
-        return corpus
-    if tokens is None:
-        return None
-    documents = tokens.tolist() if isinstance(tokens, Tensor) else [list(ids) for ids in tokens]
-    first = {ids[0] for ids in documents if ids}
-    # Documents that all begin with one token begin with BOS, unless there is one document only.
-    return from_documents(documents, has_bos=len(first) == 1 and len(documents) > 1, source="given to check_sae")
-
-
-class _InMemoryModelLoader(Loader):
-    """Loader that uses a model and token ids in memory, where there are any."""
-
-    def __init__(self, settings: Settings, progress: Progress | None, model: Model | None, corpus: Corpus | None):
-        super().__init__(settings, progress)
-        self._given = model, corpus
-
-    def _model(self, place: Any) -> Model:
-        return self._given[0] or super()._model(place)
-
-    def _corpus(self, path: str) -> Corpus:
-        return self._given[1] or super()._corpus(path)
-
-
-@dataclass(frozen=True, eq=False)
-class Activations:
-    """Activations and token ids in memory."""
-
-    x: Tensor
-    "(docs, pos, d) float32"
-    corpus: Corpus
-    is_matrix: bool
-    "They came as rows without positions, so that there is no first position to leave out."
-
-
-class InMemoryLoader(Loader):
-    """Loader of benches on activations in memory, without a model."""
-
-    def __init__(self, settings: Settings, progress: Progress | None, in_memory: Activations) -> None:
-        super().__init__(replace(settings, dtype="float32"), progress)
-        self._activations = in_memory
-
-    def _load(self, spec: SAESpec) -> Bench:
-        sae: SAE = self._read(spec)
-        in_memory = self._activations
-        site = spec.site or sae.site_in or NOWHERE
-        check_width(sae, in_memory.x.shape[-1], parse_site(site))
-        check_outputs(sae)
-        data = site_data_of_activations(in_memory.x, in_memory.corpus, site, spec.include_bos or in_memory.is_matrix)
-        partner = self._partner(spec, sae)
-        beside = RelatedInputs(partner=partner)
-        return Bench(
-            sae, data.model, in_memory.corpus, data, self.settings, include_bos=data.include_bos, related=beside
-        )

@@ -20,9 +20,9 @@ PROPERTY_ATTRIBUTE = "sae_bench_property"
 SPEED_ATTRIBUTE = "sae_bench_speed"
 "Set on test functions that time SAEs."
 SPEED = "speed"
-"What timings are called: marker, test, and word of ``--sae-property``. No verdict and no report knows them."
+"Name of the timings: marker, test, and word of ``--sae-property``. No verdict and no report has them."
 OPERATIONS = ("encode", "decode", "encode_decode")
-"What is timed."
+"Operations that are timed."
 
 
 def property_test(name: str) -> Callable[..., None]:
@@ -107,11 +107,11 @@ def check_sae(
     Raises:
         UsageError: an option, property or shape is wrong. What is wrong with the SAE is the verdict ERROR.
     """
-    from sae_bench.frontends.notebook import check
+    from sae_bench.frontends.notebook import measure_and_judge
     from sae_bench.registry.package_clash import verify_identity
 
     verify_identity()
-    return check(
+    return measure_and_judge(
         sae,
         id=id,
         model=model,

@@ -1,7 +1,7 @@
 """Fingerprint of a measurement: contents, settings and versions that its numbers follow from, never a name or path.
 
-Two runs whose contents agree would measure the same to the last bit, so one may take up what the other finished before
-it was killed.
+Two runs with equal fingerprints would measure the same to the last bit, so one may use the results that the other
+finished before it was interrupted.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def measurement_content(loader: Loader, spec: SAESpec, declared: Property) -> di
     from sae_bench.sae import weights_sha256
 
     bench = loader.bench(spec)
-    beside = bench.related
+    related = bench.related
     return {
         "property": [declared.name, declared.version, {metric.name: metric.version for metric in declared.metrics}],
         "context": loader.context(spec),
         "weights": loader.weights(spec),
         "behaviour": _behaviour(bench),
-        "related": [[each.sha256, str(each.site)] for each in (*beside.next_layers, *beside.family)],
-        "partner": None if beside.partner is None else weights_sha256(beside.partner),
-        "labelled": {name: _files_sha256(getattr(beside, name)) for name in LABELLED_FIELDS},
+        "related": [[each.sha256, str(each.site)] for each in (*related.next_layers, *related.family)],
+        "partner": None if related.partner is None else weights_sha256(related.partner),
+        "labelled": {name: _files_sha256(getattr(related, name)) for name in LABELLED_FIELDS},
         "settings": asdict(loader.settings),
         "packages": {name: _version(name) for name in _PACKAGES},
         "hardware": hardware(),

@@ -42,9 +42,9 @@ class ResolvedSpec:
     model: str
     model_kwargs: Mapping[str, Any]
     site: Site
-    "Where it writes, and what it is held against."
+    "Site that it writes to; reconstructions are compared with the activations there."
     source: Site
-    "Where it reads; the same unless it is a transcoder."
+    "Site that it reads; only a transcoder reads another one than it writes."
     corpus: str
 
 
@@ -127,7 +127,7 @@ class Loader:
             generator = torch.Generator().manual_seed(self.settings.seed)
             sae = make_control(spec.control, sae, x, x if read is data else y, generator)
             read = data if spec.control in AT_THE_OUTPUT else read
-        home = MeasuredSAE(spec, sae, model, place.model, place.model_kwargs, site, source)
+        measured = MeasuredSAE(spec, sae, model, place.model, place.model_kwargs, site, source)
         bench = Bench(
             sae,
             model,
@@ -138,8 +138,8 @@ class Loader:
             progress=self.progress,
             related=RelatedInputs(
                 partner=self._partner(spec, sae),
-                next_layers=load_related_saes("next_layers", home, self._read),
-                family=load_related_saes("family", home, self._read),
+                next_layers=load_related_saes("next_layers", measured, self._read),
+                family=load_related_saes("family", measured, self._read),
                 **{name: getattr(spec, name) for name in LABELLED_FIELDS},
             ),
             id=spec.id,
@@ -155,14 +155,14 @@ class Loader:
             return read_sae(spec.path, device=self.settings.device, dtype=dtype)
         assert spec.load is not None
         try:
-            found = spec.load()
+            loaded = spec.load()
         except SAEBenchError:
             raise
         except Exception as error:
             raise LoadError(
                 f"load=... of SAE {spec.id!r} ({spec.origin}) raised {type(error).__name__}: {error}"
             ) from error
-        return as_sae(found).to(self.settings.device, getattr(torch, dtype))
+        return as_sae(loaded).to(self.settings.device, getattr(torch, dtype))
 
     def _partner(self, spec: SAESpec, sae: SAE) -> SAE | None:
         if spec.partner is None:
@@ -201,7 +201,7 @@ def complete(spec: SAESpec, sae: SAE) -> ResolvedSpec:
                 f"pytest-sae-bench corpus build --text FILE --model {model or 'MODEL'} --out FILE makes a corpus"
             )
         raise LoadError(
-            f"SAE {spec.id!r} ({spec.origin}) does not say its {' and '.join(missing)}, nor does its config: "
+            f"SAE {spec.id!r} ({spec.origin}) has no {' and no '.join(missing)}, and its config names none: "
             f"give {'; '.join(remedy)}"
         )
     assert model is not None

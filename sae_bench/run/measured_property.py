@@ -21,7 +21,7 @@ class MeasuredProperty:
     noise: Mapping[str, float]
     "Measured spread by metric; empty without ``--sae-selfcheck``."
     context: Mapping[str, Any] = field(default_factory=dict)
-    "What decides whether the result may be compared with an accepted one."
+    "Context: decides whether the result may be compared with an accepted one."
     seconds: float | None = None
     "Time that it took where it was measured; None: in this process."
     key: str | None = None

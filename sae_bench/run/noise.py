@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sae_bench.measure.properties import Property
 
 REPEATS = 2
-"Measurements beside the first one."
+"Measurements after the first one."
 
 
 def measured_noise(declared: Property, bench: Bench, measurement: Measurement) -> dict[str, float]:
@@ -109,13 +109,13 @@ def check_noise(
         rule = effective(rules, property, metric, sae).get("change")
         if rule is None or metric.name not in noise or metric.name not in values or rule.limit.se:
             continue
-        name, value, moves = f"{property}.{metric.name}", values[metric.name], noise[metric.name]
+        name, value, spread = f"{property}.{metric.name}", values[metric.name], noise[metric.name]
         if not math.isfinite(value) or (value == 0 and rule.limit.percent):
             continue
-        allowed = width(rule.limit, value, None, moves, name)
-        if moves > allowed + NUMERIC_FLOOR * abs(value):
+        allowed = width(rule.limit, value, None, spread, name)
+        if spread > allowed + NUMERIC_FLOOR * abs(value):
             raise UsageError(
-                f"limit {name}:{rule.limit} ({rule.source}) of {sae} allows {allowed:.3g}, less than the "
-                f"{moves:.3g} that {name} moves when nothing changes (measured by --sae-selfcheck); "
+                f"limit {name}:{rule.limit} ({rule.source}) of {sae} allows {allowed:.3g}, less than the noise "
+                f"{spread:.3g} of {name} (measured by --sae-selfcheck); "
                 f"widen it, as in '{name}:{rule.limit}+1noise'"
             )

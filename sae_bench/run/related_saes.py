@@ -1,7 +1,7 @@
 """Load SAEs that are compared with a registered one: of later layers (`layers`), or of other sizes (`width`).
 
 Each is the id of a registered SAE, or a path. One that does not belong there is refused in one sentence, because every
-number it took part in would be wrong.
+number that it takes part in would be wrong.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class MeasuredSAE:
     model_name: str
     model_kwargs: Mapping[str, Any]
     site: Site
-    "Where it writes, by the model's own name."
+    "Site that it writes to, by the model's own name."
     source: Site
-    "Where it reads."
+    "Site that it reads."
 
 
 def load_related_saes(field: Field, measured: MeasuredSAE, read: Callable[[SAESpec], SAE]) -> tuple[RelatedSAE, ...]:
     """Return the SAEs that a field of the registration names; ``read`` loads one. The nearest layer comes first.
 
-    A family may name the home itself, so that all of its members can be registered with one list. A `LoadError` for an
-    SAE of another model, of a site that does not fit, or of another width.
+    A family may name the measured SAE itself, so that all of its members can be registered with one list. A
+    `LoadError` for an SAE of another model, of a site that does not fit, or of another width.
     """
     related: list[RelatedSAE] = []
     if not getattr(measured.spec, field):

@@ -45,7 +45,7 @@ class RescaledSAE:
     @property
     def lines(self) -> tuple[str, ...]:
         """Return the outcome as lines for a terminal."""
-        told = [f"{self.folder}: every decoder row times the scale of its feature, in SAELens' format"]
+        lines = [f"{self.folder}: every decoder row times the scale of its feature, in SAELens' format"]
         for metric, words in (
             ("gamma_centred", "gamma_centred"),
             ("mse_heldout", "squared error on odd documents"),
@@ -53,11 +53,11 @@ class RescaledSAE:
         ):
             was, now = _value(self.before, metric), _value(self.after, metric)
             change = f" ({now / was - 1:+.1%})" if was > 0 else ""
-            told.append(f"  {words}: {was:.4g} -> {now:.4g}{change}")
-        told.extend(f"  {note}" for note in self.before.notes)
+            lines.append(f"  {words}: {was:.4g} -> {now:.4g}{change}")
+        lines.extend(f"  {note}" for note in self.before.notes)
         if not self.better:
-            told.append("  the KL did not fall: there is no reason to prefer the rescaled SAE")
-        return tuple(told)
+            lines.append("  the KL did not fall: there is no reason to prefer the rescaled SAE")
+        return tuple(lines)
 
 
 @dataclass(frozen=True, eq=False)

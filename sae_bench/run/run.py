@@ -82,7 +82,7 @@ class Run:
         self.descriptions: dict[str, SAEResult] = {}
         "Provenance and load checks of the SAEs that this process has loaded, by id."
         self.unwritten: list[str] = []
-        "Why records could not be written."
+        "Errors of records that could not be written."
         self.timings: list[Timing] = []
         "Timed operations; no verdict depends on them."
         self.rerun_command: RerunCommand | None = None

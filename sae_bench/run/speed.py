@@ -27,7 +27,7 @@ MOST_TOKENS = 4096
 OPERATIONS_PER_PRODUCT = {"cpu": 2**33, "cuda": 2**39}
 "Floating-point operations of one bare product, at most, by device: a wide SAE is timed on fewer tokens."
 SECONDS = 0.3
-"What the rounds of one timing take together, about, of the SAE and of the product each."
+"Time of all rounds of one timing together, about, of the SAE and of the product each."
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 20
 
 
@@ -41,26 +41,26 @@ def time_operation(bench: Bench, operation: str, id: str, benchmark: Any) -> Tim
     _seconds(work, device), _seconds(product, device)
     once = max(_seconds(work, device), _seconds(product, device))
     rounds = min(max(int(SECONDS / max(once, 1e-9)), FEWEST_ROUNDS), MOST_ROUNDS)
-    beside: list[float] = []
+    product_seconds: list[float] = []
     benchmark.group = f"SAE {operation}"
     benchmark.params = {"sae": id, "operation": operation}
     benchmark.pedantic(
-        lambda: _finish(work, device), setup=lambda: beside.append(_seconds(product, device)), rounds=rounds
+        lambda: _finish(work, device), setup=lambda: product_seconds.append(_seconds(product, device)), rounds=rounds
     )
     if not benchmark.enabled:
         return None
-    found = Timing(
+    timing = Timing(
         sae=id,
         operation=operation,
         device=device,
         threads=torch.get_num_threads(),
         tokens=tokens,
         seconds=benchmark.stats.stats.median,
-        product_seconds=statistics.median(beside),
+        product_seconds=statistics.median(product_seconds),
         peak_mebibytes=peak_mebibytes(work, device),
     )
-    benchmark.extra_info.update(found.info(), device=device, threads=found.threads)
-    return found
+    benchmark.extra_info.update(timing.info(), device=device, threads=timing.threads)
+    return timing
 
 
 def tokens_in_a_call(d_in: int, d_sae: int, device: str, available: int) -> int:
@@ -85,10 +85,10 @@ def peak_mebibytes(work: Work, device: str) -> float | None:
         profile.export_chrome_trace(str(trace))
         events: list[Mapping[str, Any]] = json.loads(trace.read_text())["traceEvents"]
     changes = sorted((each["ts"], each["args"]["Bytes"]) for each in events if each.get("name") == "[memory]")
-    held = most = 0
+    allocated = most = 0
     for _, change in changes:
-        held += change
-        most = max(most, held)
+        allocated += change
+        most = max(most, allocated)
     return most / 2**20
 
 

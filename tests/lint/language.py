@@ -17,43 +17,24 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sae_bench"
 EXCEPTIONS = Path(__file__).with_name("language_exceptions.txt")
 MOST_EXCEPTIONS = 10
-BANNED = frozenset(
-    [
-        "found",
-        "kept",
-        "given",
-        "held",
-        "told",
-        "said",
-        "seen",
-        "anew",
-        "again",
-        "elsewhere",
-        "beside",
-        "beyond",
-        "handed",
-        "home",
-        "claim",
-        "standing",
-        "companion",
-        "companions",
-        "headline",
-        "headlines",
-        "latent",
-        "latents",
-        "arm",
-        "arms",
-        "moved",
-        "left",
-        "coded",
-        "wanted",
-        "needed",
-        "whom",
-    ]
-)
-"Participles, pronouns and metaphors that do not say what a name holds; and second words for one concept."
+
+METAPHORS = {
+    "anew", "elsewhere", "beside", "handed", "home", "homes", "claim", "claims", "standing", "companion", "companions",
+    "told", "said", "headline", "headlines", "latent", "latents", "arm", "arms",
+}  # fmt: skip
+"Pictures, and second words for one concept (feature, condition, primary metric): in no part of a name, no docstring."
+PARTICIPLES = {
+    "found", "kept", "given", "held", "seen", "again", "beyond", "moved", "left", "coded", "wanted", "needed", "whom",
+    "each", "other", "both", "either",
+}  # fmt: skip
+"Words that do not say what a name holds when they are all of it; as a part of a longer name they may."
+BANNED = METAPHORS | PARTICIPLES
+LOCAL_WORDS = {"each", "other", "left", "wanted", "needed"}
+"May name a variable or a parameter: the lines around it say what it is."
 OPENINGS = re.compile(r"(What|How|Whether|Why|Which|That|Who|Whose|Where|When|The same)\b")
 MEANINGS = re.compile(r"the same\b", re.IGNORECASE)
+PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+CODE = re.compile(r"``?[^`]*``?")
 
 
 @dataclass(frozen=True)
@@ -82,25 +63,49 @@ def hits() -> list[Hit]:
 def hits_in(path: Path, text: str) -> Iterator[Hit]:
     """Yield the hits of one module."""
     tree = ast.parse(text)
-    if path.stem in BANNED:
-        yield Hit(path, 1, path.stem, f"module {path.stem!r} does not say what it holds")
-    if not _is_door(path):
-        yield from _opening(path, tree, path.stem, 1)
+    yield from _name(path, path.stem, 1, "module")
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             yield from _name(path, node.name, node.lineno)
-            yield from _opening(path, node, node.name, node.lineno)
-        if isinstance(node, ast.arg):
+        if isinstance(node, ast.arg) and node.arg not in LOCAL_WORDS:
             yield from _name(path, node.arg, node.lineno)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield from _name(path, node.attr, node.lineno)
-        if isinstance(node, ast.Call):
-            yield from _meaning(path, node)
-    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id not in LOCAL_WORDS:
+            yield from _name(path, node.id, node.lineno)
         if isinstance(node, ast.ClassDef):
             for field in node.body:
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    yield from _name(path, field.target.id, field.lineno)
+                if isinstance(field, ast.AnnAssign) and _target(field) in LOCAL_WORDS:
+                    yield from _name(path, _target(field), field.lineno)
+        if isinstance(node, ast.Call):
+            yield from _meaning(path, node)
+        yield from _docstrings(path, node)
+
+
+def _name(path: Path, name: str, line: int, kind: str = "name") -> Iterator[Hit]:
+    parts = {part.lower() for part in PARTS.findall(name)}
+    if name.strip("_").lower() in BANNED or parts & METAPHORS:
+        yield Hit(path, line, name, f"{kind} {name!r} does not say what it holds")
+
+
+def _docstrings(path: Path, node: ast.AST) -> Iterator[Hit]:
+    """Yield the hits of the docstrings of a module, class or function and of the fields and constants in it."""
+    body = getattr(node, "body", None)
+    if not isinstance(body, list):
+        return
+    owner = getattr(node, "name", path.stem)
+    for before, statement in zip([None, *body], body, strict=False):
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            name = owner if before is None else _target(before)
+            if isinstance(statement.value.value, str):
+                is_door = before is None and isinstance(node, ast.Module) and _is_door(path)
+                yield from _docstring(path, statement.value.value, name, statement.lineno, is_door)
+
+
+def _target(statement: ast.stmt) -> str:
+    """Return the name that an assignment gives; a string after it is its docstring."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", statement)]
+    return ast.unparse(targets[0])
 
 
 def _is_door(path: Path) -> bool:
@@ -108,15 +113,12 @@ def _is_door(path: Path) -> bool:
     return path.name == "__init__.py" and path.parent.parent == PACKAGE
 
 
-def _name(path: Path, name: str, line: int) -> Iterator[Hit]:
-    if name.strip("_").lower() in BANNED:
-        yield Hit(path, line, name, f"{name!r} does not say what it holds")
-
-
-def _opening(path: Path, node: ast.AST, name: str, line: int) -> Iterator[Hit]:
-    document = ast.get_docstring(node) or ""  # type: ignore[arg-type]
-    if match := OPENINGS.match(document):
-        yield Hit(path, line, name, f"the docstring of {name!r} opens with {match[0]!r}: begin with a verb or a noun")
+def _docstring(path: Path, text: str, name: str, line: int, is_door: bool) -> Iterator[Hit]:
+    if not is_door and (match := OPENINGS.match(text.strip())):
+        yield Hit(path, line, name, f"docstring of {name!r} opens with {match[0]!r}: begin with a verb or a noun")
+    words = re.findall(r"[a-z]+", CODE.sub("", text).lower())
+    for word in sorted(METAPHORS & set(words)):
+        yield Hit(path, line, name, f"docstring of {name!r} says {word!r}: use the term of docs/glossary.md")
 
 
 def _meaning(path: Path, call: ast.Call) -> Iterator[Hit]:
@@ -135,9 +137,9 @@ def exceptions() -> dict[str, str]:
 
 def problems() -> list[str]:
     """Return the hits without an exception, and exceptions that no longer apply."""
-    excused, found = exceptions(), hits()
-    lines = [str(hit) for hit in found if hit.key not in excused]
-    used = {hit.key for hit in found}
+    excused, all_hits = exceptions(), hits()
+    lines = [str(hit) for hit in all_hits if hit.key not in excused]
+    used = {hit.key for hit in all_hits}
     lines += [f"{EXCEPTIONS.name}: {key} applies to nothing; remove it" for key in sorted(set(excused) - used)]
     if len(excused) > MOST_EXCEPTIONS:
         lines.append(f"{EXCEPTIONS.name}: {len(excused)} exceptions; at most {MOST_EXCEPTIONS} are allowed")

@@ -23,6 +23,11 @@ def test_names_and_docstrings_are_plain() -> None:
         ("class A:\n    def f(self):\n        self._held = 1", "'_held' does not say"),
         ('def f():\n    """What is worth a line."""', "opens with 'What'"),
         ('"""How it is done."""', "opens with 'How'"),
+        ('class A:\n    n: int\n    "What is counted."', "docstring of 'n' opens with 'What'"),
+        ('N = 1\n"Memory beside the model."', "docstring of 'N' says 'beside'"),
+        ("class A:\n    left: int", "'left' does not say"),
+        ("def f():\n    found = 1", "'found' does not say"),
+        ("def cached_companions(): ...", "'cached_companions' does not say"),
         ('Metric("a", "", "lower", "the same of all features")', "does not stand alone"),
     ],
 )
@@ -33,5 +38,5 @@ def test_a_riddle_is_a_hit(code: str, message: str) -> None:
 
 
 def test_plain_code_has_no_hit() -> None:
-    code = '"""Nearest neighbours."""\n\ndef nearest(rows):\n    """Return the nearest rows."""\n    return rows\n'
+    code = '"""Nearest neighbours."""\n\ndef kept_rows(rows):\n    """Return rows of ``arm``."""\n    return rows\n'
     assert not list(language.hits_in(Path(language.PACKAGE / "measure" / "some" / "module.py"), code))

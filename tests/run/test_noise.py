@@ -49,10 +49,10 @@ class Documents:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "beyond"), [({"own": 0.1}, 0.0), ({"own": 0.3}, 0.0), ({"own": 0.05, "shared": 0.02}, 0.01)]
+    ("kinds", "exceeds_limit"), [({"own": 0.1}, 0.0), ({"own": 0.3}, 0.0), ({"own": 0.05, "shared": 0.02}, 0.01)]
 )
 def test_an_unchanged_sae_stays_within_one_noise(kinds: dict[str, float], exceeds_limit: float) -> None:
-    """It never fails. What all documents share is estimated from three measurements and lies beyond now and then."""
+    """It never fails. What all documents share is estimated from three measurements and exceeds it now and then."""
     found = []
     for seed in range(200):
         documents = Documents(seed)

@@ -173,8 +173,8 @@ def test_a_single_path_is_told_to_be_a_list(field: str, registered: Registry[SAE
 
 
 def test_paths_are_anchored_at_the_registering_file(registered: Registry[SAESpec]) -> None:
-    spec = register.register_sae("x", path="x", next_layers=["../properties", "lab/other"], family=("../demo",))
-    assert spec.next_layers == (str(Path(__file__).parent / "../properties"), "lab/other")
+    spec = register.register_sae("x", path="x", next_layers=["../measure", "lab/other"], family=("../demo",))
+    assert spec.next_layers == (str(Path(__file__).parent / "../measure"), "lab/other")
     assert spec.family == (str(Path(__file__).parent / "../demo"),)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sae_bench.engine.corpus_build import Text
 
 _DOCUMENTS = 256
-"Of a dataset, unless something else is asked for."
+"Documents of a dataset by default."
 
 
 def add(commands: Commands) -> None:
@@ -27,10 +27,10 @@ def add(commands: Commands) -> None:
         description="Each text is cut into documents of at most --length tokens; nothing is packed: no two texts share "
         "a document. BOS begins every document. The documents of a text are one cluster.",
     )
-    given = build.add_mutually_exclusive_group(required=True)
-    given.add_argument("--text", type=Path, help="UTF-8 text; texts are separated by --separator")
-    given.add_argument("--jsonl", type=Path, help="one JSON object a line; its text is under --field")
-    given.add_argument("--dataset", help="Hugging Face dataset, OWNER/NAME or OWNER/NAME:PART, streamed")
+    source = build.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", type=Path, help="UTF-8 text; texts are separated by --separator")
+    source.add_argument("--jsonl", type=Path, help="one JSON object a line; its text is under --field")
+    source.add_argument("--dataset", help="Hugging Face dataset, OWNER/NAME or OWNER/NAME:PART, streamed")
     build.add_argument("--model", "--tokenizer", required=True, help="Hugging Face folder or name, for its tokenizer")
     build.add_argument("-o", "--out", type=Path, required=True, help="the corpus file, such as corpus.safetensors")
     build.add_argument("--length", type=int, default=128, help="tokens a document, at most (default 128)")

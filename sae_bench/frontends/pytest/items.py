@@ -41,9 +41,9 @@ def is_timed(function: Any) -> bool:
 
 def spec_of(item: pytest.Item) -> Any:
     """Return the SAE of an item; None where no SAE was chosen."""
-    found = item.callspec.params.get("sae_spec") if hasattr(item, "callspec") else None
-    # An empty set of parameters is filled with a placeholder.
-    return found if hasattr(found, "accepted_id") else None
+    spec = item.callspec.params.get("sae_spec") if hasattr(item, "callspec") else None
+    # pytest fills an empty set of parameters with a placeholder.
+    return spec if hasattr(spec, "accepted_id") else None
 
 
 def property_of(item: pytest.Item) -> str | None:

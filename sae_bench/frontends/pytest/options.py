@@ -67,7 +67,7 @@ OPTIONS = (
     Option("site", "site of an SAE given as a target, such as blocks.8.hook_resid_pre"),
     Option("output-site", "where a transcoder given as a target writes, such as blocks.8.hook_mlp_out"),
     Option("corpus", "pinned corpus of an SAE given as a target (pytest-sae-bench corpus build makes one)"),
-    Option("controls", "also measure identity, PCA, a random and a permuted dictionary beside each SAE", "flag", False),
+    Option("controls", "for each SAE measure identity, PCA, a random and a permuted dictionary, too", "flag", False),
     Option("property", "only these properties (globs)", "list", (), metavar="GLOB"),
     Option("list", "list SAEs, properties and accepted reports, and stop", "flag", False, action=True),
     Option(
@@ -97,7 +97,7 @@ OPTIONS = (
     Option("ray-wait", "seconds that a Ray task may wait for a place while none runs", "count", 300, metavar="N"),
     Option(
         "memory",
-        "memory for activations and what is computed from them, such as 8GB (2GiB unless given); activations that do "
+        "memory for activations and what is computed from them, such as 8GB (default 2GiB); activations that do "
         "not fit are mapped from files in TMPDIR",
         "size",
         Settings.memory_bytes,
@@ -105,13 +105,13 @@ OPTIONS = (
     ),
     Option(
         "selfcheck",
-        "measure again with another batch size, order and seed, and record what moves as noise",
+        "measure again with another batch size, order and seed, and record the spread as noise",
         "flag",
         False,
     ),
     Option(
         "fresh",
-        "measure everything: take up nothing of runs that were killed, and forget them",
+        "measure everything: use no results of runs that were interrupted, and delete them",
         "flag",
         False,
         action=True,
@@ -121,7 +121,7 @@ OPTIONS = (
     Option("accept-new", "accept only SAEs and properties that have no accepted report", "flag", False, action=True),
     Option("accept-reason", "why the new values are right (required)", metavar="TEXT", action=True),
     Option("accept-in-ci", "allow accepting where CI=true", "flag", False, action=True),
-    Option("reanchor", "with --sae-accept: measure drift from the new values on", "flag", False, action=True),
+    Option("reanchor", "with --sae-accept: drift is measured from the new values on", "flag", False, action=True),
     Option("strict", "NEW and INCONCLUSIVE end with exit code 11", "flag", False),
 )
 
@@ -190,8 +190,8 @@ class Resolved:
                 if option.kind == "flag":
                     parts.append(option.flag)
                 else:
-                    each = value if option.kind == "list" else [value]
-                    parts += [f"{option.flag} {shlex.quote(str(one))}" for one in each]
+                    values = value if option.kind == "list" else [value]
+                    parts += [f"{option.flag} {shlex.quote(str(each))}" for each in values]
         return tuple(parts)
 
 

@@ -31,9 +31,9 @@ MARKERS = {
 _error_key = pytest.StashKey[str]()
 _name_key = pytest.StashKey[str]()
 PLACE = "sae_bench_place"
-"What an xdist worker tells: where the tests of its suite are."
+"Output of an xdist worker: the path of its suite's tests."
 RECORD = "sae_bench.record"
-"As `sae_bench.report.run_folder.RECORD`, which is not worth importing in suites without SAEs."
+"Equal to `sae_bench.report.run_folder.RECORD`, which suites without SAEs do not import."
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -106,9 +106,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     try:
         session = session_of(metafunc.config)
-        wanted = session.speed if timed else name in session.properties
+        chosen = session.speed if timed else name in session.properties
         # A control of known quality is as fast as any product: there is nothing to learn.
-        specs = [spec for spec in session.specs if wanted and not (timed and spec.control)]
+        specs = [spec for spec in session.specs if chosen and not (timed and spec.control)]
     except pytest.UsageError as error:
         metafunc.config.stash.setdefault(_error_key, str(error))
         specs = []
@@ -119,7 +119,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark items by their property's kind, drop unchosen properties, and add an item for whatever vanished."""
+    """Mark items by their property's kind, drop properties not chosen, add items for what vanished."""
     if (message := config.stash.get(_error_key, None)) is not None:
         raise pytest.UsageError(message)
     timed = [item for item in items if is_timed(getattr(item, "function", None))]
@@ -134,14 +134,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in suite:
         item.add_marker(load_property(str(property_of(item))).marker)
     _mark_timed(config, timed)
-    kept = [item for item in suite if spec_of(item) is not None and property_of(item) in session.properties]
+    chosen = [item for item in suite if spec_of(item) is not None and property_of(item) in session.properties]
     if config.getoption("benchmark_only", False):
         # What pytest-benchmark would skip was not chosen; a property that is skipped counts as lost.
-        kept = []
-    gone = {id(item) for item in suite} - {id(item) for item in kept}
-    gone |= {id(item) for item in timed if spec_of(item) is None}
-    if gone:
-        items[:] = [item for item in items if id(item) not in gone]
+        chosen = []
+    dropped = {id(item) for item in suite} - {id(item) for item in chosen}
+    dropped |= {id(item) for item in timed if spec_of(item) is None}
+    if dropped:
+        items[:] = [item for item in items if id(item) not in dropped]
     place = place_of((item.path for item in (*suite, *timed)), config.invocation_params.dir)
     session.locate(place)
     if hasattr(config, "workeroutput"):
@@ -149,7 +149,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if suite and not session.narrowed and not config.getoption("benchmark_only", False):
         parent = suite[0].parent or suite[0].session
         pairs: list[tuple[str, str | None]] = [(sae, None) for sae in session.vanished()]
-        pairs += session.unmeasured({(spec_of(item).id, str(property_of(item))) for item in kept})
+        pairs += session.unmeasured({(spec_of(item).id, str(property_of(item))) for item in chosen})
         items.extend(MissingItem.of(parent, sae, name) for sae, name in pairs)
 
 
@@ -158,15 +158,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     sae_session = session.config.stash.get(SESSION, None)
     if sae_session is None or session.config.getoption("collectonly") or hasattr(session.config, "workerinput"):
         return
-    found = [(spec_of(item), property_of(item)) for item in session.items]
+    pairs = [(spec_of(item), property_of(item)) for item in session.items]
     try:
-        sae_session.distribute([(spec, name) for spec, name in found if spec is not None and name is not None])
+        sae_session.distribute([(spec, name) for spec, name in pairs if spec is not None and name is not None])
     except SAEBenchError as error:
         raise pytest.UsageError(str(error)) from None
 
 
 def _mark_timed(config: pytest.Config, timed: list[pytest.Item]) -> None:
-    """Mark timings, and skip them where they would say nothing."""
+    """Mark timings, and skip them where they would mean nothing."""
     why = None
     if hasattr(config, "workerinput"):
         why = "workers that share a machine slow each other down: time SAEs with -k speed and without -n"
@@ -248,7 +248,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Gen
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which folder the run writes to; a mistake in the options stops the run here."""
+    """Give an xdist worker the folder of the run; a wrong option stops the run here."""
     config = node.config
     if _measures_saes(config):
         from sae_bench.frontends.pytest.scheduling import check_gpus
@@ -268,7 +268,7 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over from a worker where the tests are; only workers collect."""
+    """Take the path of the tests from a worker; with xdist, only workers collect."""
     session = node.config.stash.get(SESSION, None)
     if session is not None and (place := getattr(node, "workeroutput", {}).get(PLACE)) is not None:
         session.locate(place)
@@ -305,7 +305,7 @@ def _refuse_narrowed_accept(config: pytest.Config) -> None:
 
     if used := narrowed_by(config):
         raise pytest.UsageError(
-            f"--sae-accept refuses a run narrowed by {', '.join(used)}: what was left out would be accepted unseen; "
+            f"--sae-accept refuses a run narrowed by {', '.join(used)}: what it leaves out would be accepted, too; "
             f"narrow with --sae and --sae-property instead"
         )
     if not (config.getoption("sae_accept_reason") or "").strip():

@@ -1,4 +1,4 @@
-"""Progress of a long measurement: one rewritten line on a terminal, a line every half minute elsewhere."""
+"""Progress of a long measurement: one rewritten line on a terminal, a line every half minute in a file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class ProgressLine:
 
     stream: TextIO
     interactive: bool
-    "Whether a terminal is at the other end. While pytest captures, the stream's own answer is that of a file."
+    "True for a terminal. While pytest captures, the stream itself answers as a file does."
     uncaptured: Callable[[], AbstractContextManager[Any]] = nullcontext
     clock: Callable[[], float] = time.monotonic
     _label: str = ""
     _started: float = 0.0
     _begun: int = 0
-    "How far the measurement was when it was first heard of."
+    "Documents that were done at the first call for this measurement."
     _shown: float | None = None
     _open: bool = False
 
@@ -52,8 +52,9 @@ class ProgressLine:
     def _text(self, done: int, total: int, now: float) -> str:
         elapsed = now - self._started
         # The first step was done before the clock was started.
-        left = f", about {elapsed / (done - self._begun) * (total - done):.0f} s left" if done > self._begun else ""
-        return f"{self._label}  {done}/{total}  {elapsed:.0f} s{left}"
+        text = f"{self._label}  {done}/{total}  {elapsed:.0f} s"
+        measured = done - self._begun
+        return f"{text}, about {elapsed / measured * (total - done):.0f} s left" if measured > 0 else text
 
     def _write(self, text: str) -> None:
         with self.uncaptured():

@@ -19,7 +19,7 @@ from sae_bench.report.report import load_report
 from sae_bench.run.options import RunOptions
 
 DEMO = "demo/"
-"What ids of bundled SAEs begin with."
+"Beginning of the ids of bundled SAEs."
 NARROWING = {
     "-k": "keyword",
     "-m": "markexpr",
@@ -86,7 +86,7 @@ def chosen_saes(resolved: Resolved) -> list[SAESpec]:
             f"a package that registers SAEs (entry point 'sae_bench.saes') failed: {type(error).__name__}: {error}"
         ) from error
     if not any(name.startswith(DEMO) for name in SAES) and any(text.startswith(DEMO) for text in resolved["sae"]):
-        # Who names a bundled SAE has it, in any folder; who does not never measures it by accident.
+        # A bundled SAE is there for everybody who names it, and nobody measures one by accident.
         from sae_bench.demo import register_demo
 
         register_demo()
@@ -97,7 +97,7 @@ def chosen_saes(resolved: Resolved) -> list[SAESpec]:
         return chosen
     from sae_bench.sae.controls import control_names
 
-    return [each for spec in chosen for each in (spec, *(spec.as_control(name) for name in control_names()))]
+    return [measured for spec in chosen for measured in (spec, *(spec.as_control(name) for name in control_names()))]
 
 
 def chosen_properties(patterns: list[str]) -> list[str]:

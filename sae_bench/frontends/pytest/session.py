@@ -62,7 +62,7 @@ class Session:
         "Records that the report is made of."
         self.written: list[str] = []
         self.troubles: list[str] = []
-        "What was not written and why; shown in red at the end, and never green."
+        "Files that were not written, and why: shown in red at the end, never green."
         self.report: Report | None = None
         self.run = Run(self.options)
         named = {spec.id: spec.selection_options for spec in self.specs if spec.selection_options is not None}

@@ -28,10 +28,10 @@ from sae_bench.run.ray import pinned_files
 from sae_bench.run.ray.worker import TaskAnswer, TaskRequest, measure
 
 RETRIES = 3
-"How often Ray runs a task again whose process or machine died."
-REACHED_WITHIN = 10.0
+"Times that Ray runs a task again whose process or machine died."
+CONNECT_SECONDS = 10.0
 "Seconds in which the cluster's address must answer."
-BESIDE = 1 << 30
+INTERPRETER_BYTES = 1 << 30
 "Memory of a task for the interpreter and its libraries."
 Pair = tuple[SAESpec, str]
 
@@ -42,7 +42,7 @@ class RayTask:
 
     job: TaskRequest
     needs: dict[str, float]
-    "As Ray's options: ``num_cpus``, ``num_gpus``, ``bytes_needed`` in bytes."
+    "As Ray's options: ``num_cpus``, ``num_gpus``, ``memory`` in bytes."
     answers: Any = None
     "Ray's generator; None when the task has ended."
     placed: bool = False
@@ -66,8 +66,8 @@ class RayFront:
             work.setdefault(spec.id, (spec, []))[1].append(name)
         self._asked = len(pairs)
         specs = [spec for spec, _ in work.values()]
-        beside = {name for spec in specs for name in (*spec.next_layers, *spec.family) if name in SAES}
-        others = tuple(SAES[name] for name in sorted(beside))
+        related = {name for spec in specs for name in (*spec.next_layers, *spec.family) if name in SAES}
+        others = tuple(SAES[name] for name in sorted(related))
         self._by_value([spec.load for spec in (*specs, *others)])
         registered = {name: EXTENSIONS.load(name) for name in EXTENSIONS.registered}
         self._by_value([each.measure for each in registered.values()])
@@ -125,7 +125,7 @@ class RayFront:
         return [part for part in self._parts if part.answers is not None]
 
     def _step(self) -> None:
-        """Take in the next answer of any task, or find that nothing can come."""
+        """Take the next answer of any task; end all tasks when none was placed in time."""
         parts = self._open()
         ready = self.ray.wait([part.answers for part in parts], num_returns=1, timeout=0.5)[0] if parts else []
         for part in parts:
@@ -212,8 +212,8 @@ def divide_saes(specs: Sequence[SAESpec], places: int) -> list[list[SAESpec]]:
     groups: dict[tuple[Any, ...], list[SAESpec]] = defaultdict(list)
     for spec in specs:
         # What an SAE's own config says is not known before it is read; those of one folder belong together.
-        beside = None if spec.model and spec.site else str(Path(spec.path or "").parent)
-        groups[spec.model, spec.site, spec.output_site, spec.corpus, spec.include_bos, beside].append(spec)
+        folder = None if spec.model and spec.site else str(Path(spec.path or "").parent)
+        groups[spec.model, spec.site, spec.output_site, spec.corpus, spec.include_bos, folder].append(spec)
     parts = []
     for group in groups.values():
         share = max(1, min(len(group), places // len(groups)))
@@ -226,7 +226,7 @@ def bytes_needed(part: Sequence[SAESpec], options: RunOptions) -> int:
     """Return the bytes that a task may need: model, widest SAE with partner and copies, activations, interpreter."""
     widest = max(3 * pinned_files.bytes_of(spec, "path") + pinned_files.bytes_of(spec, "partner") for spec in part)
     model = max(pinned_files.bytes_of(spec, "model") for spec in part)
-    return 2 * model + widest + options.settings().memory_bytes + BESIDE
+    return 2 * model + widest + options.settings().memory_bytes + INTERPRETER_BYTES
 
 
 def _connect(address: str) -> tuple[Any, bool]:
@@ -243,7 +243,7 @@ def _connect(address: str) -> tuple[Any, bool]:
         host, colon, port = address.rpartition(":")
         if colon and port.isdigit() and "/" not in host:
             # Ray itself tries for minutes.
-            socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         lines = str(error).strip().splitlines()

@@ -31,7 +31,7 @@ class PinnedPath:
     sha256: str
     "Of the names and contents of `files`."
     folder: str
-    "What their names start from."
+    "Folder that their names are relative to."
     files: Mapping[str, Any]
     "By name: whatever `fetch` turns into bytes; empty where every worker has them."
 
@@ -70,9 +70,9 @@ def with_local_paths(spec: SAESpec, paths: Mapping[tuple[str, str], str]) -> SAE
     """Return ``spec`` with paths of this machine; ``paths`` is by field and path of the registration."""
     changed: dict[str, Any] = {}
     for field in FIELDS:
-        local_path = tuple(paths.get((field, path), path) for path in named_paths(spec, field))
-        if local_path:
-            changed[field] = local_path if isinstance(getattr(spec, field), tuple) else local_path[0]
+        local = tuple(paths.get((field, path), path) for path in named_paths(spec, field))
+        if local:
+            changed[field] = local if isinstance(getattr(spec, field), tuple) else local[0]
     return replace(spec, **changed)
 
 
@@ -119,7 +119,7 @@ def _listed(path: str, field: str) -> tuple[Path, dict[str, Path]]:
         return target.parent, _named(target.parent, (file for file in target.rglob("*") if file.is_file()))
     if not target.is_file():
         return target.parent, {}
-    # A config lies beside an SAE's weights; variants lie beside a dataset: NAME_shifted.jsonl.
+    # A config lies next to an SAE's weights, and variants next to a dataset: NAME_shifted.jsonl.
     pattern = "*" if field in SAES else f"{glob.escape(target.stem)}*{target.suffix}"
     return target.parent, _named(target.parent, (file for file in target.parent.glob(pattern) if file.is_file()))
 

@@ -32,7 +32,7 @@ class TaskRequest:
     """Request of one task."""
 
     name: str
-    "Unique: where it keeps its records."
+    "Unique; its records lie under this name."
     work: tuple[tuple[SAESpec, tuple[str, ...]], ...]
     "SAEs and the properties to measure of each, in this order."
     others: tuple[SAESpec, ...]
@@ -50,7 +50,7 @@ class TaskRequest:
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """Answer about one property of one SAE; without a property, that the task has found its place."""
+    """Answer about one property of one SAE; one without a property reports that the task is running."""
 
     sae: str = ""
     property: str = ""

@@ -160,7 +160,7 @@ def test_the_same_seed_finds_the_same_counterexamples(contract: Callable[..., An
 
 def test_the_failure_text_has_the_counterexample(activations: Tensor) -> None:
     from sae_bench.frontends.in_memory import as_documents, corpus_of_activations
-    from sae_bench.frontends.notebook import Activations, InMemoryLoader
+    from sae_bench.frontends.in_memory import Activations, ActivationsLoader
     from sae_bench.registry.spec import SAESpec
     from sae_bench.run.options import RunOptions
     from sae_bench.run.run import Run
@@ -168,7 +168,7 @@ def test_the_failure_text_has_the_counterexample(activations: Tensor) -> None:
     x, lengths = as_documents(activations)
     given = Activations(x, corpus_of_activations(x, lengths), is_matrix=True)
     run = Run(
-        RunOptions(compare=False), make_loader=lambda settings, progress: InMemoryLoader(settings, progress, given)
+        RunOptions(compare=False), make_loader=lambda settings, progress: ActivationsLoader(settings, progress, given)
     )
     failure = str(run.check(SAESpec(id="lab/x", load=NaNOnZeros), "contract").failure)
     assert failure.splitlines()[0].startswith("contract.violations of lab/x is 1.00 clauses")
