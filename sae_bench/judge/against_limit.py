@@ -31,11 +31,11 @@ def against_bound(estimate: Estimate, rule: Rule, alpha: float) -> LimitOutcome:
     value, border = (estimate.value, bound) if rule.limit.kind == "max" else (-estimate.value, -bound)
     verdict = Verdict.PASS if high <= border else Verdict.FAIL if low > border else Verdict.INCONCLUSIVE
     error, dof = standard_error(estimate), degrees_of_freedom(estimate)
-    needed = None
+    needed_documents = None
     if verdict is Verdict.INCONCLUSIVE and error is not None:
-        needed = documents_needed(value - border, error, alpha, dof + 1)
+        needed_documents = documents_needed(value - border, error, alpha, dof + 1)
     reach = detectable_change(error, alpha, dof) if error is not None else None
-    return LimitOutcome(rule, verdict, value > border, bound, span, reach, needed)
+    return LimitOutcome(rule, verdict, value > border, bound, span, reach, needed_documents)
 
 
 def against_accepted(
@@ -59,7 +59,9 @@ def against_accepted(
     if drift is not None:
         verdict = Verdict.FAIL
     gap = abs(_badness(metric, change.value) - allowed)
-    undecided = verdict is Verdict.INCONCLUSIVE and error is not None
+    needed_documents = None
+    if verdict is Verdict.INCONCLUSIVE and error is not None:
+        needed_documents = documents_needed(gap, error, alpha, len(change.clusters))
     return LimitOutcome(
         rule,
         verdict,
@@ -67,7 +69,7 @@ def against_accepted(
         width=allowed,
         interval=(change.value - reach, change.value + reach),
         detectable=allowed + (detectable_change(error, alpha, change.dof) if error is not None else 0.0),
-        needed=documents_needed(gap, error, alpha, len(change.clusters)) if undecided and error is not None else None,
+        needed_documents=needed_documents,
         drift=drift,
         change=change,
     )
@@ -143,8 +145,10 @@ def unpaired(metric: Metric, estimate: Estimate, entry: Accepted, rule: Rule, al
     here, there = len(estimate.influence), len(accepted.influence)
     note = f"measured over {here} documents and accepted over {there}, but comparable over the same documents only"
     span = (change - reach, change + reach)
-    needed = there if there > here else None
-    return LimitOutcome(rule, Verdict.INCONCLUSIVE, decided, allowed, span, needed=needed, note=note)
+    needed_documents = there if there > here else None
+    return LimitOutcome(
+        rule, Verdict.INCONCLUSIVE, decided, allowed, span, needed_documents=needed_documents, note=note
+    )
 
 
 def is_finite(estimate: Estimate) -> bool:

@@ -217,7 +217,7 @@ def _judgement(
         interval=on_change.interval if on_change is not None else None,
         value_interval=interval(estimate, 2 * case.alpha) if estimate is not None and defined else None,
         detectable=deciding.detectable if deciding is not None else None,
-        needed_documents=max((each.needed for each in outcomes if each.needed), default=None),
+        needed_documents=max((each.needed_documents for each in outcomes if each.needed_documents), default=None),
         documents=messages.worst_documents(change, metric) if failing and change is not None else None,
         reason="" if defined else estimate.reason if isinstance(estimate, Undefined) else reason,
         detail=estimate.detail if isinstance(estimate, Undefined) else "",

@@ -59,9 +59,9 @@ def _allowed(limit: Limit, width: float) -> str:
 def _decides(outcome: LimitOutcome) -> str:
     if outcome.verdict is not Verdict.INCONCLUSIVE:
         return ""
-    if outcome.needed is None:
+    if outcome.needed_documents is None:
         return "; not decided"
-    return f"; not decided, about {outcome.needed} documents would decide"
+    return f"; not decided, about {outcome.needed_documents} documents would decide"
 
 
 def paired(metric: Metric, change: Change, outcome: LimitOutcome, alpha: float, accepted_clusters: int) -> str:

@@ -56,7 +56,7 @@ class Change:
     accepted: Estimate
     "The accepted estimate on the shared clusters."
     inflation: float = 1.0
-    "What `se` was multiplied by, because the shared clusters vary less than all of the accepted ones; at least 1."
+    "Factor in `se` for shared clusters that vary less than all of the accepted ones; at least 1."
 
     @property
     def exact(self) -> bool:

@@ -148,8 +148,8 @@ class LimitOutcome:
     "Of the change, or of the value for a hard limit; at the error rate that decides."
     detectable: float | None = None
     "The smallest true change that would FAIL in 95% of runs."
-    needed: int | None = None
-    "About how many documents would decide."
+    needed_documents: int | None = None
+    "Number of documents that would decide, roughly."
     note: str = ""
     "Cause that the numbers do not show, such as why there is no comparison."
     drift: Drift | None = None
@@ -184,19 +184,19 @@ class Judgement:
     detectable: float | None = None
     "The smallest true change that would FAIL in 95% of runs."
     needed_documents: int | None = None
-    "About how many would decide."
+    "Number of documents that would decide, roughly."
     documents: ChangedDocuments | None = None
     "Documents that a change which did not pass comes from."
     reason: str = ""
-    "Why there is no value."
+    "Cause of a value that is missing."
     detail: str = ""
     "Numbers of this SAE behind `reason`, so that SAEs with one reason can be listed together."
     not_comparable: str = ""
-    "Why the value cannot be compared with the accepted one."
+    "Cause of a comparison with the accepted value that is impossible."
     drift: Drift | None = None
     "Set where the drift decides."
     known_reason: str = ""
-    "Why a hard limit may fail, where ``known_failures`` names this metric."
+    "Reason that ``known_failures`` gives for a hard limit of this metric to fail."
     stale_known_failure: bool = False
     "``known_failures`` names this metric, and its hard limits hold: the entry has to be removed."
     message: str = ""
@@ -252,7 +252,7 @@ class PropertyVerdict:
     confidence: float = 0.98
     "Of the intervals, two-sided; 0.98 means an error rate of .01 on either side."
     error: str = ""
-    "Why the property could not be measured."
+    "Cause of a property that could not be measured."
     differences: tuple[Difference, ...] = ()
     strict: bool = False
     different_sparsity: bool = False
