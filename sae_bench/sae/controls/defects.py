@@ -142,8 +142,8 @@ def end_to_end_like(sae: SAE, harmless: Tensor, generator: Generator, gain: floa
 def more_l0(sae: SAE, x: Tensor, factor: float = 2.0) -> LinearDecoderSAE:
     """Return ``sae`` with ``factor`` times as many active features a token on ``x`` (tokens, d_in), within 1%.
 
-    TopK gets a larger k; for others thresholds are lowered, or gates or biases raised, by one amount for all features. A
-    `MeasurementError` when the SAE cannot become that dense.
+    TopK gets a larger k; for others thresholds are lowered, or gates or biases raised, by one amount for all features.
+    A `MeasurementError` when the SAE cannot become that dense.
     """
     base = linear_weights(sae)
     activation = base.activation
