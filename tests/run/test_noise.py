@@ -146,5 +146,5 @@ def test_batch_order_and_seed_vary_unless_the_seed_is_part_of_what_is_measured(
 def test_limits_tighter_than_the_noise_are_refused_with_the_wider_one() -> None:
     held = SimpleNamespace(values={"floor": 2.0}, noise={"floor": 0.2})
     check_noise([parse_rule("gap.floor:10%")], "gap", [FLOOR], "lab/a", held.values, held.noise)
-    with pytest.raises(UsageError, match=r"allows 0.18, less than the 0.2 .* as in 'gap.floor:9%\+1noise'"):
+    with pytest.raises(UsageError, match=r"allows 0.18, less than the noise 0.2 .* as in 'gap.floor:9%\+1noise'"):
         check_noise([parse_rule("gap.floor:9%")], "gap", [FLOOR], "lab/a", held.values, held.noise)

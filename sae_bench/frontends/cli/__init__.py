@@ -10,7 +10,17 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sae_bench.errors import SAEBenchError
-from sae_bench.frontends.cli import check, corpus, history, metrics, other_tools, prune, render, reports, rescale
+from sae_bench.frontends.cli import (
+    check_accepted,
+    corpus,
+    history,
+    metrics,
+    other_tools,
+    prune,
+    render,
+    reports,
+    rescale,
+)
 from sae_bench.frontends.cli.parser import USAGE_EXIT, Parser
 
 
@@ -32,6 +42,6 @@ def parser() -> Parser:
     """Return the parser with all commands and their options."""
     top = Parser(prog="pytest-sae-bench", description="Reports, accepted values and corpora of pytest-sae-bench.")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (reports, prune, render, history, metrics, corpus, rescale, check, other_tools):
+    for module in (reports, prune, render, history, metrics, corpus, rescale, check_accepted, other_tools):
         module.add(commands)
     return top
