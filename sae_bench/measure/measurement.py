@@ -44,7 +44,7 @@ class Metric:
     version: int = 1
     "Raised whenever the number's definition changes; reports of another version are not compared."
     target: float | None = None
-    "Where ``better='target'`` wants the value, if mathematics fixes it; None: where it was accepted."
+    "Wanted value for ``better='target'``, if mathematics fixes it; None: the accepted value."
     noise_free: bool = False
     "True when neither a random draw nor a sample of noise enters: unchanged SAEs must give the same number."
     of_weights: bool = False

@@ -226,7 +226,7 @@ def _words(where: str, value: Any) -> tuple[str, ...]:
 
 def _cycle(where: str, entry: Mapping[str, Any]) -> Cycle:
     _only(where, entry, ("name", "classes", "latents"))
-    classes, latents = entry.get("classes"), entry.get("latents", {})
+    classes, features = entry.get("classes"), entry.get("latents", {})
     if not isinstance(classes, list) or len(classes) < FEWEST_CLASSES:
         raise LoadError(
             f"{where}: 'classes' is {classes!r}; list the words of {FEWEST_CLASSES} classes or more, in order"
@@ -234,9 +234,9 @@ def _cycle(where: str, entry: Mapping[str, Any]) -> Cycle:
     class_lists = [[each] if isinstance(each, str) else each for each in classes]
     words = tuple(_words(f"{where}: class {number}", each) for number, each in enumerate(class_lists, 1))
     _distinct(f"{where}: 'classes'", [word for each in words for word in each])
-    if not isinstance(latents, dict):
-        raise LoadError(f"{where}: 'latents' is {latents!r}; write {{ \"SAE id\" = [1, 2, 3] }}")
-    for sae, indices in latents.items():
+    if not isinstance(features, dict):
+        raise LoadError(f"{where}: 'latents' is {features!r}; write {{ \"SAE id\" = [1, 2, 3] }}")
+    for sae, indices in features.items():
         if (
             not isinstance(indices, list)
             or not indices
@@ -244,7 +244,7 @@ def _cycle(where: str, entry: Mapping[str, Any]) -> Cycle:
         ):
             raise LoadError(f"{where}: the latents of {sae!r} are {indices!r}; list feature indices, counted from 0")
         _distinct(f"{where}: the latents of {sae!r}", indices)
-    return Cycle(str(entry["name"]), words, {sae: tuple(indices) for sae, indices in latents.items()})
+    return Cycle(str(entry["name"]), words, {sae: tuple(indices) for sae, indices in features.items()})
 
 
 def _only(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ class DictionaryNeighbours:
 
     alive: Neighbours
     every: Neighbours
-    "The same object as `alive` where no feature is dead."
+    "Neighbours among all features; the object `alive` itself where no feature is dead."
     notes: tuple[str, ...]
 
 

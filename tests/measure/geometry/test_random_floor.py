@@ -29,7 +29,7 @@ TABLE = {
 
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_known", {})
+    monkeypatch.setattr(module, "_in_memory", {})
 
 
 def expected(n: int, d: int, rank: int) -> float:
@@ -69,7 +69,7 @@ def test_the_table_from_samples() -> None:
 
 def test_asking_some_is_as_good_as_asking_all(monkeypatch: pytest.MonkeyPatch) -> None:
     every = isotropic_floor(900, 48)
-    module._known.clear()
+    module._in_memory.clear()
     monkeypatch.setattr(module, "QUERIES", 300)
     some = isotropic_floor(900, 48)
     assert len(some.nth[1]) == 300 * module.SEEDS
@@ -103,7 +103,7 @@ def test_the_covariance_is_matched() -> None:
 def test_a_global_seed_changes_nothing() -> None:
     torch.manual_seed(1)
     first = isotropic_floor(130, 12).nth[1]
-    module._known.clear()
+    module._in_memory.clear()
     torch.manual_seed(2)
     assert np.array_equal(first, isotropic_floor(130, 12).nth[1])
 
@@ -111,7 +111,7 @@ def test_a_global_seed_changes_nothing() -> None:
 class TestCache:
     @pytest.fixture(autouse=True)
     def worth(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "_WORTH_KEEPING", 0)
+        monkeypatch.setattr(module, "_WORTH_STORING", 0)
 
     @pytest.fixture
     def counted(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -128,7 +128,7 @@ class TestCache:
     def test_memory_then_disk(self, counted: list[int], own_cache: Path) -> None:
         first = isotropic_floor(120, 8)
         assert isotropic_floor(120, 8) is first
-        module._known.clear()
+        module._in_memory.clear()
         again = isotropic_floor(120, 8)
         assert counted == [120]
         assert all(np.array_equal(first.nth[rank], again.nth[rank]) for rank in RANKS)
@@ -157,13 +157,13 @@ class TestCache:
         else:
             path.unlink()
             path.mkdir()
-        module._known.clear()
+        module._in_memory.clear()
         counted.clear()
         found = isotropic_floor(120, 8, tmp_path)
         assert counted == [120]
         assert np.array_equal(found.nth[1], right.nth[1])
         if damage != "folder":
-            module._known.clear()
+            module._in_memory.clear()
             isotropic_floor(120, 8, tmp_path)
             assert counted == [120]
 

@@ -32,7 +32,7 @@ def test_planted_types_are_found() -> None:
     effects = np.zeros(TYPES)
     effects[:4] = 1.0, -1.0, 1.0, -1.0
     found = compare_types(*simulated(0, effects, shared=0.5), np.arange(TYPES))
-    assert set(np.flatnonzero(found.q() < FALSE_DISCOVERIES)) == {0, 1, 2, 3}
+    assert set(np.flatnonzero(found.adjusted_p() < FALSE_DISCOVERIES)) == {0, 1, 2, 3}
     assert found.between == pytest.approx(np.var(effects), rel=0.2)
 
 
@@ -51,7 +51,7 @@ def test_without_types_that_differ_nothing_is_found() -> None:
     discoveries, between = [], []
     for seed in range(200):
         found = compare_types(*simulated(seed, np.zeros(TYPES), shared=0.5), np.arange(TYPES))
-        discoveries.append(bool((found.q() < FALSE_DISCOVERIES).any()))
+        discoveries.append(bool((found.adjusted_p() < FALSE_DISCOVERIES).any()))
         between.append(1 - np.mean(found.error**2) / found.spread)
     assert np.mean(discoveries) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
     # The mean of 1 - 1/F with TYPES - 1 degrees of freedom is slightly below 0.

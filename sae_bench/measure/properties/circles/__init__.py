@@ -7,7 +7,7 @@ documents, which share no noise, and P_f = sum_kl K[k, l] cos(2 pi f (k - l) / C
                        .66 for seven classes on a line; p over all 360 orders of seven classes, a sample for twelve
     roundness          smaller over larger axis of the frequency-1 part, squared: 0 for a line
     kept               share of the site's circle in the reconstruction: P_1 of K between the two over P_1 of the site,
-                       1 for all of it, 0 for a circle elsewhere; cluster_kept: in the contribution of some features
+                       1 for all of it, 0 for a circle in another plane; cluster_kept: in the contribution of a cluster
     residual_power     P_1 of the residual x - xhat over P_1 of the site: the part of the circle outside the features
     class_kept         share of the class means' whole spread, in any order, in the reconstruction
     span_energy        |P (x - mean)|^2 / |x - mean|^2, P the projector on the span of the cluster's decoder rows

@@ -188,7 +188,7 @@ def share_of_site_power(products: Floats, site: Floats) -> float:
 
 
 def retained_circle(part: Floats, rest: Floats, site: Floats) -> float:
-    """Return the share of the site's circle in a part of x: 1 for all of it, 0 for a circle elsewhere.
+    """Return the share of the site's circle in a part of x: 1 for all of it, 0 for a circle in another plane.
 
     ``part`` and ``rest`` are K of the part and of x without it: their products with each other are half of what the
     site's K without both.

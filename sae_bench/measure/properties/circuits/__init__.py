@@ -8,7 +8,7 @@ minus wrong, in nats,
     lost                   y = m(clean) - m(reconstruction) of a prompt: its mean, its spread over prompts
     worst_level_sign       share of prompts with m(reconstruction) > 0 in the worst order or template
     variance_explained_F   omega squared of factor F in y: the share of the spread that the order or template explains
-    latent_effect          y = m(clean) - m(x without the feature's contribution), mean, for the most important feature
+    `latent_effect`        y = m(clean) - m(x without the feature's contribution), mean, for the most important feature
 
 The SAE's reconstruction, or x without a feature, replaces the activation at all positions but the first. Features are
 chosen on half of the clusters (a template with a pair of names), and everything is measured on the other half. Only the

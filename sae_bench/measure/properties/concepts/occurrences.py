@@ -32,7 +32,7 @@ SCORED = (4, 200)
 "Most of them that are scored; probes and searches are fitted on these as well."
 FEWEST = 3
 "Fewest documents with a class, in either half."
-BOTH = 2
+BOTH_HALVES = 2
 "Number of the half of a word that is in both."
 
 
@@ -140,7 +140,7 @@ def _locate(bench: Bench, declared: Sequence[Concept], path: str, key: Hashable,
 
 
 def split_words(sets: ConceptTokens, size: int, seed: int) -> Ints:
-    """Return (V,) half 0 or 1, words of a pair alike; `BOTH` for the only word of a class, -1 for other tokens.
+    """Return (V,) half 0 or 1, words of a pair alike; `BOTH_HALVES` for the only word of a class, -1 for other tokens.
 
     By lot: neighbours in a vocabulary are often related, and taking every other word of a class would put related words
     of one class into different halves, where dealt labels do not put them.
@@ -150,7 +150,7 @@ def split_words(sets: ConceptTokens, size: int, seed: int) -> Ints:
         half[pair] = row % 2
     for side in (sets.positive, sets.negative):
         rest = generator.permutation([token for token in side if half[token] < 0]).astype(np.int64)
-        half[rest] = np.arange(len(rest)) % 2 if len(side) > 1 else BOTH
+        half[rest] = np.arange(len(rest)) % 2 if len(side) > 1 else BOTH_HALVES
     return half
 
 
@@ -165,7 +165,7 @@ def _token_positions(bench: Bench, name: str, sets: ConceptTokens) -> ConceptPos
     for row, couple in enumerate(sets.pairs):
         pair[list(couple)] = row
     token = bench.corpus.tokens.numpy()
-    fits = (half[token] == half_of_documents(bench.corpus.cluster)[:, None]) | (half[token] == BOTH)
+    fits = (half[token] == half_of_documents(bench.corpus.cluster)[:, None]) | (half[token] == BOTH_HALVES)
     labels = np.where(fits & bench.site_data.keep.numpy(), label[token], -1)
     positions = _sample(bench, labels, name)
     ids = token[positions[0], positions[1]]

@@ -45,7 +45,7 @@ CLAUSES = {
     "uncalibrated_threshold": "a threshold is -1 or below, which is what an untrained one is",
     "silent_features": "a feature fires and writes nothing",
 }
-"What is wrong, by metric."
+"Violation, by metric."
 
 METRICS = (
     Metric("violations", "clauses", "lower", "clauses of the contract that are broken", noise_free=True),

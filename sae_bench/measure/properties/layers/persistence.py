@@ -68,7 +68,8 @@ def measure_persistence(bench: Bench, related: RelatedSAE) -> Persistence:
         "persistent_share_floor": Exact(float((floor >= SAME_COSINE).mean())),
         **_correlations(bench, other, own_features, related_features[matching.match_of_a.cpu()]),
     }
-    note = f"{related.name} ({related.site}): {len(related_features)} alive features against {len(own_features)} of this SAE"
+    counts = f"{len(related_features)} alive features against {len(own_features)} of this SAE"
+    note = f"{related.name} ({related.site}): {counts}"
     return Persistence(estimates, _series(matching, floor, related), note)
 
 

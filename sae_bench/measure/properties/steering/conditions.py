@@ -65,7 +65,7 @@ class SteeringConditions:
     candidates: int
     "Features that passed the rule."
     packed: bool
-    "Whether the prompt was run once for all directions."
+    "True when the prompt was run once for all directions."
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from sae_bench.measure.measurement import Accepted, Measurement, Undefined
 from sae_bench.measure.properties.concepts import METRICS, PROPERTY, measure
 from sae_bench.measure.properties.concepts.concepts_at_site import measure_at_site, measure_in_embedding
 from sae_bench.measure.properties.concepts.concepts_in_sae import random_cosine
-from sae_bench.measure.properties.concepts.occurrences import BOTH, locate_concepts, split_words
+from sae_bench.measure.properties.concepts.occurrences import BOTH_HALVES, locate_concepts, split_words
 from sae_bench.measure.properties.concepts.series import p_value
 from sae_bench.measure.uncertainty import standard_error
 from sae_bench.model.load import load_model
@@ -157,7 +157,8 @@ def test_the_identity_keeps_every_concept() -> None:
 
 def without_upper_case(sae: Any) -> Any:
     """An identity that writes how far into the document a token stands along both halves' directions of upper case."""
-    site = next(site for site in measure_at_site(bench(), locate_concepts(bench())) if site.positions.name == "upper_case")
+    sites = measure_at_site(bench(), locate_concepts(bench()))
+    site = next(site for site in sites if site.positions.name == "upper_case")
     basis = np.linalg.qr(np.column_stack([reader.weights for reader in site.direction_probes]))[0]
     made = controls.identity(sae.d_in)
     rows = bench().site_data.rows[bench().site_data.kept_positions]
@@ -232,7 +233,7 @@ def test_words_of_a_pair_share_a_half_and_a_single_word_is_in_both() -> None:
         assert half[1] == half[3] != half[2] == half[4]
         assert half[[0, 7]].tolist() == [-1, -1]
         assert set(half[5:7]) <= {0, 1}
-    assert sorted(split_words(ConceptTokens((1,), (2, 3)), 4, 0).tolist()) == [-1, 0, 1, BOTH]
+    assert sorted(split_words(ConceptTokens((1,), (2, 3)), 4, 0).tolist()) == [-1, 0, 1, BOTH_HALVES]
 
 
 def test_series_are_small(sound: Measurement) -> None:

@@ -34,7 +34,6 @@ from sae_bench.measure.properties.contrast.propensity import (
 )
 from sae_bench.measure.shared.factor_variance import omega_squared, permutation_p, worst_level_share
 from sae_bench.measure.shared.last_position import LastPositionRunner
-from sae_bench.measure.shared.multiple_testing import holm
 from sae_bench.registry.site import parse_site
 from sae_bench.sae import LinearDecoderSAE, ReLU, SAEInfo
 
@@ -320,7 +319,7 @@ def test_answers_of_several_tokens_are_steered_up_to_their_end(
     runner = LastPositionRunner(asked.model, parse_site("blocks.0.hook_resid_pre"), 1 << 20)
     sample, shift = found[0], 0.3 * asked.trait
     wanted = []
-    for tokens, answer in zip((each.tokens for each in sample.answered), sample.answers, strict=True):
+    for tokens, answer in zip((each.tokens for each in sample.prompts_with_answers), sample.answers, strict=True):
         start = len(sample.prompt.tokens)
         x = asked.model.embed(tokens[None])[0, :-1].clone()
         x[start - 1 :] += shift
@@ -400,15 +399,6 @@ def test_permutation_p_is_uniform_under_nothing_and_small_under_something() -> N
     assert permutation_p((level + 0.1 * generator.normal(size=40))[None], level, template, 0) == pytest.approx(0.001)
     # Shuffled within templates, a factor is not blamed for what its template does.
     assert permutation_p((3.0 * template + generator.normal(size=40))[None], level, template, 0) > 0.01
-
-
-def test_holms_correction_is_that_of_statsmodels() -> None:
-    from statsmodels.stats.multitest import multipletests
-
-    p = np.random.default_rng(0).random(12) ** 3
-    assert holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1].tolist())
-    assert holm([0.01, 0.04]) == pytest.approx([0.02, 0.04])
-    assert holm([]) == []
 
 
 def test_the_worst_level_is_found_in_any_factor() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Influence, Undefined
-from sae_bench.measure.properties.steering.condition_slopes import ConditionSlopes, slopes
+from sae_bench.measure.properties.steering.condition_slopes import ConditionSlopes, effect_slopes
 from sae_bench.measure.properties.steering.directions import covariance_directions, other_features
 from sae_bench.measure.properties.steering.significance import compare_with_controls, exceedance
 from sae_bench.measure.properties.steering.steered_features import choose_features
@@ -151,7 +151,7 @@ def test_other_features_begin_with_the_permuted_ones_and_hold_none_twice() -> No
 @given(st.floats(-50, 50), st.floats(-50, 50))
 def test_the_slope_of_a_noiseless_line_is_exact(slope: float, offset: float) -> None:
     line = slope * np.array(K, dtype=float) + offset
-    assert slopes(line, K) == pytest.approx(slope, rel=1e-12, abs=1e-12)
+    assert effect_slopes(line, K) == pytest.approx(slope, rel=1e-12, abs=1e-12)
     assert float(np.square([-1.5, -1, -0.5, 0.5, 1, 1.5]).sum()) == 7.0
 
 
@@ -236,12 +236,12 @@ def test_prompts_of_one_text_count_once() -> None:
 def null_rows(generator: np.random.Generator, kind: str, rows: int) -> np.ndarray:
     """(rows, 32) slopes of directions without meaning on 32 target sets of very different sizes."""
     if kind == "normal":
-        slopes = generator.normal(size=(rows, 32))
+        effect_slopes = generator.normal(size=(rows, 32))
     elif kind == "heavy":
-        slopes = generator.standard_t(4, size=(rows, 32)) / math.sqrt(2)
+        effect_slopes = generator.standard_t(4, size=(rows, 32)) / math.sqrt(2)
     else:  # a component common to the decoder
-        slopes = 0.9 * generator.normal(size=(rows, 32)) + 0.5
-    return slopes * np.exp(np.random.default_rng(9).normal(size=32))
+        effect_slopes = 0.9 * generator.normal(size=(rows, 32)) + 0.5
+    return effect_slopes * np.exp(np.random.default_rng(9).normal(size=32))
 
 
 @pytest.mark.parametrize("kind", ["normal", "heavy", "shifted"])
@@ -253,7 +253,7 @@ def test_directions_without_meaning_are_found_at_the_rate_of_false_discoveries(k
         drawn = null_rows(generator, kind, 1)[0], null_rows(generator, kind, 128)
         # Their size is 1.4 times that of random directions, as that of decoder rows is: it must not make them steer.
         random = null_rows(generator, "normal", 64) / 1.4
-        found.append(compare_with_controls(drawn[0], random, drawn[1], everything).found.mean())
+        found.append(compare_with_controls(drawn[0], random, drawn[1], everything).significant.mean())
     assert np.mean(np.array(found) > 0) < 0.15
     assert np.mean(np.array(found) > 0.1) < 0.01
 
@@ -263,13 +263,13 @@ def test_strong_directions_are_found() -> None:
     random, others = (generator.normal(size=(rows, 32)) for rows in (64, 128))
     strong = np.where(np.arange(32) < 16, 5.0, 0.0)
     everything = np.ones_like(others, dtype=bool)
-    found = compare_with_controls(strong, random, others, everything).found
+    found = compare_with_controls(strong, random, others, everything).significant
     assert found[:16].all()
     assert found[16:].mean() < 0.1
     # Either floor alone can stop a feature.
-    assert not compare_with_controls(strong, 10 * random, others, everything).found.any()
-    assert not compare_with_controls(strong, random, 10 * others, everything).found.any()
-    assert not compare_with_controls(np.zeros(32), 0 * random, 0 * others, everything).found.any()
+    assert not compare_with_controls(strong, 10 * random, others, everything).significant.any()
+    assert not compare_with_controls(strong, random, 10 * others, everything).significant.any()
+    assert not compare_with_controls(np.zeros(32), 0 * random, 0 * others, everything).significant.any()
 
 
 def test_exceedance_counts_by_hand_and_leaves_a_feature_out_of_its_own_floor() -> None:
