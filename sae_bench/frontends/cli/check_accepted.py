@@ -22,11 +22,17 @@ UNSOUND_EXIT = 1
 
 def add(commands: Commands) -> None:
     """Declare the command."""
-    check = commands.add_parser("check", help="accepted files are well formed; changed SAEs have one (for pre-commit)")
-    check.add_argument("files", nargs="*", type=Path, help="changed files (pre-commit gives them)")
+    check = commands.add_parser(
+        "check", help="check that accepted files are well formed and changed SAEs have one (for pre-commit)"
+    )
+    check.add_argument("files", nargs="*", type=Path, help="changed files; pre-commit passes them")
     check.add_argument("--baselines", type=Path, default=Path("baselines"), help="folder of accepted reports")
-    check.add_argument("--conftest", type=Path, default=Path("conftest.py"), help="where SAEs are registered")
-    check.add_argument("--since", metavar="REF", help="also files that differ from this commit, such as origin/main")
+    check.add_argument(
+        "--conftest", type=Path, default=Path("conftest.py"), help="file that registers SAEs (default conftest.py)"
+    )
+    check.add_argument(
+        "--since", metavar="REF", help="also check files that differ from this commit, such as origin/main"
+    )
     check.set_defaults(command=_check)
 
 

@@ -28,22 +28,24 @@ def add(commands: Commands) -> None:
         "a document. BOS begins every document. The documents of a text are one cluster.",
     )
     source = build.add_mutually_exclusive_group(required=True)
-    source.add_argument("--text", type=Path, help="UTF-8 text; texts are separated by --separator")
-    source.add_argument("--jsonl", type=Path, help="one JSON object a line; its text is under --field")
+    source.add_argument("--text", type=Path, help="UTF-8 file; --separator separates its texts")
+    source.add_argument("--jsonl", type=Path, help="file with one JSON object per line; --field names the text")
     source.add_argument("--dataset", help="Hugging Face dataset, OWNER/NAME or OWNER/NAME:PART, streamed")
     build.add_argument("--model", "--tokenizer", required=True, help="Hugging Face folder or name, for its tokenizer")
-    build.add_argument("-o", "--out", type=Path, required=True, help="the corpus file, such as corpus.safetensors")
-    build.add_argument("--length", type=int, default=128, help="tokens a document, at most (default 128)")
+    build.add_argument("-o", "--out", type=Path, required=True, help="corpus file to write, such as corpus.safetensors")
+    build.add_argument("--length", type=int, default=128, help="longest document, in tokens (default 128)")
     build.add_argument(
-        "--documents", "--docs", type=int, default=None, help="stop after so many documents (of a dataset: 256)"
+        "--documents", "--docs", type=int, default=None, help="most documents to write (default: all; 256 of a dataset)"
     )
     build.add_argument("--no-bos", action="store_true", help="do not begin documents with the BOS token")
-    build.add_argument("--separator", default=r"\n\n", help=r"what separates texts (default: an empty line, \n\n)")
-    build.add_argument("--field", default="text", help="where the text is in an object or row (default: text)")
-    build.add_argument("--split", default="train", help="of the dataset (default: train)")
-    build.add_argument("--revision", default=None, help="of the dataset: a commit, so that it stays the same")
-    build.add_argument("--keep-text", action="store_true", help="keep the documents' text in the file, for showing")
-    build.add_argument("--source", default=None, help="where the text is from, in words (default: the file's name)")
+    build.add_argument("--separator", default=r"\n\n", help=r"separator of texts (default: an empty line, \n\n)")
+    build.add_argument("--field", default="text", help="name of the text in an object or row (default: text)")
+    build.add_argument("--split", default="train", help="split of the dataset (default: train)")
+    build.add_argument("--revision", default=None, help="commit of the dataset, so that later builds are equal")
+    build.add_argument(
+        "--keep-text", action="store_true", help="store the documents' text in the file, for reports to show"
+    )
+    build.add_argument("--source", default=None, help="origin of the text, in words (default: the file's name)")
     build.set_defaults(command=_build)
 
 

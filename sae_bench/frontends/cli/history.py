@@ -42,14 +42,24 @@ class Entry:
 
 def add(commands: Commands) -> None:
     """Declare the command."""
-    history = commands.add_parser("history", help="accepted values over time, from git's log of the accepted files")
+    history = commands.add_parser(
+        "history", help="print accepted values over time, from git's log of the accepted files"
+    )
     history.add_argument(
-        "saes", nargs="*", metavar="SAE", help="ids or globs (default: all with an accepted report), or the folder"
+        "saes", nargs="*", metavar="SAE", help="ids or globs, or the folder (default: all with an accepted report)"
     )
     history.add_argument("--baselines", type=Path, default=Path("baselines"), help="folder of accepted reports")
-    history.add_argument("--metric", action="append", default=None, metavar="GLOB", help="property.metric, repeatable")
-    history.add_argument("--last", type=int, default=8, metavar="N", help="at most so many commits (default 8)")
-    history.add_argument("--html", type=Path, metavar="OUT", help="write a page with a picture of each metric instead")
+    history.add_argument(
+        "--metric",
+        action="append",
+        default=None,
+        metavar="GLOB",
+        help="show only these, as property.metric; repeatable",
+    )
+    history.add_argument("--last", type=int, default=8, metavar="N", help="commits to show, at most (default 8)")
+    history.add_argument(
+        "--html", type=Path, metavar="OUT", help="write a page with a picture of each metric, and print nothing else"
+    )
     history.set_defaults(command=_history)
 
 

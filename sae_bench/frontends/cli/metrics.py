@@ -34,7 +34,7 @@ def reference() -> str:
         "# Metrics",
         "",
         "Written by `pytest-sae-bench metrics`. ↓ lower is better, ↑ higher is better, → a target, · reported, never "
-        "judged unless a limit names it. **Bold**: the metric that speaks for its property when all is well.",
+        "judged unless a limit names it. **Bold**: the property's primary metric.",
     ]
     return "\n".join([*head, *(line for name in property_names() for line in _section(load_property(name)))]) + "\n"
 

@@ -13,17 +13,21 @@ from sae_bench.frontends.cli.parser import Commands
 
 def add(commands: Commands) -> None:
     """Declare the commands."""
-    read = commands.add_parser("import", help="results of SAEBench or of SAELens' evals as a report to look at")
-    read.add_argument("results", type=Path)
-    read.add_argument("--out", type=Path, required=True, help="the report.json to write")
+    read = commands.add_parser("import", help="convert results of SAEBench or of SAELens' evals to a report")
+    read.add_argument("results", type=Path, help="results file of the other tool")
+    read.add_argument("--out", type=Path, required=True, help="report.json to write")
     read.set_defaults(command=_import)
 
-    export = commands.add_parser("export", help="a report for github-action-benchmark or Weights & Biases")
-    export.add_argument("report", type=Path)
+    export = commands.add_parser("export", help="export a report to github-action-benchmark or Weights & Biases")
+    export.add_argument("report", type=Path, help="report.json of a run")
     where = export.add_mutually_exclusive_group(required=True)
-    where.add_argument("--smaller-is-better", type=Path, metavar="FILE", help="for customSmallerIsBetter")
-    where.add_argument("--bigger-is-better", type=Path, metavar="FILE", help="for customBiggerIsBetter")
-    where.add_argument("--wandb", metavar="PROJECT", help="log to a new run of this project")
+    where.add_argument(
+        "--smaller-is-better", type=Path, metavar="FILE", help="file of metrics for the tool customSmallerIsBetter"
+    )
+    where.add_argument(
+        "--bigger-is-better", type=Path, metavar="FILE", help="file of metrics for the tool customBiggerIsBetter"
+    )
+    where.add_argument("--wandb", metavar="PROJECT", help="log the metrics to a new run of this project")
     export.set_defaults(command=_export)
 
 

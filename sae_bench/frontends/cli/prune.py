@@ -16,11 +16,19 @@ from sae_bench.report import baselines
 
 def add(commands: Commands) -> None:
     """Declare the command."""
-    prune = commands.add_parser("prune", help="remove accepted values of SAEs, properties and metrics that are gone")
-    prune.add_argument("--keep", action="append", default=None, metavar="ID", help="ids that are still registered")
-    prune.add_argument("--conftest", type=Path, default=Path("conftest.py"), help="where SAEs are registered")
-    prune.add_argument("--property", action="append", default=[], metavar="GLOB", help="properties that are gone, too")
-    prune.add_argument("--yes", action="store_true", help="remove what is listed")
+    prune = commands.add_parser(
+        "prune", help="remove accepted values of SAEs, properties and metrics that no longer exist"
+    )
+    prune.add_argument(
+        "--keep", action="append", default=None, metavar="ID", help="id that is still registered; repeatable"
+    )
+    prune.add_argument(
+        "--conftest", type=Path, default=Path("conftest.py"), help="file that registers SAEs (default conftest.py)"
+    )
+    prune.add_argument(
+        "--property", action="append", default=[], metavar="GLOB", help="also remove these properties; repeatable"
+    )
+    prune.add_argument("--yes", action="store_true", help="remove the values; without it, they are only listed")
     prune.add_argument("--baselines", type=Path, default=Path("baselines"), help="folder of accepted reports")
     prune.set_defaults(command=_prune)
 

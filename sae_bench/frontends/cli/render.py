@@ -14,20 +14,23 @@ from sae_bench.report.report import load_report, to_csv, write_text
 def add(commands: Commands) -> None:
     """Declare the command."""
     render = commands.add_parser("render", help="write a report as HTML, Markdown or CSV")
-    render.add_argument("report", type=Path, help="a report.json, or one accepted report")
-    render.add_argument("--html", type=Path, metavar="OUT", help="one page that opens offline, with pictures")
-    render.add_argument("--markdown", type=Path, metavar="OUT", help="what pull requests show")
-    render.add_argument("--csv", type=Path, metavar="OUT", help="one row per SAE, property and metric")
+    render.add_argument("report", type=Path, help="report.json of a run, or an accepted report")
+    render.add_argument("--html", type=Path, metavar="OUT", help="write one page with pictures, which opens offline")
+    render.add_argument("--markdown", type=Path, metavar="OUT", help="write a summary for pull requests")
+    render.add_argument("--csv", type=Path, metavar="OUT", help="write one row per SAE, property and metric")
     render.add_argument(
-        "--baselines", type=Path, default=Path("baselines"), help="folder of accepted reports, for pictures of both"
+        "--baselines",
+        type=Path,
+        default=Path("baselines"),
+        help="folder of accepted reports, which pictures show for comparison",
     )
     render.set_defaults(command=_render)
 
 
 def _render(options: argparse.Namespace) -> int:
-    wanted = [path for path in (options.html, options.markdown, options.csv) if path is not None]
-    if not wanted:
-        raise UsageError("say what to write: --html OUT, --markdown OUT or --csv OUT")
+    outputs = [path for path in (options.html, options.markdown, options.csv) if path is not None]
+    if not outputs:
+        raise UsageError("nothing to write: add --html OUT, --markdown OUT or --csv OUT")
     report = load_report(options.report)
     if options.html is not None:
         from sae_bench.show.html.page import report_html
@@ -41,5 +44,5 @@ def _render(options: argparse.Namespace) -> int:
         write_text(options.markdown, summary(report, report_path=page))
     if options.csv is not None:
         write_text(options.csv, to_csv(report))
-    sys.stdout.write("".join(f"{path}\n" for path in wanted))
+    sys.stdout.write("".join(f"{path}\n" for path in outputs))
     return 0

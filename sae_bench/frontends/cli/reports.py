@@ -27,25 +27,27 @@ from sae_bench.show import terminal
 
 def add(commands: Commands) -> None:
     """Declare the commands."""
-    compare = commands.add_parser("compare", help="judge one report against another")
-    compare.add_argument("accepted", type=Path, help="the report to compare with, or a folder of accepted reports")
-    compare.add_argument("now", type=Path, help="the report to judge")
-    compare.add_argument("--limit", action="append", default=[], help="property.metric:LIMIT[@sae-glob], repeatable")
+    compare = commands.add_parser("compare", help="judge a report against an accepted one")
+    compare.add_argument("accepted", type=Path, help="report to compare with, or folder of accepted reports")
+    compare.add_argument("now", type=Path, help="report to judge")
+    compare.add_argument("--limit", action="append", default=[], help="property.metric:LIMIT[@sae-glob]; repeatable")
     compare.add_argument("--strict", action="store_true", help="NEW and INCONCLUSIVE end with exit code 11")
     compare.set_defaults(command=_compare)
 
-    accept = commands.add_parser("accept", help="accept a report's values as the ones to compare with")
-    accept.add_argument("report", type=Path)
+    accept = commands.add_parser("accept", help="accept the values of a report, for later runs to compare with")
+    accept.add_argument("report", type=Path, help="report.json of a run")
     accept.add_argument("--reason", required=True, help="why the new values are right")
-    accept.add_argument("--only", action="append", default=None, metavar="GLOB", help="only these properties")
-    accept.add_argument("--new", action="store_true", help="only what has no accepted entry")
-    accept.add_argument("--reanchor", action="store_true", help="measure drift from these values on")
-    accept.add_argument("--in-ci", action="store_true", help="allow it where CI=true")
+    accept.add_argument(
+        "--only", action="append", default=None, metavar="GLOB", help="accept only these properties; repeatable"
+    )
+    accept.add_argument("--new", action="store_true", help="accept only properties that have no accepted values")
+    accept.add_argument("--reanchor", action="store_true", help="drift is measured from these values on")
+    accept.add_argument("--in-ci", action="store_true", help="allow accepting where CI=true")
     accept.add_argument("--baselines", type=Path, default=Path("baselines"), help="folder of accepted reports")
     accept.set_defaults(command=_accept)
 
-    show = commands.add_parser("show", help="print a report as the run did")
-    show.add_argument("report", type=Path)
+    show = commands.add_parser("show", help="print a report as its run did")
+    show.add_argument("report", type=Path, help="report.json of a run, or an accepted report")
     show.set_defaults(command=_show)
 
 

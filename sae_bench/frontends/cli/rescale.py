@@ -12,9 +12,9 @@ from sae_bench.registry.spec import SAESpec, id_from_target
 
 def add(commands: Commands) -> None:
     """Declare the command."""
-    rescale = commands.add_parser("rescale", help="fold the fitted scale of every feature into an SAE's decoder")
+    rescale = commands.add_parser("rescale", help="save an SAE with its measured suppression undone")
     rescale.add_argument("sae", metavar="SAE", help="a target: ./path, hf:repo, sae_lens:release/id, module:attribute")
-    rescale.add_argument("-o", "--out", type=Path, required=True, help="folder for the new SAE, in SAELens' format")
+    rescale.add_argument("-o", "--out", type=Path, required=True, help="folder to write, in SAELens' format")
     rescale.add_argument("--model", help="Hugging Face folder or name (default: what the SAE's config says)")
     rescale.add_argument("--site", help="hook name (default: what the SAE's config says)")
     rescale.add_argument("--corpus", required=True, help="pinned corpus; the scales are fitted on its even documents")

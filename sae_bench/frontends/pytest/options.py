@@ -57,35 +57,43 @@ class Option:
 OPTIONS = (
     Option(
         "",
-        "registered ids (globs, '!GLOB' excludes), ID=TARGET, or a TARGET: ./path, hf:repo, "
+        "SAEs to measure: ids (globs, '!GLOB' excludes), ID=TARGET, or a TARGET: ./path, hf:repo, "
         "sae_lens:release/id, module:attribute",
         "list",
         (),
         metavar="SAE",
     ),
-    Option("model", "model of an SAE given as a target: Hugging Face folder or name"),
-    Option("site", "site of an SAE given as a target, such as blocks.8.hook_resid_pre"),
-    Option("output-site", "where a transcoder given as a target writes, such as blocks.8.hook_mlp_out"),
-    Option("corpus", "pinned corpus of an SAE given as a target (pytest-sae-bench corpus build makes one)"),
+    Option("model", "model of an SAE given as a target: Hugging Face folder or name", metavar="MODEL"),
+    Option("site", "site of an SAE given as a target, such as blocks.8.hook_resid_pre", metavar="SITE"),
+    Option(
+        "output-site", "output site of a transcoder given as a target, such as blocks.8.hook_mlp_out", metavar="SITE"
+    ),
+    Option(
+        "corpus",
+        "pinned corpus of an SAE given as a target (pytest-sae-bench corpus build makes one)",
+        metavar="FILE",
+    ),
     Option("controls", "for each SAE measure identity, PCA, a random and a permuted dictionary, too", "flag", False),
-    Option("property", "only these properties (globs)", "list", (), metavar="GLOB"),
+    Option("property", "measure only these properties (globs)", "list", (), metavar="GLOB"),
     Option("list", "list SAEs, properties and accepted reports, and stop", "flag", False, action=True),
     Option(
         "limit",
-        "property.metric:LIMIT[@sae-glob], such as kl_gap.kl_sae:5%% or 'kl_gap.*:max:0.1'",
+        "limit of a metric, property.metric:LIMIT[@sae-glob], such as kl_gap.kl_sae:5%% or 'kl_gap.*:max:0.1'",
         "list",
         (),
         metavar="RULE",
     ),
     Option("compare", "compare with this report instead of the accepted ones", metavar="PATH"),
-    Option("no-compare", "judge hard limits only", "flag", False),
+    Option("no-compare", "compare with nothing: judge hard limits only", "flag", False),
     Option("baselines", "folder of accepted reports, relative to the root folder", default="baselines", metavar="DIR"),
     Option("report-dir", "folder of run reports, relative to the root folder", default="reports", metavar="DIR"),
-    Option("tier", "how much is measured", "choice", "standard", tuple(TIERS)),
-    Option("docs", "documents measured, instead of the tier's", "count", metavar="N"),
-    Option("seed", "seed of every random draw", "count", 0, metavar="N"),
-    Option("device", "torch device of model and SAEs", default="cpu"),
-    Option("dtype", "precision of the model", "choice", "float32", ("float32", "bfloat16", "float16")),
+    Option("tier", "size of the measurement (default standard)", "choice", "standard", tuple(TIERS)),
+    Option("docs", "documents to measure, instead of the tier's", "count", metavar="N"),
+    Option("seed", "seed of every random draw (default 0)", "count", 0, metavar="N"),
+    Option("device", "torch device of model and SAEs (default cpu)", default="cpu", metavar="DEVICE"),
+    Option(
+        "dtype", "precision of the model (default float32)", "choice", "float32", ("float32", "bfloat16", "float16")
+    ),
     Option(
         "batch-size",
         "documents in a model batch; changes speed and memory, not results",
@@ -94,7 +102,13 @@ OPTIONS = (
         metavar="N",
     ),
     Option("ray", "measure with tasks of a Ray cluster: its address, or 'auto' for this machine's", metavar="ADDRESS"),
-    Option("ray-wait", "seconds that a Ray task may wait for a place while none runs", "count", 300, metavar="N"),
+    Option(
+        "ray-wait",
+        "seconds that Ray tasks may wait for a place while none runs (default 300)",
+        "count",
+        300,
+        metavar="N",
+    ),
     Option(
         "memory",
         "memory for activations and what is computed from them, such as 8GB (default 2GiB); activations that do "
@@ -117,9 +131,9 @@ OPTIONS = (
         action=True,
     ),
     Option("json", "write the report to this file as well", metavar="PATH"),
-    Option("accept", "accept what this run measures as the new reference", "flag", False, action=True),
+    Option("accept", "accept the values of this run, for later runs to compare with", "flag", False, action=True),
     Option("accept-new", "accept only SAEs and properties that have no accepted report", "flag", False, action=True),
-    Option("accept-reason", "why the new values are right (required)", metavar="TEXT", action=True),
+    Option("accept-reason", "why the new values are right; accepting requires it", metavar="TEXT", action=True),
     Option("accept-in-ci", "allow accepting where CI=true", "flag", False, action=True),
     Option("reanchor", "with --sae-accept: drift is measured from the new values on", "flag", False, action=True),
     Option("strict", "NEW and INCONCLUSIVE end with exit code 11", "flag", False),
