@@ -182,7 +182,7 @@ def test_prune_lists_first(accepted: Any, capsys: pytest.CaptureFixture[str]) ->
         (["history", "--baselines", "nowhere"], "no accepted report under nowhere"),
         (["history", "nowhere/"], "no accepted report under nowhere"),
         (["render", "nowhere.json", "--html", "x.html"], "no report at nowhere.json"),
-        (["render", "nowhere.json"], "say what to write: --html OUT, --markdown OUT or --csv OUT"),
+        (["render", "nowhere.json"], "nothing to write: add --html OUT, --markdown OUT or --csv OUT"),
         (["prune", "--conftest", "nowhere.py"], "no nowhere.py that registers SAEs"),
     ],
 )
