@@ -1,4 +1,4 @@
-"""Types of numpy arrays in measuring code, and the weights of a least-squares slope."""
+"""Types of numpy arrays in measuring code, divisions that may be by 0, and weights of a least-squares slope."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def slope_weights(x: Floats) -> Floats:
     """Return (K,) weights w such that ``values @ w`` is the least-squares slope of values (..., K) on x (K,)."""
     centred = x - x.mean()
     return np.asarray(centred / np.square(centred).sum())
+
+
+def divide_or(numerator: Floats, denominator: Floats, otherwise: Floats | float) -> Floats:
+    """Return numerator / denominator where the denominator is above 0, else ``otherwise``."""
+    out = np.broadcast_to(np.asarray(otherwise, dtype=np.float64), np.shape(numerator)).copy()
+    return np.asarray(np.divide(numerator, denominator, out=out, where=denominator > 0))

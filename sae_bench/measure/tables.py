@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sae_bench.measure.arrays import Floats
 from sae_bench.measure.measurement import Series
@@ -39,3 +41,10 @@ def log_counts(values: Floats) -> list[int]:
     """Count values (n,) in the bins of `log_edges`."""
     counts: list[int] = np.histogram(values.clip(SMALLEST, LARGEST), log_edges())[0].tolist()
     return counts
+
+
+def histogram_columns(edges: Floats, samples: Mapping[str, NDArray[Any]]) -> dict[str, list[float]]:
+    """Return the columns of a histogram, one per sample; values outside the edges count in the last bins."""
+    low, high = float(edges[0]), float(edges[-1])
+    counts = {name: np.histogram(values.clip(low, high), edges)[0].tolist() for name, values in samples.items()}
+    return {"edges": edges.tolist(), **counts}

@@ -105,6 +105,11 @@ def leave_one_out(values: Callable[[int], float] | ArrayLike, full: float, clust
     return np.asarray((size - 1) / size * (without.mean() - without)) if size else without
 
 
+def ratio_or_undefined(numerator: Floats, denominator: Floats, reason: str) -> Estimate:
+    """Return the ratio of sums over clusters; Undefined for ``reason`` where the denominator's sum is not above 0."""
+    return Ratio(numerator, denominator) if denominator.sum() > 0 else Undefined(reason)
+
+
 def jackknife(full: float, without: Sequence[float], reason: str) -> Estimate:
     """Return a value with the influences of leaving one cluster out; Undefined for ``reason`` where any is not finite.
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Influence, Measurement, Metric, Ratio, Undefined
 from sae_bench.measure.properties import Property
+from sae_bench.measure.uncertainty import ratio_or_undefined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,9 +78,7 @@ def _condition_estimates(bench: Bench, tables: dict[str, Tensor]) -> dict[str, E
     recovered = bench.per_cluster(tables["kl"] - tables["tempered"])
     return {
         "entropy_shift": _mean(bench, tables["entropy"]),
-        "temperature_share": Ratio(recovered, kl)
-        if kl.sum() > 0
-        else Undefined("no prediction changes, so there is no KL"),
+        "temperature_share": ratio_or_undefined(recovered, kl, "no prediction changes, so there is no KL"),
         "kl_frozen": _mean(bench, tables["frozen"]),
         "kl_frozen_difference": _mean(bench, tables["frozen"] - tables["kl"]),
         "log_scale_shift": _mean(bench, tables["scale"]),

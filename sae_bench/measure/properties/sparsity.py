@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Measurement, Metric, Ratio, Series, Undefined
 from sae_bench.measure.properties import NO_MODEL, Property
+from sae_bench.measure.uncertainty import ratio_or_undefined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,9 +76,9 @@ def measure(bench: Bench) -> Measurement:
         "alive_tokens": Exact(tokens),
         "dense_share": Exact(float(dense.mean())),
         "dense_groups": Exact(float(_groups(bench, dense))),
-        "dense_activity_share": Ratio(sums["dense"], sums["l1"])
-        if sums["l1"].sum() > 0
-        else Undefined("no feature fires on the documents measured"),
+        "dense_activity_share": ratio_or_undefined(
+            sums["dense"], sums["l1"], "no feature fires on the documents measured"
+        ),
     }
     for name in ("kl_dense_only", "kl_without_dense"):
         reason = NO_MODEL if dense.any() else "no feature is dense"

@@ -19,6 +19,7 @@ from sae_bench.errors import MeasurementError
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Series, Undefined
 from sae_bench.measure.properties import Property
 from sae_bench.measure.shared.alive_features import check_alive, encoder_rows
+from sae_bench.measure.tables import histogram_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,8 +150,7 @@ def _series(matching: Matching, d: int) -> Series:
         "the second": matching.best_of_b.cpu().numpy(),
         "isotropic": isotropic_floor(len(matching.best_of_b) + 1, d).nth[1],
     }
-    counts = {name: np.histogram(values.clip(-1, 1), EDGES)[0].tolist() for name, values in samples.items()}
-    return Series("histogram", {"edges": EDGES.tolist(), **counts}, "Largest cosine with the other SAE", "cosine")
+    return Series("histogram", histogram_columns(EDGES, samples), "Largest cosine with the other SAE", "cosine")
 
 
 PROPERTY = Property(

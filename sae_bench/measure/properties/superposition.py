@@ -20,6 +20,8 @@ import numpy as np
 from sae_bench.measure.measurement import Estimate, Exact, Measurement, Metric, Ratio, Series, Undefined
 from sae_bench.measure.properties import Property
 from sae_bench.measure.shared.alive_features import dictionary_neighbours
+from sae_bench.measure.tables import histogram_columns
+from sae_bench.measure.uncertainty import ratio_or_undefined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,10 +109,10 @@ def _crosstalk(sums: dict[str, Floats], d: int) -> dict[str, Estimate]:
     if random.sum() == 0:
         no_pairs = Undefined("no token of the documents measured has two active features")
         return {"interference_excess": no_pairs, "active_capacity": no_pairs}
-    orthogonal = Undefined("active features are orthogonal: however many there are, they do not disturb each other")
+    orthogonal = "active features are orthogonal: however many there are, they do not disturb each other"
     return {
         "interference_excess": Ratio(read, random),
-        "active_capacity": Ratio(d * random, read) if read.sum() > 0 else orthogonal,
+        "active_capacity": ratio_or_undefined(d * random, read, orthogonal),
     }
 
 
@@ -134,8 +136,7 @@ def _histogram(tables: dict[str, Tensor]) -> Series:
     random = tables["random"].numpy()
     excess = tables["read"].numpy()[random > 0] / random[random > 0]
     edges = np.geomspace(1e-2, 1e3, 61)
-    counts = np.histogram(excess.clip(edges[0], edges[-1]), edges)[0]
-    columns = {"edges": edges.tolist(), "tokens": counts.tolist()}
+    columns = histogram_columns(edges, {"tokens": excess})
     return Series("histogram", columns, "Crosstalk of a token over random directions'", "ratio", log_x=True)
 
 

@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sae_bench.measure.arrays import Floats, Ints
+from sae_bench.measure.arrays import Floats, Ints, divide_or
 
 PERMUTATIONS = 999
 
@@ -58,7 +58,7 @@ def omega_squared(values: Floats, factors: Sequence[Ints]) -> Floats:
             for (before, rank_before), (residual, rank_now) in pairwise(fits)
         ]
     )
-    return np.asarray(np.divide(gained, whole, out=np.full_like(gained, math.nan), where=whole > 0))
+    return divide_or(gained, whole, math.nan)
 
 
 def permutation_p(values: Floats, factor: Ints, strata: Ints, seed: int) -> Floats:

@@ -17,7 +17,7 @@ from sae_bench.measure.properties.circuits.conditions import CircuitConditions
 from sae_bench.measure.properties.circuits.prompt_effects import FeatureComparison, PromptDesign
 from sae_bench.measure.shared.factor_variance import omega_squared
 from sae_bench.measure.shared.multiple_testing import holm
-from sae_bench.measure.tables import rounded_cell
+from sae_bench.measure.tables import rounded_cell, table_of_rows
 
 
 def circuit_series(
@@ -45,18 +45,16 @@ def _level_table(result: CircuitConditions, design: PromptDesign, seed: int) -> 
     clean, reconstruction = result.conditions["clean"], result.conditions["sae"]
     lost = clean - reconstruction
     p = holm([float(design.permutation_p(lost[None], name, seed)[0]) for name in result.factors])
-    titles = ("factor", "level", "prompts", "clean", "sae", "lost", "preferred", "omega_squared", "p_holm")
-    columns: dict[str, list[object]] = {title: [] for title in titles}
+    values = {"clean": clean, "sae": reconstruction, "lost": lost, "preferred": reconstruction > 0}
+    rows: list[dict[str, object]] = []
     for (name, level), corrected_p in zip(result.factors.items(), p, strict=True):
         share = rounded_cell(float(omega_squared(lost[None], [level])[0, 0]))
         for index, text in enumerate(result.names[name]):
-            rows = level == index
-            means = (
-                rounded_cell(float(values[rows].mean())) for values in (clean, reconstruction, lost, reconstruction > 0)
-            )
-            for title, cell in zip(titles, (name, text, int(rows.sum()), *means, share, corrected_p), strict=True):
-                columns[title].append(cell)
-    return Series("table", columns, title="Logit difference lost in the reconstruction, by order and by template")
+            prompts = level == index
+            means = {column: rounded_cell(float(of_prompts[prompts].mean())) for column, of_prompts in values.items()}
+            cells = {"factor": name, "level": text, "prompts": int(prompts.sum())}
+            rows.append({**cells, **means, "omega_squared": share, "p_holm": corrected_p})
+    return table_of_rows(rows, "Logit difference lost in the reconstruction, by order and by template")
 
 
 def _feature_table(result: CircuitConditions, features: FeatureComparison) -> Series:

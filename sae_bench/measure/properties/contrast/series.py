@@ -22,7 +22,7 @@ from sae_bench.measure.measurement import Series
 from sae_bench.measure.properties.contrast.conditions import CONDITIONS, ContrastConditions
 from sae_bench.measure.shared.factor_variance import omega_squared, permutation_p
 from sae_bench.measure.shared.multiple_testing import holm
-from sae_bench.measure.tables import finite_cell
+from sae_bench.measure.tables import finite_cell, histogram_columns, table_of_rows
 
 LINES = 100
 "Most questions whose propensity curves are in the report."
@@ -61,10 +61,9 @@ def _propensity_lines(result: ContrastConditions) -> dict[str, Series]:
 def _slope_histogram(result: ContrastConditions) -> Series:
     slopes = {condition: result.slopes[rows].mean(0) for condition, rows in result.rows.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(slopes.values())), bins=30)
-    counts = {condition: np.histogram(each, edges)[0].tolist() for condition, each in slopes.items()}
     return Series(
         "histogram",
-        {"edges": edges.tolist(), **counts},
+        histogram_columns(edges, slopes),
         title="Slopes over questions",
         order=10,
         x="slope, nats per unit strength",
@@ -101,14 +100,18 @@ def _factor_table(slopes: Floats, result: ContrastConditions, factors: Mapping[s
         float(permutation_p(slopes[None], level, np.zeros_like(level) if name == "template" else strata, seed)[0])
         for name, level in factors.items()
     ]
-    rows = []
+    rows: list[dict[str, object]] = []
     for (name, level), corrected_p in zip(factors.items(), holm(p), strict=True):
-        names = sorted({pair.factors[name] for pair in result.pairs})
-        share = float(omega_squared(slopes[None], [level])[0, 0])
-        for index, text in enumerate(names):
+        share = finite_cell(float(omega_squared(slopes[None], [level])[0, 0]))
+        for index, text in enumerate(sorted({pair.factors[name] for pair in result.pairs})):
             level_slopes = slopes[level == index]
-            cells = (name, text, len(level_slopes), float(level_slopes.mean()), float((level_slopes > 0).mean()))
-            rows.append((*cells, finite_cell(share), corrected_p))
-    titles = ("factor", "level", "questions", "steerability", "rising", "omega_squared", "p_holm")
-    columns = {title: [row[index] for row in rows] for index, title in enumerate(titles)}
-    return Series("table", columns, title="Declared factors, condition feature")
+            rows.append({
+                "factor": name,
+                "level": text,
+                "questions": len(level_slopes),
+                "steerability": float(level_slopes.mean()),
+                "rising": float((level_slopes > 0).mean()),
+                "omega_squared": share,
+                "p_holm": corrected_p,
+            })  # fmt: skip
+    return table_of_rows(rows, "Declared factors, condition feature")

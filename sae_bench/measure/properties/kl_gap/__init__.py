@@ -29,6 +29,7 @@ from sae_bench.measure.properties.kl_gap.error_parts import error_parts
 from sae_bench.measure.properties.kl_gap.series import kl_series
 from sae_bench.measure.properties.kl_gap.tail import TAIL_METRICS, tail_estimates
 from sae_bench.measure.shared.token_type_gaps import TOKEN_GAP, frequency_correlation
+from sae_bench.measure.uncertainty import ratio_or_undefined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -273,17 +274,13 @@ def _error_floors(*, draws: bool) -> list[NoiseFloor]:
 
 def _levels(sums: dict[str, Floats], count: Floats) -> dict[str, Estimate]:
     """Return KL, kappa and ratio of every condition; one of size 0 has neither kappa nor ratio."""
-
-    def over(numerator: Floats, denominator: Floats) -> Estimate:
-        return Ratio(numerator, denominator) if denominator.sum() > 0 else Undefined(NO_ERROR)
-
-    levels = {"kappa_sae": over(sums["kl/sae"], sums["square/sae"])}
+    levels = {"kappa_sae": ratio_or_undefined(sums["kl/sae"], sums["square/sae"], NO_ERROR)}
     for floor in noise_floors():
         kl = sums[f"kl/{floor.name}"]
         levels[f"kl_{floor.name}"] = Ratio(kl, count)
-        levels[f"kappa_{floor.name}"] = over(kl, sums[f"square/{floor.name}"])
+        levels[f"kappa_{floor.name}"] = ratio_or_undefined(kl, sums[f"square/{floor.name}"], NO_ERROR)
         if floor.ratio:
-            levels[f"ratio_{floor.name}"] = over(sums["kl/sae"], kl)
+            levels[f"ratio_{floor.name}"] = ratio_or_undefined(sums["kl/sae"], kl, NO_ERROR)
     return levels
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Series
 from sae_bench.measure.shared.two_way_clusters import Grid, two_way_ratio
+from sae_bench.measure.tables import histogram_columns
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -185,8 +186,6 @@ def _by_feature(writes: Sequence[FeatureWrites], effects: Sequence[Effects]) -> 
 
 def _series(cosines: dict[str, list[float]]) -> Series:
     edges = np.round(np.linspace(-1, 1, 41), 2)
-    counts = {
-        condition: np.histogram(np.clip(values, -1, 1), edges)[0].tolist() for condition, values in cosines.items()
-    }
+    samples = {condition: np.array(values) for condition, values in cosines.items()}
     title = "Direct against total effect on the logits, by feature"
-    return Series("histogram", {"edges": edges.tolist(), **counts}, title, "mean cosine")
+    return Series("histogram", histogram_columns(edges, samples), title, "mean cosine")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_bench.measure.measurement import Estimate, Exact, Influence, Series, Undefined
+from sae_bench.measure.tables import histogram_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,6 +124,5 @@ def _series(matching: Matching, floor: Floats, related: RelatedSAE) -> Series:
     from sae_bench.measure.geometry import EDGES
 
     samples = {"features": matching.best_of_a.cpu().numpy(), "random": floor}
-    counts = {name: np.histogram(values.clip(-1, 1), EDGES)[0].tolist() for name, values in samples.items()}
     title = f"Largest cosine with a feature of {related.name}"
-    return Series("histogram", {"edges": EDGES.tolist(), **counts}, title, "cosine")
+    return Series("histogram", histogram_columns(EDGES, samples), title, "cosine")

@@ -22,7 +22,7 @@ from sae_bench.measure.measurement import Estimate, Exact, Influence, Measuremen
 from sae_bench.measure.properties import NO_MODEL, Property
 from sae_bench.measure.properties.shrinkage.series import shrinkage_notes, shrinkage_series
 from sae_bench.measure.properties.shrinkage.token_losses import token_tables
-from sae_bench.measure.uncertainty import leave_one_out, standard_error
+from sae_bench.measure.uncertainty import leave_one_out, ratio_or_undefined, standard_error
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -246,7 +246,7 @@ def _gain(sums: dict[str, Floats], loss: str, condition: str) -> Estimate:
     before, after = sums[f"{loss}/heldout"], sums.get(f"{loss}/{condition}")
     if after is None:
         return Undefined(NO_DECODER)
-    return Ratio(before - after, before) if before.sum() > 0 else Undefined(NO_ERROR)
+    return ratio_or_undefined(before - after, before, NO_ERROR)
 
 
 def _uniform_share(sums: dict[str, Floats], loss: str, gain: Estimate) -> Estimate:

@@ -61,11 +61,7 @@ class ConditionSlopes:
         centred = self.effect - self.effect.mean(-1, keepdims=True)
         total = np.square(centred).sum(-1)
         residual = np.square(centred - self.slopes[..., None] * (k - k.mean())).sum(-1)
-        return (
-            two_way_ratio(total - residual, total, self.grid)
-            if total.sum() > 0
-            else Undefined("no effect changes with the strength")
-        )
+        return self._ratio(total - residual, total)
 
     def spread(self) -> Estimate:
         """Return the standard deviation of slopes over prompts, within a row; pooled over rows."""
@@ -87,11 +83,7 @@ class ConditionSlopes:
         zero = list(self.strengths).index(0)
         change = np.abs(self.effect[..., selected] - self.effect[..., zero, None]).sum(-1)
         extra_cost = (cost[..., selected] - cost[..., zero, None]).sum(-1)
-        return (
-            two_way_ratio(extra_cost, change, self.grid)
-            if change.sum() > 0
-            else Undefined("no effect changes with the strength")
-        )
+        return self._ratio(extra_cost, change)
 
     def saturation(self) -> Estimate:
         """Return 1 - slope outside the linear range / slope inside it; the range is |k| <= 1."""
@@ -121,6 +113,11 @@ class ConditionSlopes:
         if not np.isfinite([value, *by_prompt, *by_feature]).all():
             return Undefined("mean slopes do not differ between features")
         return Influence(value, leave_one_out(by_prompt, value), leave_one_out(by_feature, value))
+
+    def _ratio(self, numerator: Floats, denominator: Floats) -> Estimate:
+        if denominator.sum() > 0:
+            return two_way_ratio(numerator, denominator, self.grid)
+        return Undefined("no effect changes with the strength")
 
 
 def effect_slopes(effect: Floats, strengths: Sequence[float]) -> Floats:

@@ -9,6 +9,7 @@ import numpy as np
 from sae_bench.measure.arrays import Floats
 from sae_bench.measure.measurement import Series
 from sae_bench.measure.properties.steering.significance import significance_tests
+from sae_bench.measure.tables import histogram_columns
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
@@ -50,12 +51,9 @@ def _slope_histogram(result: SteeringConditions) -> Series:
     all_slopes = np.concatenate(list(slopes.values()))
     low, high = np.quantile(all_slopes, [0.005, 0.995]).tolist()
     edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
-    counts = {
-        name: np.histogram(np.clip(each, edges[0], edges[-1]), edges)[0].tolist() for name, each in slopes.items()
-    }
     return Series(
         "histogram",
-        {"edges": edges.tolist(), **counts},
+        histogram_columns(edges, slopes),
         title="Slopes over features and prompts",
         order=10,
         x="slope, nats per unit of strength",

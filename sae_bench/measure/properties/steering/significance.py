@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae_bench.measure.arrays import Bools, Floats
+from sae_bench.measure.arrays import Bools, Floats, divide_or
 from sae_bench.measure.measurement import Estimate, Influence, Undefined
 from sae_bench.measure.shared.multiple_testing import benjamini_hochberg
 
@@ -47,10 +47,10 @@ def exceedance(slopes: Floats, null: Floats, counted: Bools | None = None) -> tu
     """
     counted = np.ones(null.shape, dtype=bool) if counted is None else counted
     size = np.sqrt(np.square(null).sum(0, where=counted) / np.maximum(counted.sum(0), 1))  # (F,)
-    statistic = np.divide(slopes, size, out=np.sign(slopes) * 1e9, where=size > 0)
-    others = np.sort(np.divide(null, size, out=np.zeros_like(null), where=size > 0)[counted])
+    statistic = divide_or(slopes, size, np.sign(slopes) * 1e9)
+    others = np.sort(divide_or(null, size, 0.0)[counted])
     reaching = len(others) - np.searchsorted(others, statistic, side="left")
-    return statistic, (1.0 + reaching) / (1.0 + len(others))
+    return statistic, np.asarray((1.0 + reaching) / (1.0 + len(others)), dtype=np.float64)
 
 
 def compare_with_controls(slopes: Floats, random: Floats, others: Floats, counted: Bools) -> SteeringTests:
