@@ -19,7 +19,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle
 NAMING = ("x", "q", "edges", "concept", "feature", "document", "position", "token", "name", "from", "to")
 _RANKS = {**dict.fromkeys(NAMING, 0), **dict.fromkeys(("sae", "features", "all"), 2)}
 MARKED = {"sae", "feature"}
-"Arms that the others are there for."
+"Conditions that are compared with all others of their chart."
 
 
 Columns: TypeAlias = dict[str, list[float | None]]
@@ -89,10 +89,10 @@ def is_numeric(column: Sequence[Any]) -> bool:
 
 def axis(title: str = "", *, log: bool = False, **more: Any) -> dict[str, Any]:
     """A plotly axis."""
-    found: dict[str, Any] = {"title": {"text": label(title)}, **more}
+    values: dict[str, Any] = {"title": {"text": label(title)}, **more}
     if log:
-        found |= {"type": "log", "exponentformat": "power"}
-    return found
+        values |= {"type": "log", "exponentformat": "power"}
+    return values
 
 
 def line(name: str, index: int, x: Sequence[Any], y: Sequence[Any], **more: Any) -> dict[str, Any]:
@@ -112,12 +112,12 @@ def upright(x: float, name: str, color: str, dash: str = "solid") -> tuple[dict[
 
 def bounds(metric: MetricResult) -> list[float]:
     """Return the range of an axis."""
-    found = []
+    values = []
     for limit in metric.limits:
         if limit.hard:
-            found.append(limit.bound)
+            values.append(limit.bound)
         elif metric.accepted is not None and not (limit.se or limit.noise):
             width = limit.relative * abs(metric.accepted) + limit.absolute
             signs = {"lower": (1,), "higher": (-1,)}.get(metric.better, (-1, 1))
-            found += [metric.accepted + sign * width for sign in signs]
-    return found
+            values += [metric.accepted + sign * width for sign in signs]
+    return values

@@ -48,8 +48,10 @@ def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[Met
         "tickfont": {"size": 10},
     }
     layout = {"xaxis": axis(type="category", **ticks), "yaxis": axis(), "shapes": shapes, "showlegend": len(data) > 1}
-    said = [f"{len(dates)} accepted reports, ±{Z95} standard errors"] + ([f"dotted: {', '.join(hard)}"] if hard else [])
-    return Figure(metric, data, layout, "; ".join(said) + ".")
+    caption = [f"{len(dates)} accepted reports, ±{Z95} standard errors"] + (
+        [f"dotted: {', '.join(hard)}"] if hard else []
+    )
+    return Figure(metric, data, layout, "; ".join(caption) + ".")
 
 
 def _hard(values: Mapping[str, Sequence[MetricResult | None]]) -> list[Limit]:

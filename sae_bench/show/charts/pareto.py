@@ -11,8 +11,8 @@ from sae_bench.show.charts.figure import SYMBOLS, Figure, axis, label, shorten
 
 def architecture(sae: SAEResult) -> str:
     """Return the SAE's architecture, from its tags or its own config."""
-    if found := sae.provenance.get("architecture"):
-        return str(found)
+    if name := sae.provenance.get("architecture"):
+        return str(name)
     tags = [tag.partition(":")[2] for tag in sae.tags if tag.startswith("architecture:")]
     return tags[0] if tags else "unknown architecture"
 
@@ -22,14 +22,14 @@ QUALITIES = (("kl_gap", "kl_sae"), ("reconstruction", "explained_variance"), ("r
 
 def pareto(report: Report) -> list[Figure]:
     """Quality against L0 over SAEs, with the front of those that nothing beats in both; at most two pictures."""
-    figures = [found for property, metric in QUALITIES if (found := _pareto(report, property, metric)) is not None]
+    figures = [chart for property, metric in QUALITIES if (chart := _pareto(report, property, metric)) is not None]
     return figures[:2]
 
 
 def _metric(sae: SAEResult, property: str, metric: str) -> MetricResult | None:
-    found = sae.properties.get(property)
-    held = found.metrics.get(metric) if found is not None else None
-    return held if held is not None and held.value is not None else None
+    result = sae.properties.get(property)
+    value = result.metrics.get(metric) if result is not None else None
+    return value if value is not None and value.value is not None else None
 
 
 def _pareto(report: Report, property: str, metric: str) -> Figure | None:
@@ -59,8 +59,10 @@ def _pareto(report: Report, property: str, metric: str) -> Figure | None:
         "yaxis": axis(f"{metric}, {unit}" if unit else metric, log=log),
     }
     good = "lower" if better == "lower" else "higher"
-    said = f"{good.capitalize()} and further left is better; what no SAE beats in both is joined. Bars are intervals."
-    return Figure(f"{property}.{metric} against L0", data, layout, said, wide=len(points) > 12)
+    caption = (
+        f"{good.capitalize()} and further left is better; what no SAE beats in both is joined. Bars are intervals."
+    )
+    return Figure(f"{property}.{metric} against L0", data, layout, caption, wide=len(points) > 12)
 
 
 def _kind(

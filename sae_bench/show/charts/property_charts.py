@@ -20,10 +20,10 @@ _CHARTS: Mapping[Chart, tuple[Callable[[Series], Figure | None], ...]] = {
     "feature_slopes": (condition_charts.feature_slopes,),
 }
 "Charts by the name under which a `Series` asks for them."
-_PRIMARY, _DOCUMENTS, _OTHER = 5, 30, 60
+_PRIMARY, _DOCUMENTS, _OTHER_FAMILIES = 5, 30, 60
 "Places of the primary metric's family, of the documents and of other families among the series' own."
-MOVED = 1e-5
-"Relative change of a document from which on it moved: files keep fewer digits, and sums may run in another order."
+CHANGED = 1e-5
+"Relative change from which on a document counts as changed: files have fewer digits, and sums another order."
 
 
 def pictures(result: PropertyResult, before: PropertyResult | None) -> tuple[list[Figure], list[str]]:
@@ -36,7 +36,7 @@ def pictures(result: PropertyResult, before: PropertyResult | None) -> tuple[lis
     primary = result.metrics.get(result.primary_metric)
     placed: list[tuple[int, Figure | None]] = [(_DOCUMENTS, documents(result, before))]
     for title, chart in condition_charts.family_charts(result).items():
-        placed.append((_PRIMARY if primary is not None and primary.family == title else _OTHER, chart))
+        placed.append((_PRIMARY if primary is not None and primary.family == title else _OTHER_FAMILIES, chart))
     empty = []
     for name, series in result.series.items():
         if packed_text.holds_documents(series):
@@ -60,51 +60,51 @@ def _series_charts(name: str, series: Series, result: PropertyResult) -> list[Fi
 
 def per_document(result: PropertyResult, metric: str) -> dict[int, float]:
     """A metric's value on each document (cluster) of its own, where it is a ratio of sums."""
-    found = result.metrics.get(metric)
-    parts = found.per_cluster if found is not None else None
+    metric_result = result.metrics.get(metric)
+    parts = metric_result.per_cluster if metric_result is not None else None
     if parts is None or parts.numerator is None or parts.denominator is None:
         return {}
     rows = zip(result.clusters, parts.numerator, parts.denominator, strict=False)
     return {cluster: above / below for cluster, above, below in rows if below}
 
 
-def moved(result: PropertyResult, before: PropertyResult | None) -> list[tuple[int, float]]:
-    """Documents on which the headline moved, farthest first: (cluster, change)."""
+def document_changes(result: PropertyResult, before: PropertyResult | None) -> list[tuple[int, float]]:
+    """Return the documents on which the primary metric changed, farthest first: (cluster, change)."""
     if before is None:
         return []
     now, then = per_document(result, result.primary_metric), per_document(before, result.primary_metric)
     changes = [
         (cluster, now[cluster] - then[cluster])
         for cluster in now
-        if cluster in then and abs(now[cluster] - then[cluster]) > MOVED * max(abs(now[cluster]), abs(then[cluster]))
+        if cluster in then and abs(now[cluster] - then[cluster]) > CHANGED * max(abs(now[cluster]), abs(then[cluster]))
     ]
     return sorted(changes, key=lambda pair: -abs(pair[1]))
 
 
 def documents(result: PropertyResult, before: PropertyResult | None) -> Figure | None:
-    """Each document's headline value, accepted against now; points on the diagonal did not move."""
+    """Return each document's value of the primary metric, accepted and now; unchanged ones are on the diagonal."""
     now = per_document(result, result.primary_metric)
     then = per_document(before, result.primary_metric) if before is not None else {}
-    both = [cluster for cluster in now if cluster in then]
-    if len(both) < 2:
+    shared = [cluster for cluster in now if cluster in then]
+    if len(shared) < 2:
         return None
     metric = result.metrics[result.primary_metric]
-    x, y = [then[cluster] for cluster in both], [now[cluster] for cluster in both]
+    x, y = [then[cluster] for cluster in shared], [now[cluster] for cluster in shared]
     low, high = min(*x, *y), max(*x, *y)
     log = low > 0 and high / low > 10
-    changes = moved(result, before)
+    changes = document_changes(result, before)
     far = [cluster for cluster, _ in changes[:3]]
-    data = [_dots("a document", [cluster for cluster in both if cluster not in far], then, now)]
+    data = [_dots("a document", [cluster for cluster in shared if cluster not in far], then, now)]
     if far:
         named = {"mode": "markers+text", "textposition": "top center", "text": [f"#{each}" for each in far],
                  "marker": {"size": 9, "color": "$1", "symbol": "diamond"}}  # fmt: skip
-        data.append(_dots("moved most", far, then, now) | named)
+        data.append(_dots("changed most", far, then, now) | named)
     unchanged = {"type": "scatter", "mode": "lines", "x": [low, high], "y": [low, high], "name": "unchanged",
                 "line": {"color": "$ink", "dash": "dash", "width": 1}, "hoverinfo": "skip"}  # fmt: skip
     unit = f", {metric.unit}" if metric.unit else ""
     layout: dict[str, Any] = {"xaxis": axis(f"accepted{unit}", log=log), "yaxis": axis(f"now{unit}", log=log)}
     title = f"{result.primary_metric} of each document, accepted and now"
-    return Figure(title, [*data, unchanged], layout, _counted(metric, dict(changes), len(both)))
+    return Figure(title, [*data, unchanged], layout, _counted(metric, dict(changes), len(shared)))
 
 
 def _dots(name: str, clusters: Sequence[int], then: Mapping[int, float], now: Mapping[int, float]) -> dict[str, Any]:
@@ -118,9 +118,9 @@ def _dots(name: str, clusters: Sequence[int], then: Mapping[int, float], now: Ma
 def _counted(metric: MetricResult, changes: Mapping[int, float], total: int) -> str:
     """Return the number of documents as words."""
     if not changes:
-        return f"None of {total} documents moved."
+        return f"None of {total} documents changed."
     sign = {"lower": 1, "higher": -1}.get(metric.better)
     if sign is None:
-        return f"{len(changes)} of {total} documents moved."
+        return f"{len(changes)} of {total} documents changed."
     worse = sum(sign * change > 0 for change in changes.values())
     return f"{worse} of {total} documents are worse, {len(changes) - worse} better."

@@ -27,7 +27,7 @@ from sae_bench.show.charts.figure import (
     upright,
 )
 
-CODED = 200
+CODE_LENGTH = 200
 "Longest text of a table; longer ones are data for programs (masks)."
 ROUNDING = 1e-5
 QUARTILES = {"p25", "p50", "p75"}
@@ -94,7 +94,7 @@ def quantiles(name: str, series: Series) -> Figure | None:
     columns = _lines(series, "q", len(q))
     if not columns:
         return None
-    columns, log, said = _scaled(columns)
+    columns, log, caption = _scaled(columns)
     # Even spacing keeps .95 and .999 apart, which on a linear axis are one point.
     ticks = [f"{100 * each:.4g}%" for each in q]
     data = [
@@ -107,7 +107,7 @@ def quantiles(name: str, series: Series) -> Figure | None:
         "yaxis": axis(log=log),
         "showlegend": len(columns) > 1,
     }
-    return Figure(series.title or name, data, layout, said)
+    return Figure(series.title or name, data, layout, caption)
 
 
 def curve(name: str, series: Series) -> Figure | None:
@@ -117,9 +117,15 @@ def curve(name: str, series: Series) -> Figure | None:
     if not columns:
         return None
     errors = {key: columns.pop(f"{key}_se") for key in list(columns) if f"{key}_se" in columns}
-    given, (columns, log, said) = columns, _scaled(columns)
+    ordered_columns, (columns, log, caption) = columns, _scaled(columns)
     xs = numbers(x) if is_numeric(x) else [label(each) for each in x]
-    data = _many(columns, given, xs) if len(columns) > MANY else _band(columns, xs) if set(columns) == QUARTILES else []
+    data = (
+        _many(columns, ordered_columns, xs)
+        if len(columns) > MANY
+        else _band(columns, xs)
+        if set(columns) == QUARTILES
+        else []
+    )
     if not data:
         for index, (key, column) in enumerate(columns.items()):
             more: dict[str, Any] = {"error_y": _errors(column, errors[key], log)} if key in errors else {}
@@ -132,7 +138,7 @@ def curve(name: str, series: Series) -> Figure | None:
         "showlegend": len(columns) > 1,
     }
     bars = f"Bars: 95% intervals{'' if len(errors) == len(columns) else ' of ' + ', '.join(errors)}."
-    return Figure(series.title or name, data, layout, " ".join(filter(None, [said, bars if errors else ""])))
+    return Figure(series.title or name, data, layout, " ".join(filter(None, [caption, bars if errors else ""])))
 
 
 def _errors(column: Sequence[float | None], errors: Sequence[float | None], log: bool) -> dict[str, Any]:
@@ -156,13 +162,13 @@ def _band(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> li
     return [low, line("", 0, x, columns["p75"], fill="tonexty", fillcolor="$fill", **edge), middle]
 
 
-def _many(columns: Columns, given: Columns, x: Sequence[Any]) -> list[dict[str, Any]]:
+def _many(columns: Columns, ordered_columns: Columns, x: Sequence[Any]) -> list[dict[str, Any]]:
     """Every line thin, all of them one trace with gaps; the mean is that of all values, also of those left out."""
     xs = [each for _ in columns for each in [*x, None]]
     ys = [each for column in columns.values() for each in [*column, None]]
     each = line(f"each of {len(columns)}", 0, xs, ys, opacity=0.6, hoverinfo="skip")
     data = [each | {"line": {"color": "$faint", "width": 1, "dash": "solid"}}]
-    rows = [[each for each in row if each is not None] for row in zip(*given.values(), strict=True)]
+    rows = [[each for each in row if each is not None] for row in zip(*ordered_columns.values(), strict=True)]
     mean = [shorten(sum(row) / len(row)) if row else None for row in rows]
     return [*data, line("mean", 0, x, mean)]
 
@@ -177,7 +183,12 @@ def table(name: str, series: Series) -> Figure | None:
     columns = {key: numbers(series.columns[key]) for key in keys[1:] if is_numeric(series.columns[key])}
     columns = {key: column for key, column in columns.items() if any(each is not None for each in column)}
     error = next((columns.pop(key) for key in ("se", *(f"{key}_se" for key in keys)) if key in columns), None)
-    if len(columns) != 1 or length < 2 or is_coded(series) or any(len(series.columns[key]) != length for key in keys):
+    if (
+        len(columns) != 1
+        or length < 2
+        or holds_codes(series)
+        or any(len(series.columns[key]) != length for key in keys)
+    ):
         return None
     ((key, column),) = columns.items()
     first = series.columns[keys[0]]
@@ -208,10 +219,10 @@ def _keys_first(series: Series) -> list[str]:
     return [*leading[:1], *(key for key in keys if key not in leading[:1])]
 
 
-def is_coded(series: Series) -> bool:
+def holds_codes(series: Series) -> bool:
     """Return True for columns of code names, not of sentences."""
     cells = (cell for column in series.columns.values() for cell in column)
-    return "mask" in series.columns or any(isinstance(cell, str) and len(cell) > CODED for cell in cells)
+    return "mask" in series.columns or any(isinstance(cell, str) and len(cell) > CODE_LENGTH for cell in cells)
 
 
 def _points(first: Sequence[Any], named: Sequence[str] | None) -> dict[str, Any]:
@@ -224,8 +235,8 @@ def _points(first: Sequence[Any], named: Sequence[str] | None) -> dict[str, Any]
 
 def _lines(series: Series, x: str, length: int) -> Columns:
     """Columns that can be drawn against ``x``."""
-    given = ordered(series.columns)
-    columns = {key: numbers(column) for key, column in given.items() if key != x and len(column) == length}
+    ordered_columns = ordered(series.columns)
+    columns = {key: numbers(column) for key, column in ordered_columns.items() if key != x and len(column) == length}
     return {key: column for key, column in columns.items() if any(each is not None for each in column)}
 
 
@@ -240,6 +251,6 @@ def _scaled(columns: Columns) -> tuple[Columns, bool, str]:
     few = len(above) > 0.8 * len(values)
     if not (few and min(values) >= -ROUNDING * max(above) and max(above) / min(above) > 30):
         return columns, False, ""
-    said = "Values of 0 are not shown." if len(above) < len(values) else ""
+    caption = "Values of 0 are not shown." if len(above) < len(values) else ""
     shown = {key: [each if each is None or each > 0 else None for each in column] for key, column in columns.items()}
-    return shown, True, said
+    return shown, True, caption

@@ -14,7 +14,7 @@ NAMED = 3
 
 
 def token_histogram(series: Series) -> Figure | None:
-    """The distribution over tokens; the axis ends where float32 does, and what lies below is said, not drawn."""
+    """Return the distribution over tokens; shares below the axis, which ends where float32 does, are in the caption."""
     figure = histogram("kl_tokens", series)
     if figure is None or figure.data[0]["x"][0] > min(series.columns["edges"]):
         return figure

@@ -100,7 +100,7 @@ def test_every_figure_of_the_page_has_its_data(text: str) -> None:
     figures = unpacked(text, "figures")
     assert re.findall(r'data-figure="(\w+)"', text) == list(figures)
     titles = re.findall(r"<h4>(.*?)</h4>", text)
-    for title in ("KL of a token, by condition", "Quantiles of a token&#x27;s KL", "Mean KL by position", "t*",
+    for title in ("KL of a token, by condition", "Quantiles of a token&#39;s KL", "Mean KL by position", "t*",
                   "Funnel of token types", "Frequency against gap", "kl_sae of each document, accepted and now",
                   "Cosine to the 100. nearest direction", "Suppression by density", "unheard_of",
                   "Share of tokens on which a feature fires", "L0", "kl_gap.kl_sae against L0"):  # fmt: skip
@@ -172,7 +172,7 @@ def test_reports_that_lack_things_say_so(make: Any) -> None:
 
 
 def test_documents_are_shown_as_text_those_that_moved_most_first(text: str, make: Any) -> None:
-    assert "Documents that moved most" in text
+    assert "Documents that changed most" in text
     assert "Documents that lose most" in html.report_html(make.full(1))
     assert 'title="' in re.findall(r'<p class="tokens">.*?</p>', text, re.DOTALL)[0]
 
@@ -189,7 +189,7 @@ def test_a_document_that_moved_has_its_text_also_where_it_loses_least(make: Any)
     page = Page(html.report_html(make.report({"a": {"kl_gap": result}}), accepted=accepted))
     assert "1 of 64 documents are worse, 0 better." in page.words
     told = [word for word in page.words if word.startswith("#")]
-    assert told == [f"#{least} moved by +{values[least] / 2:.3g}"]
+    assert told == [f"#{least} changed by +{values[least] / 2:.3g}"]
     assert page.words[page.words.index(told[0]) + 2] == f"{least}", "the text begins with the document's number"
 
 

@@ -24,15 +24,17 @@ COMMAND = (
 )  # fmt: skip
 PICTURES = {
     "kl_gap": (
-        "KL by arm", "KL of a token, by condition", "kl_sae of each document, accepted and now", "Quantiles of a token's KL",
-        "Mean KL by position", "Funnel of token types", "Frequency against gap",
+        "KL by condition", "KL of a token, by condition", "kl_sae of each document, accepted and now",
+        "Quantiles of a token's KL", "Mean KL by position", "Funnel of token types", "Frequency against gap",
     ),
     "orthogonality": (
         "Cosine with the nearest direction", "Cosine with the 10th nearest direction",
         "Cosine with the 100th nearest direction", "Features that are the nearest neighbour of most others",
     ),
     "shrinkage": ("Best scale t* of the fitted features", "t* of the fitted features, by density"),
-    "steering": ("Slopes over features and prompts", "Mean effect by strength", "Share moved backwards, by arm"),
+    "steering": (
+        "Slopes over features and prompts", "Mean effect by strength", "Share of slopes that do not rise, by condition",
+    ),
     "contrast": (
         "Slopes over questions", "Variance explained, by factor", "Propensity of single questions, condition feature",
     ),
