@@ -200,7 +200,7 @@ def test_where_no_document_moved_none_is_called_moved(make: Any) -> None:
     metrics = {**result.metrics, "kl_sae": replace(result.metrics["kl_sae"], per_cluster=rounded)}
     accepted = make.report({"a": {"kl_gap": replace(result, metrics=metrics)}})
     shown = html.report_html(make.report({"a": {"kl_gap": result}}), accepted=accepted)
-    assert "None of 64 documents moved." in shown
+    assert "None of 64 documents changed." in shown
     assert "moved by" not in shown
 
 
