@@ -139,9 +139,9 @@ class Session:
         """Let a Ray cluster measure what was collected, if ``--sae-ray`` names one; this process judges it."""
         if not pairs or not self.resolved["sae_ray"]:
             return
-        from sae_bench.run.ray.client import RayFront
+        from sae_bench.run.ray.client import RayMeasurer
 
-        front = RayFront(
+        measurer = RayMeasurer(
             self.resolved["sae_ray"],
             wait=self.resolved["sae_ray_wait"],
             root=Path(self.config.rootpath),
@@ -149,9 +149,9 @@ class Session:
         )
         # Fidelity is judged at equal sparsity, which needs L0 of every SAE that has an accepted one.
         sparsity = [(spec, "sparsity") for spec, _ in pairs if self.is_accepted(spec, "sparsity")]
-        wanted = {(spec.id, name): (spec, name) for spec, name in (*pairs, *sparsity)}
-        front.submit(list(wanted.values()), self.options)
-        self.run.remote = front
+        requested = {(spec.id, name): (spec, name) for spec, name in (*pairs, *sparsity)}
+        measurer.submit(list(requested.values()), self.options)
+        self.run.remote = measurer
 
     def vanished(self) -> list[str]:
         """Return the accepted SAEs that are registered no more."""

@@ -40,7 +40,7 @@ Pair = tuple[SAESpec, str]
 class RayTask:
     """One task of the cluster."""
 
-    job: TaskRequest
+    request: TaskRequest
     needs: dict[str, float]
     "As Ray's options: ``num_cpus``, ``num_gpus``, ``memory`` in bytes."
     answers: Any = None
@@ -48,13 +48,13 @@ class RayTask:
     placed: bool = False
 
 
-class RayFront:
+class RayMeasurer:
     """Measurer on a Ray cluster, for the pytest process that judges."""
 
     def __init__(self, address: str, wait: float, root: Path, progress: Callable[[str, int, int], None]) -> None:
         self.address, self.wait, self.root, self.progress = address, wait, root, progress
         self.ray, self._connected_here = _connect(address)
-        self._parts: list[RayTask] = []
+        self._tasks: list[RayTask] = []
         self._answers: dict[tuple[str, str], TaskAnswer] = {}
         self._asked = 0
         self._last_answer = time.monotonic()
@@ -68,19 +68,19 @@ class RayFront:
         specs = [spec for spec, _ in work.values()]
         related = {name for spec in specs for name in (*spec.next_layers, *spec.family) if name in SAES}
         others = tuple(SAES[name] for name in sorted(related))
-        self._by_value([spec.load for spec in (*specs, *others)])
+        self._pickle_by_value([spec.load for spec in (*specs, *others)])
         registered = {name: EXTENSIONS.load(name) for name in EXTENSIONS.registered}
-        self._by_value([each.measure for each in registered.values()])
+        self._pickle_by_value([each.measure for each in registered.values()])
         floors = tuple(noise_floors.EXTENSIONS.load(name) for name in noise_floors.EXTENSIONS.registered)
-        self._by_value([floor.replacement for floor in floors])
+        self._pickle_by_value([floor.replacement for floor in floors])
         pinned = self._pinned([*specs, *others])
         gpus = int(options.device.startswith("cuda"))
-        parts = divide_saes(specs, self._places(gpus))
-        cpus = max(1, int(self._total("CPU")) // max(len(parts), self._places(0)))
-        for part in parts:
-            job = TaskRequest(
+        groups = divide_saes(specs, self._places(gpus))
+        cpus = max(1, int(self._total("CPU")) // max(len(groups), self._places(0)))
+        for group in groups:
+            request = TaskRequest(
                 name=uuid.uuid4().hex,
-                work=tuple((spec, tuple(work[spec.id][1])) for spec in part),
+                work=tuple((spec, tuple(work[spec.id][1])) for spec in group),
                 others=others,
                 options=options,
                 files=pinned,
@@ -88,7 +88,7 @@ class RayFront:
                 floors=floors,
                 sources=sources_sha256(),
             )
-            self._start(RayTask(job, {"num_cpus": cpus, "num_gpus": gpus, "memory": bytes_needed(part, options)}))
+            self._start(RayTask(request, {"num_cpus": cpus, "num_gpus": gpus, "memory": bytes_needed(group, options)}))
 
     def record(self, sae: str, name: str) -> run_folder.Record:
         """Wait for the record of one property; an error of the task or its placing is a `MeasurementError`."""
@@ -108,59 +108,59 @@ class RayFront:
 
     def close(self) -> None:
         """Cancel the remaining tasks, and disconnect if the connection is ours."""
-        for part in self._open():
-            self.ray.cancel(part.answers, force=True)
-        self._parts.clear()
+        for task in self._open():
+            self.ray.cancel(task.answers, force=True)
+        self._tasks.clear()
         if self._connected_here:
             self.ray.shutdown()
 
-    def _start(self, part: RayTask) -> None:
-        task = self.ray.remote(measure).options(
-            num_returns="streaming", max_retries=RETRIES, name=f"sae_bench {part.job.work[0][0].id}", **part.needs
+    def _start(self, task: RayTask) -> None:
+        remote = self.ray.remote(measure).options(
+            num_returns="streaming", max_retries=RETRIES, name=f"sae_bench {task.request.work[0][0].id}", **task.needs
         )
-        part.answers = task.remote(part.job, self.ray.get)
-        self._parts.append(part)
+        task.answers = remote.remote(task.request, self.ray.get)
+        self._tasks.append(task)
 
     def _open(self) -> list[RayTask]:
-        return [part for part in self._parts if part.answers is not None]
+        return [task for task in self._tasks if task.answers is not None]
 
     def _step(self) -> None:
         """Take the next answer of any task; end all tasks when none was placed in time."""
-        parts = self._open()
-        ready = self.ray.wait([part.answers for part in parts], num_returns=1, timeout=0.5)[0] if parts else []
-        for part in parts:
-            if any(part.answers is each for each in ready):
-                self._take(part)
-        if ready or any(part.placed for part in self._open()):
+        tasks = self._open()
+        ready = self.ray.wait([task.answers for task in tasks], num_returns=1, timeout=0.5)[0] if tasks else []
+        for task in tasks:
+            if any(task.answers is each for each in ready):
+                self._take(task)
+        if ready or any(task.placed for task in self._open()):
             self._last_answer = time.monotonic()
         elif time.monotonic() - self._last_answer > self.wait:
-            for part in self._open():
-                self.ray.cancel(part.answers, force=True)
+            for task in self._open():
+                self.ray.cancel(task.answers, force=True)
                 where = f"no place on the Ray cluster at {self.address} within {self.wait:g} s"
-                self._end(part, f"{where}: {self._why(part)}")
+                self._end(task, f"{where}: {self._why(task)}")
 
-    def _take(self, part: RayTask) -> None:
+    def _take(self, task: RayTask) -> None:
         try:
-            answer: TaskAnswer = self.ray.get(next(part.answers))
+            answer: TaskAnswer = self.ray.get(next(task.answers))
         except StopIteration:
-            self._end(part, "its Ray task ended without an answer")
+            self._end(task, "its Ray task ended without an answer")
         except self.ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines()
-            self._end(part, f"its Ray task failed with {type(error).__name__}: {lines[-1] if lines else 'no message'}")
+            self._end(task, f"its Ray task failed with {type(error).__name__}: {lines[-1] if lines else 'no message'}")
         else:
-            part.placed = True
+            task.placed = True
             if answer.property:
                 self._answers[answer.sae, answer.property] = answer
 
-    def _end(self, part: RayTask, why: str) -> None:
+    def _end(self, task: RayTask, why: str) -> None:
         """End a task: every property without an answer becomes an error."""
-        part.answers = None
-        for spec, names in part.job.work:
+        task.answers = None
+        for spec, names in task.request.work:
             for name in names:
                 self._answers.setdefault((spec.id, name), TaskAnswer(spec.id, name, error=why))
 
-    def _why(self, part: RayTask) -> str:
-        needs = part.needs
+    def _why(self, task: RayTask) -> str:
+        needs = task.needs
         gpu = f"{needs['num_gpus']:g} GPU, " if needs["num_gpus"] else ""
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         has = "; ".join(
@@ -197,7 +197,7 @@ class RayFront:
         total: float = self.ray.cluster_resources().get(resource, 0)
         return total
 
-    def _by_value(self, functions: Sequence[Any]) -> None:
+    def _pickle_by_value(self, functions: Sequence[Any]) -> None:
         """Send functions of this repository's own files with their code: workers cannot import a conftest.py."""
         for function in functions:
             module = sys.modules.get(getattr(inspect.unwrap(function), "__module__", "")) if function else None
@@ -222,10 +222,10 @@ def divide_saes(specs: Sequence[SAESpec], places: int) -> list[list[SAESpec]]:
     return parts
 
 
-def bytes_needed(part: Sequence[SAESpec], options: RunOptions) -> int:
+def bytes_needed(group: Sequence[SAESpec], options: RunOptions) -> int:
     """Return the bytes that a task may need: model, widest SAE with partner and copies, activations, interpreter."""
-    widest = max(3 * pinned_files.bytes_of(spec, "path") + pinned_files.bytes_of(spec, "partner") for spec in part)
-    model = max(pinned_files.bytes_of(spec, "model") for spec in part)
+    widest = max(3 * pinned_files.bytes_of(spec, "path") + pinned_files.bytes_of(spec, "partner") for spec in group)
+    model = max(pinned_files.bytes_of(spec, "model") for spec in group)
     return 2 * model + widest + options.settings().memory_bytes + INTERPRETER_BYTES
 
 

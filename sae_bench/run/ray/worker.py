@@ -61,26 +61,26 @@ class TaskAnswer:
     host: str = ""
 
 
-def measure(job: TaskRequest, fetch: Callable[[Any], bytes]) -> Iterator[TaskAnswer]:
+def measure(request: TaskRequest, fetch: Callable[[Any], bytes]) -> Iterator[TaskAnswer]:
     """Yield every answer of a task; ``fetch`` returns the bytes of a file."""
     yield TaskAnswer(host=socket.gethostname())
     try:
-        paths = _prepared(job, fetch)
+        paths = _prepared(request, fetch)
     except SAEBenchError as error:
-        yield from (TaskAnswer(spec.id, name, error=str(error)) for spec, names in job.work for name in names)
+        yield from (TaskAnswer(spec.id, name, error=str(error)) for spec, names in request.work for name in names)
         return
-    folder = Path(tempfile.gettempdir()) / "sae-bench-ray" / job.name
-    run = Run(_unjudged(job.options), folder, earlier=run_folder.earlier_records([folder]))
-    for spec, names in job.work:
+    folder = Path(tempfile.gettempdir()) / "sae-bench-ray" / request.name
+    run = Run(_unjudged(request.options), folder, earlier=run_folder.earlier_records([folder]))
+    for spec, names in request.work:
         unjudged = replace(with_local_paths(spec, paths), known_failures={}, limits=())
         for name in names:
             yield _answer(run, unjudged, name)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prepared(job: TaskRequest, fetch: Callable[[Any], bytes]) -> dict[tuple[str, str], str]:
+def _prepared(request: TaskRequest, fetch: Callable[[Any], bytes]) -> dict[tuple[str, str], str]:
     """Return the paths of the request's files on this machine; load the properties of its ``conftest.py``."""
-    if job.sources != sources_sha256():
+    if request.sources != sources_sha256():
         raise LoadError(
             f"the Ray worker on {socket.gethostname()} has another version of pytest-sae-bench; install the same one"
         )
@@ -88,12 +88,12 @@ def _prepared(job: TaskRequest, fetch: Callable[[Any], bytes]) -> dict[tuple[str
     EXTENSIONS.registered.clear()
     noise_floors.EXTENSIONS.registered.clear()
     SAES.clear()
-    for declared in job.properties.values():
+    for declared in request.properties.values():
         register_property(declared)
-    for floor in job.floors:
+    for floor in request.floors:
         noise_floors.EXTENSIONS.register(floor.name, floor)
-    paths = {(field, path): local_path(pinned, field, fetch) for (field, path), pinned in job.files.items()}
-    for spec in job.others:
+    paths = {(field, path): local_path(pinned, field, fetch) for (field, path), pinned in request.files.items()}
+    for spec in request.others:
         SAES.add(spec.id, partial(with_local_paths, spec, paths), origin=spec.origin)
     return paths
 

@@ -14,7 +14,7 @@ from sae_bench.errors import LoadError, UsageError
 from sae_bench.measure.properties import EXTENSIONS
 from sae_bench.registry.spec import SAESpec
 from sae_bench.run.ray import client, pinned_files
-from sae_bench.run.ray.client import RayFront, divide_saes
+from sae_bench.run.ray.client import RayMeasurer, divide_saes
 
 pytestmark = pytest.mark.heavy
 REGISTER = """
@@ -196,10 +196,10 @@ def test_mistakes_are_one_sentence(lab: Any, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(
         UsageError, match=r"--sae-ray auto: no Ray cluster answers there \(Could not find any .*ray start"
     ):
-        RayFront("auto", 1, lab.path, lambda *said: None)
+        RayMeasurer("auto", 1, lab.path, lambda *said: None)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'pytest-sae-bench\[ray\]'"):
-        RayFront("auto", 1, lab.path, lambda *said: None)
+        RayMeasurer("auto", 1, lab.path, lambda *said: None)
 
 
 def specs(count: int, site: str) -> list[SAESpec]:
