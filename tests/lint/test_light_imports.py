@@ -11,7 +11,7 @@ import pytest
 import sae_bench
 from sae_bench.measure.properties import property_names
 
-HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "scipy.stats", "pytest")
+HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "scipy.stats", "pytest", "jinja2", "plotly")
 
 
 @pytest.mark.parametrize("module", ["judge.judge", "report.accept", "report.report", "report.baselines"])
@@ -42,10 +42,10 @@ print(found.verdict, [m for m in {HEAVY!r} if m in sys.modules])
 
 LIGHT = ("registry", "judge", "report", "show", "measure/properties", "frontends/cli", "frontends/pytest", "suite")
 "Rooms that are imported to list, collect, compare, accept and show."
-TORCH = ("torch", "transformer_lens", "transformers", "sae_lens")
+LATE = ("torch", "transformer_lens", "transformers", "sae_lens", "jinja2", "plotly")
 
 
-def test_light_rooms_import_no_torch() -> None:
+def test_light_rooms_import_neither_torch_nor_templates() -> None:
     package = Path(sae_bench.__file__).parent
     declared = [f"sae_bench.measure.properties.{name}" for name in property_names()]
     others = [
@@ -58,7 +58,7 @@ def test_light_rooms_import_no_torch() -> None:
 import importlib, sys
 for name in {[*declared, *others]!r}:
     importlib.import_module(name)
-    assert not [each for each in {TORCH!r} if each in sys.modules], name
+    assert not [each for each in {LATE!r} if each in sys.modules], name
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

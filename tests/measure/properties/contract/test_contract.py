@@ -159,8 +159,7 @@ def test_the_same_seed_finds_the_same_counterexamples(contract: Callable[..., An
 
 
 def test_the_failure_text_has_the_counterexample(activations: Tensor) -> None:
-    from sae_bench.frontends.in_memory import as_documents, corpus_of_activations
-    from sae_bench.frontends.in_memory import Activations, ActivationsLoader
+    from sae_bench.frontends.in_memory import Activations, ActivationsLoader, as_documents, corpus_of_activations
     from sae_bench.registry.spec import SAESpec
     from sae_bench.run.options import RunOptions
     from sae_bench.run.run import Run
