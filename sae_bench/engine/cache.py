@@ -105,7 +105,7 @@ class CachedCodes:
         groups: Sequence[Sequence[int]],
         memory_bytes: int,
     ) -> None:
-        """``encode`` returns the codes of each of some documents, ``groups`` partitions the documents of the corpus."""
+        """Cache what ``encode`` returns for documents; ``groups`` partitions the documents of the corpus."""
         self._encode = encode
         self._group_of = {document: group for group in groups for document in group}
         self.free_bytes = memory_bytes - memory_bytes // 4

@@ -69,7 +69,7 @@ class Change:
         return min(degrees_of_freedom(self.now), degrees_of_freedom(self.accepted))
 
     def se_against(self, relative: float, absolute: float) -> float | None:
-        """Standard error of the change when it is read in units of ``relative * |accepted| + absolute``.
+        """Return the standard error of the change in units of ``relative * |accepted| + absolute``.
 
         The accepted value that a percentage refers to is itself an estimate from the same clusters: by the delta
         method the change in that unit has the influences ``now - accepted - change / unit * relative * |accepted|``.
@@ -83,7 +83,7 @@ class Change:
 
 
 def _difference(now: Estimate, accepted: Estimate, weight: float = 1.0) -> Estimate:
-    """``now - weight * accepted`` over the same clusters."""
+    """Return ``now - weight * accepted`` over the same clusters."""
     assert isinstance(now, Ratio | Influence)
     assert isinstance(accepted, Ratio | Influence)
     second = None
@@ -108,7 +108,7 @@ def _inflation(accepted: Estimate, shared: Estimate) -> float:
 
 
 def _spread(ratio: Ratio) -> float:
-    """Standard deviation of what a cluster adds to the ratio, in its unit: its error times sqrt(clusters)."""
+    """Return the standard deviation of clusters' contributions to a ratio: its error times sqrt(clusters)."""
     level = ratio.denominator.mean()
     if level == 0:
         return math.nan
@@ -126,7 +126,7 @@ def same_number(now: float, accepted: float) -> bool:
 
 
 def _snapped(now: Estimate, accepted: Estimate) -> Estimate | None:
-    """``now`` with each part that differs by less than the numeric floor set to the accepted one; None if unlike.
+    """Return ``now`` with each part within the numeric floor set to the accepted one; None if their kinds differ.
 
     An accepted file holds six significant digits: without this, an unchanged SAE would differ from its own report.
     Snapping cluster by cluster, unlike rounding both sides, has no boundary that a last bit could fall across.

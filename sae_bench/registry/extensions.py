@@ -23,7 +23,7 @@ class Extensions(Generic[T]):
     """Additions to the built-in things of one kind. Entry points are read once and loaded on first access."""
 
     def __init__(self, kind: str, built_in: Callable[[], Collection[str]], check: Callable[[str, object], T]) -> None:
-        """``check(name, thing)`` returns the thing, or raises a `UsageError` that says what it must be."""
+        """Accept what ``check(name, thing)`` returns; it raises a `UsageError` that says what the thing must be."""
         self.kind = kind
         plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
         self.group = f"sae_bench.{plural.replace(' ', '_')}"

@@ -191,7 +191,7 @@ CHECKS: tuple[Callable[[Bench, Batch, SAESpec], Iterator[LoadCheck]], ...] = (
 
 
 def explained_variance(bench: Bench, batch: Batch) -> float:
-    """1 - squared error over squared deviation from the corpus mean, on the kept tokens; 0 without variance."""
+    """Return 1 - squared error / squared deviation from the corpus mean, on the kept tokens; 0 without variance."""
     x, xhat = batch.x[batch.keep].double(), bench.reconstruct(batch)[batch.keep].double()
     variance = float((x - bench.site_data.mean.to(x)).square().sum())
     return 1 - float((xhat - x).square().sum()) / variance if variance > 0 else 0.0

@@ -80,7 +80,7 @@ class CalibratedLoss:
 def calibrated_loss(
     x: Tensor, codes: Tensor, scales: Tensor, W_dec: Tensor, b_dec: Tensor, sparsity: float
 ) -> CalibratedLoss:
-    """``‖stop(decode)(f) - x‖² + ‖decode(t f) - x‖² + sparsity ‖f‖₁``, means over tokens.
+    """Return the terms of ``‖stop(decode)(f) - x‖² + ‖decode(t f) - x‖² + sparsity ‖f‖₁``, means over tokens.
 
     Args:
         x: activations (tokens, d).

@@ -42,12 +42,12 @@ class Figure:
 
 
 def label(text: object) -> str:
-    """Text for plotly, with markup made visible."""
+    """Return text for plotly, with markup made visible."""
     return html.escape(str(text), quote=False).replace("\n", "⏎")
 
 
 def token(text: object) -> str:
-    """A token for plotly: spaces at its ends would not be seen."""
+    """Return a token for plotly, with the spaces at its ends made visible."""
     shown = str(text)
     bare = shown.strip(" ")
     lead = len(shown) - len(shown.lstrip(" "))
@@ -55,20 +55,20 @@ def token(text: object) -> str:
 
 
 def shorten(value: float) -> float | None:
-    """Four significant digits, finer than a pixel; None (JSON's null, a gap) where there is no number."""
+    """Round to four significant digits, finer than a pixel; None (JSON's null, a gap) for what is not finite."""
     short = float(f"{value:.4g}")
     return short if math.isfinite(short) else None
 
 
 def numbers(column: Sequence[Any]) -> list[float | None]:
-    """A column as numbers for plotly; whatever is none becomes a gap."""
+    """Return a column as numbers for plotly; any other value becomes a gap."""
     return [shorten(float(each)) if is_number(each) else None for each in column]
 
 
 def ordered(columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Columns in one order however they were stored: what names a row, what a property is about, then by name.
+    """Sort columns: those that name a row, those that a property is about, then by name.
 
-    Reports sort their keys, so the order in which a property gave its columns is not kept.
+    Reports sort their keys, so the order of a property's columns is not stored.
     """
     return {key: columns[key] for key in sorted(columns, key=lambda key: (_RANKS.get(key, _rank_of(key)), key))}
 
@@ -88,7 +88,7 @@ def is_numeric(column: Sequence[Any]) -> bool:
 
 
 def axis(title: str = "", *, log: bool = False, **more: Any) -> dict[str, Any]:
-    """A plotly axis."""
+    """Return a plotly axis."""
     values: dict[str, Any] = {"title": {"text": label(title)}, **more}
     if log:
         values |= {"type": "log", "exponentformat": "power"}
@@ -96,13 +96,13 @@ def axis(title: str = "", *, log: bool = False, **more: Any) -> dict[str, Any]:
 
 
 def line(name: str, index: int, x: Sequence[Any], y: Sequence[Any], **more: Any) -> dict[str, Any]:
-    """One line; colour, dash and marker all differ from its neighbours'."""
+    """Return one line; colour, dash and marker all differ from its neighbours'."""
     style = {"color": f"${index % 8}", "dash": DASHES[index % len(DASHES)], "width": 2.5 if index == 0 else 1.75}
     return {"type": "scatter", "mode": "lines", "name": label(name), "x": list(x), "y": list(y), "line": style, **more}
 
 
 def upright(x: float, name: str, color: str, dash: str = "solid") -> tuple[dict[str, Any], dict[str, Any]]:
-    """A vertical line over the whole height, and its legend entry."""
+    """Return a vertical line over the whole height, and its legend entry."""
     shape = {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper",
              "line": {"color": color, "dash": dash, "width": 2}}  # fmt: skip
     entry = {"type": "scatter", "mode": "lines", "x": [None], "y": [None], "name": label(name),

@@ -13,9 +13,9 @@ Z95 = 1.96
 
 
 def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[MetricResult | None]]) -> Figure | None:
-    """One metric over accepted reports, a line per SAE, with intervals; a hard limit is drawn across.
+    """Draw one metric over accepted reports: a line per SAE, with intervals; a hard limit is drawn across.
 
-    Accepted files keep standard errors, not intervals; the limits are those of each SAE's last report.
+    Accepted files hold standard errors, not intervals; the limits are those of each SAE's last report.
 
     Args:
         metric: ``property.metric``.
@@ -55,6 +55,6 @@ def history(metric: str, dates: Sequence[str], values: Mapping[str, Sequence[Met
 
 
 def _hard(values: Mapping[str, Sequence[MetricResult | None]]) -> list[Limit]:
-    """The hard limits of the last report of each SAE."""
+    """Return the hard limits of the last report of each SAE."""
     last = [next((each for each in reversed(column) if each is not None), None) for _, column in sorted(values.items())]
     return [limit for each in last if each is not None for limit in each.limits if limit.hard]

@@ -59,7 +59,7 @@ def _series_charts(name: str, series: Series, result: PropertyResult) -> list[Fi
 
 
 def per_document(result: PropertyResult, metric: str) -> dict[int, float]:
-    """A metric's value on each document (cluster) of its own, where it is a ratio of sums."""
+    """Return the value of a metric on each document (cluster); empty when it is not a ratio of sums."""
     metric_result = result.metrics.get(metric)
     parts = metric_result.per_cluster if metric_result is not None else None
     if parts is None or parts.numerator is None or parts.denominator is None:

@@ -38,7 +38,7 @@ MANY = 8
 
 
 def picture(name: str, series: Series) -> Figure | None:
-    """The picture of any series by its kind; None when nothing in it can be drawn."""
+    """Draw a series by its kind; None when nothing in it can be drawn."""
     draw = {"histogram": histogram, "quantiles": quantiles, "curve": curve, "table": table}.get(series.kind)
     return draw(name, series) if draw is not None else None
 
@@ -60,7 +60,7 @@ def marked(figure: Figure, metric: MetricResult, log: bool, value_label: str = "
 
 
 def histogram(name: str, series: Series) -> Figure | None:
-    """One distribution as bars; several as steps, each as shares of its own total."""
+    """Draw one distribution as bars; several as steps, each as shares of its own total."""
     edges = [float(edge) for edge in series.columns.get("edges", ())]
     columns = {key: [float(n) for n in counts] for key, counts in ordered(series.columns).items() if key != "edges"}
     columns = {key: counts for key, counts in columns.items() if len(counts) + 1 == len(edges) and sum(counts) > 0}
@@ -111,7 +111,7 @@ def quantiles(name: str, series: Series) -> Figure | None:
 
 
 def curve(name: str, series: Series) -> Figure | None:
-    """One line per column, with a band or bars where the series brings errors; many lines are thin, with their mean."""
+    """Draw one line per column, with a band or bars where there are errors; many lines are thin, with their mean."""
     x = series.columns.get("x", ())
     columns = _lines(series, "x", len(x))
     if not columns:
@@ -142,7 +142,7 @@ def curve(name: str, series: Series) -> Figure | None:
 
 
 def _errors(column: Sequence[float | None], errors: Sequence[float | None], log: bool) -> dict[str, Any]:
-    """95% intervals; on a logarithmic axis those of the logarithm, which end above 0."""
+    """Return 95% intervals; on a logarithmic axis those of the logarithm, which end above 0."""
     up: list[float | None] = []
     down: list[float | None] = []
     for value, error in zip(column, errors, strict=True):
@@ -163,7 +163,7 @@ def _band(columns: Mapping[str, Sequence[float | None]], x: Sequence[Any]) -> li
 
 
 def _many(columns: Columns, ordered_columns: Columns, x: Sequence[Any]) -> list[dict[str, Any]]:
-    """Every line thin, all of them one trace with gaps; the mean is that of all values, also of those left out."""
+    """Draw every line thin, all in one trace with gaps; the mean is of all values, also of those left out."""
     xs = [each for _ in columns for each in [*x, None]]
     ys = [each for column in columns.values() for each in [*column, None]]
     each = line(f"each of {len(columns)}", 0, xs, ys, opacity=0.6, hoverinfo="skip")
@@ -174,7 +174,7 @@ def _many(columns: Columns, ordered_columns: Columns, x: Sequence[Any]) -> list[
 
 
 def table(name: str, series: Series) -> Figure | None:
-    """One column against the first: points where that is a number, bars where it names something.
+    """Draw one column against the first: points where that is a number, bars where it is a name.
 
     Several columns are rarely one quantity: such a table is read as a table, and has no picture.
     """
@@ -234,14 +234,14 @@ def _points(first: Sequence[Any], named: Sequence[str] | None) -> dict[str, Any]
 
 
 def _lines(series: Series, x: str, length: int) -> Columns:
-    """Columns that can be drawn against ``x``."""
+    """Return the columns that can be drawn against ``x``."""
     ordered_columns = ordered(series.columns)
     columns = {key: numbers(column) for key, column in ordered_columns.items() if key != x and len(column) == length}
     return {key: column for key, column in columns.items() if any(each is not None for each in column)}
 
 
 def _scaled(columns: Columns) -> tuple[Columns, bool, str]:
-    """Columns for an axis that fits them, whether it is logarithmic, and what it leaves out.
+    """Return columns for an axis that fits them, True for a logarithmic one, and a caption of what it leaves out.
 
     Logarithmic where values span more than a linear axis can show, and hardly any is 0. What lies below 0 by less than
     `ROUNDING` of the largest value counts as 0: a KL in float32 does.
