@@ -20,7 +20,7 @@ from sae_bench.measure.measurement import Accepted, Measurement, Ratio
 from sae_bench.measure.properties import load_property
 from sae_bench.registry.spec import SAESpec
 from sae_bench.run.load import Loader
-from sae_bench.run.noise import REPEATS, noise, varied
+from sae_bench.run.noise import REPEATS, noise, varied_bench
 
 COMPARISONS, DOCUMENTS, MEASURED = 3000, 64, 4
 "Comparisons; documents of a run; measurements that runs are put together from."
@@ -40,7 +40,7 @@ def false_alarms() -> dict[str, Any]:
         spec = SAESpec(id="sound", path=str(BUNDLED.sae(SAE)), model=str(BUNDLED.model), site=SITE, corpus=str(corpus))
         bench = Loader(Settings(TIERS["smoke"], documents=DOCUMENTS)).bench(spec)
         declared = load_property("kl_gap")
-        runs = [declared.measure(varied(bench, repeat)) for repeat in range(MEASURED)]
+        runs = [declared.measure(varied_bench(bench, repeat)) for repeat in range(MEASURED)]
     rules = [parse_rule(f"kl_gap.{limit}", "property") for limit in declared.limits]
     alpha = ALPHA / judged_by_declaration(rules, "kl_gap", declared.metrics)
     rng = np.random.default_rng(20261120)

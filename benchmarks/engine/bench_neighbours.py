@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.measure.geometry import EDGES, gini, neighbours, votes
+from sae_bench.measure.geometry import EDGES, gini, nearest_neighbours, neighbour_in_degrees
 from sae_bench.measure.geometry.neighbours import BLOCK
 
 SIZES = [(24_576, 768), (65_536, 768), (131_072, 512)]
@@ -29,8 +29,8 @@ FLOORS = {(24_576, 768): (0.1461, 0.1209, 0.0954), (131_072, 512): (0.1948, 0.16
 
 def everything(W_dec: Tensor) -> dict[int, float]:
     """What `orthogonality` takes from one pass."""
-    found, _ = neighbours(W_dec, torch.ones(len(W_dec), dtype=torch.bool))
-    received = votes(found)
+    found, _ = nearest_neighbours(W_dec, torch.ones(len(W_dec), dtype=torch.bool))
+    received = neighbour_in_degrees(found)
     gini(received)
     received.max()
     nearest = {rank: found.cosine[:, rank - 1] for rank in (1, 10, 100)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sae_bench.show.html.page import report_html
-from tests.render.conftest import full_report, full_sae, report_of
+from tests.show.conftest import full_report, full_sae, report_of
 
 ALLOWED = 3.0
 
