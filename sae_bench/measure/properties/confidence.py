@@ -1,16 +1,16 @@
 """Change of the model's confidence through the SAE: entropy, temperature and the final norm's scale.
 
     entropy_shift          mean H(Q) - H(P) over kept tokens: P clean, Q with the reconstruction in place of x
-    temperature_share      1 - sum min_b KL(P || softmax(b log Q)) / sum KL(P || Q): what one number a token undoes
+    temperature_share      1 - sum min_b KL(P || softmax(b log Q)) / sum KL(P || Q): the share that one number per token undoes
     kl_frozen              KL with the final norm's scale at its clean value, Q's residual stream otherwise
     kl_frozen_difference   kl_frozen - KL; below 0 the norm's scale does the damage, above 0 it hides some
     log_scale_shift        mean log of the final norm's scale, Q over P
     scale_correlation      Spearman over tokens of entropy shift and log scale shift
 
 A model sets its confidence by the length of its last residual vectors (entropy neurons: Stolfo et al., arXiv
-2406.16254, who compare effects with the scale recomputed and frozen). The frozen effect is read as a difference: as a
-share it is minus infinity when only the length moves. A large share at a uniform temperature is cheap to repair; the
-rest of the KL is not. ``_isotropic`` twins are the same of noise of the error's own norm, one draw a token. Nats.
+2406.16254, who compare effects with the scale recomputed and frozen). The frozen effect is a difference, because as a
+share it is minus infinity when only the length changes. A large share at a uniform temperature is cheap to repair; the
+rest of the KL is not. Metrics with ``_isotropic`` use noise of the error's own norm, one draw per token. Nats.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MEANINGS = (
     ("entropy_shift", "nats", "rise of the next-token entropy"),
     ("temperature_share", "share", "share of the KL that the best temperature for each token undoes"),
     ("kl_frozen", "nats", "KL with the final norm's scale as in the clean run"),
-    ("kl_frozen_difference", "nats", "kl_frozen beyond the KL with the scale recomputed"),
+    ("kl_frozen_difference", "nats", "kl_frozen minus the KL with the scale recomputed"),
     ("log_scale_shift", "", "rise of the logarithm of the final norm's scale"),
     ("scale_correlation", "", "Spearman over tokens of entropy shift and log scale shift"),
 )

@@ -33,7 +33,13 @@ GROUPS = 20
 
 METRICS = (
     Metric("fvu", "share", "lower", "share of the activations' variance that is lost", noise_free=True),
-    Metric("explained_variance", "share", "higher", "share of the variance that is kept", noise_free=True),
+    Metric(
+        "explained_variance",
+        "share",
+        "higher",
+        "share of the variance that the reconstruction retains",
+        noise_free=True,
+    ),
     Metric("mse", "", "reported", "mean squared error norm of a token", noise_free=True),
     Metric("cosine", "cosine", "reported", "mean cosine of activation and reconstruction", noise_free=True),
     Metric("error_norm", "", "reported", "mean norm of the error", noise_free=True),

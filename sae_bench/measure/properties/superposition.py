@@ -52,7 +52,11 @@ METRICS = (
         "interference_excess", "ratio", "lower", "crosstalk of active features over random directions'", noise_free=True
     ),
     Metric(
-        "active_capacity", "features", "reported", "active features whose crosstalk equals one of them", noise_free=True
+        "active_capacity",
+        "features",
+        "reported",
+        "active features whose crosstalk is as strong as one",
+        noise_free=True,
     ),
     Metric("worst_case_capacity", "features", "reported", "d / (8 ln n), for any set of features", noise_free=True),
     Metric(

@@ -38,10 +38,10 @@ FEWEST_DOCUMENTS = 5
 "Fewest documents with a type: a standard error over fewer means nothing."
 
 METRICS = (
-    Metric("gap", "nats", "reported", "mean KL of a token beyond isotropic noise of the error's norm"),
-    Metric("types", "types", "reported", f"token types seen {MINIMUM_OCCURRENCES} times or more"),
+    Metric("gap", "nats", "reported", "mean KL of a token minus that of isotropic noise"),
+    Metric("types", "types", "reported", f"token types that occur {MINIMUM_OCCURRENCES} times or more"),
     Metric("between_types_share", "share", "reported", "share of the spread of the types' gaps that is not noise"),
-    Metric("between_types_sd", "nats", "reported", "spread of the types' gaps beyond their errors"),
+    Metric("between_types_sd", "nats", "reported", "spread of the types' gaps without sampling error"),
     Metric("largest_gap", "nats", "reported", "largest gap of a type, shrunk towards the mean by its error"),
     Metric("frequency_correlation", "", "reported", "Spearman over types of frequency and mean gap"),
 )
@@ -80,8 +80,8 @@ class TokenTypes:
     def adjusted_p(self) -> Floats:
         """Return the Benjamini-Hochberg adjusted p of the difference from the mean, two-sided.
 
-        By t with the clusters that carry the error less one as degrees of freedom: KL is skewed, and with all clusters
-        the far tail that a list of types is picked from holds more than twice what it should.
+        By Student's t with the effective number of clusters less one as degrees of freedom. KL is skewed: with all
+        clusters, the far tail from which types are listed has more than twice the probability that it should have.
         """
         from scipy.stats import t
 

@@ -73,13 +73,13 @@ METRICS = (
         Metric(f"search_{space}", "AUROC", "reported", f"AUROC of the contrast-consistent search on {space}")
         for space in SEARCHED
     ),
-    Metric("search_change", "AUROC", "reported", "search_reconstruction - search_x"),
+    Metric("search_change", "AUROC", "reported", "search_reconstruction minus search_x"),
     Metric("truth_salience", "share", "reported", "variance of differences along the concept over the largest"),
     Metric("truth_rank", "components", "reported", "which principal component of differences is most like the concept"),
     Metric("upper_case_auroc", "AUROC", "reported", "auroc of upper against lower case"),
     Metric("upper_case_auroc_change", "AUROC", "higher", "auroc_change of upper against lower case"),
     Metric("upper_case_embedding_auroc", "AUROC", "reported", "embedding_auroc of upper against lower case"),
-    Metric("concepts", "concepts", "reported", "concepts measured, upper case among them"),
+    Metric("concepts", "concepts", "reported", "number of concepts measured, upper case included"),
 )
 
 

@@ -34,7 +34,7 @@ UNCALIBRATED = -1.0
 
 CLAUSES = {
     "not_finite": "finite activations have a NaN or infinite code or reconstruction",
-    "not_deterministic": "the same activations have other codes when asked again",
+    "not_deterministic": "encoding the same activations twice gives different codes",
     "batch_dependent": "a token's codes depend on the batch it is in",
     "decode_not_affine": "decode is more than a matrix and a constant",
     "wrong_sign": "codes are negative, and the SAE does not say that they are signed",
@@ -50,7 +50,7 @@ CLAUSES = {
 METRICS = (
     Metric("violations", "clauses", "lower", "clauses of the contract that are broken", noise_free=True),
     *(Metric(name, "", "lower", f"1 when {wrong}", noise_free=True) for name, wrong in CLAUSES.items()),
-    Metric("explained_variance", "share", "higher", "on the first 64 documents of the corpus", noise_free=True),
+    Metric("explained_variance", "share", "higher", "explained variance on the first 64 documents", noise_free=True),
     Metric("decoder_norm_min", "", "reported", "smallest norm of a decoder row", noise_free=True),
     Metric("decoder_norm_max", "", "reported", "largest norm of a decoder row", noise_free=True),
 )

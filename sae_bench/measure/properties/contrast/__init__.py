@@ -49,10 +49,10 @@ NO_VARIANCE = "slopes do not vary between questions"
 CONDITION_METRICS = {
     "steerability": ("nats", "mean slope of propensity per unit strength"),
     "steerability_sd": ("nats", "standard deviation of slopes over questions"),
-    "anti_share": ("share", "questions whose slope does not rise"),
+    "anti_share": ("share", "share of questions whose slope does not rise"),
     **{f"variance_explained_{factor}": ("share", f"omega squared of {factor} alone") for factor in FACTORS},
     **{f"variance_in_order_{factor}": ("share", f"omega squared of {factor} after those before") for factor in FACTORS},
-    "worst_level_sign": ("share", "rising slopes in the worst level of any factor"),
+    "worst_level_sign": ("share", "share of rising slopes in the worst level of any factor"),
     "steerability_shifted": ("nats", "mean slope on the shifted variant"),
 }
 VARIANCES = {

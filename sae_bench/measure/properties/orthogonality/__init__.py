@@ -1,18 +1,18 @@
 """Near-copies among decoder directions, and statistics of their nearest neighbours.
 
     nn<k>                    mean over features of the k-th largest cosine with another decoder direction
-    floor_isotropic_nn<k>    the same of as many random directions, three seeds; excess_nn<k> is the difference
-    floor_covariance_nn<k>   the same of directions drawn from the site's covariance, mean removed
+    floor_isotropic_nn<k>    nn<k> of as many random directions, three seeds; excess_nn<k> is the difference
+    floor_covariance_nn<k>   nn<k> of directions drawn from the site's covariance, mean removed
     duplicates               share of features with nn1 > 0.9
     modal_nn_share           share of features whose nearest neighbour is the most frequent one; ties share the vote
     composed_share           features that two or three others compose, each set once, as a share of features
     frame_potential_excess   sum of squared cosines * d / n^2 - 1; 0 for a tight frame
     c_dec                    mean absolute cosine over pairs (Chanin 2025)
 
-Features live where the data lives, so a trained dictionary is less orthogonal than isotropic directions, and a random
-one is the most orthogonal of all: no metric here is good by being low, a change is what is judged. Dead features are
-near their random start and flatter every number: each metric speaks of the features that fire on the corpus, and its
-``_all`` twin of all.
+Features lie where the data lies, so a trained dictionary is less orthogonal than isotropic directions, and a random one
+is the most orthogonal of all: no metric here is good by being low, only a change is judged. Dead features are near
+their random start and improve every number, so each metric counts the features that fire on the corpus only. Its
+variant with the suffix ``_all`` counts all features.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ _OF_FEATURES = (
         for floor, meaning in FLOORS.items()
         for k in _RANKS
     ),
-    *(Metric(f"excess_nn{k}", "cosine", "reported", f"nn{k} beyond the isotropic floor") for k in _RANKS),
-    *(Metric(f"excess_covariance_nn{k}", "cosine", "reported", f"nn{k} beyond the covariance floor") for k in _RANKS),
+    *(Metric(f"excess_nn{k}", "cosine", "reported", f"nn{k} minus its isotropic floor") for k in _RANKS),
+    *(Metric(f"excess_covariance_nn{k}", "cosine", "reported", f"nn{k} minus its covariance floor") for k in _RANKS),
     Metric("coherence", "cosine", "reported", "largest absolute cosine of two features"),
     Metric("welch_bound", "cosine", "reported", "least coherence that so many directions can have"),
-    Metric("frame_potential_excess", "ratio", "reported", "squared cosines beyond those of a tight frame, relative"),
+    Metric("frame_potential_excess", "ratio", "reported", "sum of squared cosines over a tight frame's, minus 1"),
     Metric("c_dec", "cosine", "reported", "mean absolute cosine over pairs of features"),
-    Metric("duplicates", "share", "lower", "features with another one at a cosine above 0.9"),
-    Metric("modal_nn_share", "share", "lower", "features whose nearest neighbour is the most frequent one"),
-    Metric("hub_max_indegree", "features", "reported", "features whose nearest neighbour is the most frequent one"),
+    Metric("duplicates", "share", "lower", "share of features with another one at a cosine above 0.9"),
+    Metric("modal_nn_share", "share", "lower", "share of features with the most frequent nearest neighbour"),
+    Metric("hub_max_indegree", "features", "reported", "number of features with the most frequent nearest neighbour"),
     Metric("hub_gini", "", "reported", "Gini coefficient of how often each feature is a nearest neighbour"),
     Metric("peaks", "peaks", "reported", "modes of the histogram of largest cosines"),
-    Metric("peak_concentration", "share", "reported", "most of a mode's features that share one nearest neighbour"),
-    Metric("composed_share", "share", "reported", "features that two or three others compose, each set once"),
+    Metric("peak_concentration", "share", "reported", "largest share of a mode's features with one nearest neighbour"),
+    Metric("composed_share", "share", "reported", "share of features that two or three others compose"),
     *(
         Metric(f"floor_{floor}_composed_share", "share", "reported", f"composed_share of {meaning}")
         for floor, meaning in FLOORS.items()

@@ -1,7 +1,7 @@
 """Shrinkage of the reconstruction, of all features in proportion or of each one, and its cost.
 
     gamma          E‖x̂‖² / E[x̂·x], the factor by which reconstructions are too short (below 1) or too long
-    gamma_centred  the same of r = x̂ - decode(0) against y = x - decode(0): a large decoder bias hides shrinkage
+    gamma_centred  gamma of r = x̂ - decode(0) against y = x - decode(0): a large decoder bias hides shrinkage
     l2_ratio       E[‖x̂‖ / ‖x‖]; a calibrated estimate under noise is shorter than what it estimates, so never judged
     s*, t*         one scale, and one scale a feature, that minimise the squared error (`measure.shared.scales`)
     gain           1 - loss after scaling / loss before, in squared error and in KL
@@ -93,7 +93,7 @@ METRICS = (
         "kl_heldout",
         "nats",
         "reported",
-        "KL of the SAE as it is, on odd documents",
+        "KL of the unscaled SAE, on odd documents",
         noise_free=True,
         family=KL_FAMILY,
         condition="unscaled",
@@ -154,10 +154,10 @@ METRICS = (
         "suppression_uniform_share_kl",
         "share",
         "reported",
-        "part of the gain in KL that one scale brings already",
+        "share of the gain in KL that one scale for all features brings",
         noise_free=True,
     ),
-    Metric("rescalable", "", "reported", "1 when scales of its features win back 10% of its KL", noise_free=True),
+    Metric("rescalable", "", "reported", "1 when scaling the features removes 10% of the KL", noise_free=True),
 )
 
 

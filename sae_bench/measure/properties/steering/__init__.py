@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
 
 CONDITION_METRICS = {
-    "anti_share": ("share", "slopes that do not rise"),
+    "anti_share": ("share", "share of slopes that do not rise"),
     "slope_mean": ("nats", "mean slope per unit of strength"),
     "slope_sd": ("nats", "standard deviation of slopes over prompts, within a direction"),
     "linearity": ("share", "R^2 of the straight lines"),
