@@ -402,8 +402,8 @@ def test_14_dead_features_of_a_sample_that_is_too_small(
         assert found.estimates["alive_tokens"].value == len(x)
         return found.notes
 
-    (said,) = notes(rare)
-    assert said.startswith(f"dead is said from {len(x)} tokens: ")
+    (note,) = notes(rare)
+    assert note.startswith(f"dead and alive rest on {len(x)} tokens: ")
     # Half of the features are dead for good, and no larger sample would change that.
     assert notes(stuck) == ()
 

@@ -93,7 +93,7 @@ class Session:
             self._locked = run_folder.new_run_folder(reports, self.name)
             self.run.folder = self._locked.path
         except StoreError as error:
-            self.troubles.append(f"{error}; verdicts stand, results are kept in memory until this run ends")
+            self.troubles.append(f"{error}; verdicts are valid, results stay in memory until this run ends")
         if self.resolved["sae_fresh"]:
             for dead in self._earlier:
                 run_folder.forget_run(dead.path)
