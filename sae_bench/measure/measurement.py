@@ -28,6 +28,14 @@ Kind: TypeAlias = Literal["histogram", "quantiles", "curve", "table"]
 Chart: TypeAlias = Literal[
     "", "token_histogram", "token_funnel", "ranked_documents", "near_directions", "feature_slopes"
 ]
+"""Charts that a series can ask for, and what they read of its columns. '' is the chart of the series' kind.
+
+* ``token_histogram``: a histogram whose lowest bin also counts everything smaller.
+* ``token_funnel``: a table of token types with ``token``, ``n`` (occurrences), ``gap`` and its error ``se``.
+* ``ranked_documents``: a table whose first column that is not `Series.x` is drawn in its own order.
+* ``near_directions``: quantiles of cosines named ``RANK`` (features) or ``FLOOR_RANK``.
+* ``feature_slopes``: a table with ``feature``, ``slope_mean``, ``slope_sd``, ``anti_share`` and, if known, ``targets``.
+"""
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ class Series:
     accepted: bool = False
     "True when accepted files keep it."
     chart: Chart = ""
-    "Chart that shows more than the kind's own: see `sae_bench.show.charts`."
+    "Chart that shows more than the kind's own: see `Chart`."
     marks: str = ""
     "Metric whose value and limits a histogram shows on its axis; '' for the metric of the series' own name."
     order: int = 50

@@ -21,7 +21,7 @@ QUALITIES = (("kl_gap", "kl_sae"), ("reconstruction", "explained_variance"), ("r
 
 
 def pareto(report: Report) -> list[Figure]:
-    """Quality against L0 over SAEs, with the front of those that nothing beats in both; at most two pictures."""
+    """Draw quality against L0 over SAEs, with the front of those that nothing beats in both; at most two pictures."""
     figures = [chart for property, metric in QUALITIES if (chart := _pareto(report, property, metric)) is not None]
     return figures[:2]
 
@@ -107,7 +107,7 @@ def _sides(points: Mapping[str, tuple[float, float]]) -> dict[str, str]:
 
 
 def _front(points: Mapping[str, tuple[float, float]], better: str) -> list[tuple[float, float]]:
-    """Points that no other beats in both, by growing L0."""
+    """Return points that no other beats in both, by growing L0."""
     sign = 1 if better == "lower" else -1
     front: list[tuple[float, float]] = []
     for x, y in sorted(points.values(), key=lambda each: (each[0], sign * each[1])):

@@ -116,7 +116,7 @@ def _dots(name: str, clusters: Sequence[int], then: Mapping[int, float], now: Ma
 
 
 def _counted(metric: MetricResult, changes: Mapping[int, float], total: int) -> str:
-    """Return the number of documents as words."""
+    """Return how many documents changed, as a sentence."""
     if not changes:
         return f"None of {total} documents changed."
     sign = {"lower": 1, "higher": -1}.get(metric.better)

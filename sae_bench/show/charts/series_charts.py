@@ -89,7 +89,7 @@ def histogram(name: str, series: Series) -> Figure | None:
 
 
 def quantiles(name: str, series: Series) -> Figure | None:
-    """Quantiles against their share; the vertical axis is logarithmic where everything is positive."""
+    """Draw quantiles against their share; the vertical axis is logarithmic where everything is positive."""
     q = [float(each) for each in series.columns.get("q", ())]
     columns = _lines(series, "q", len(q))
     if not columns:
@@ -212,7 +212,7 @@ def table(name: str, series: Series) -> Figure | None:
 
 
 def _keys_first(series: Series) -> list[str]:
-    """Column names, what names or places a row first: a column of texts, or the one that the axis is labelled with."""
+    """Return column names; first what names or places a row: a column of texts, or the one of the axis' label."""
     keys = list(ordered(series.columns))
     texts = [key for key in keys if any(isinstance(cell, str) for cell in series.columns[key])]
     leading = [key for key in keys if key in NAMING or key == series.x] or texts

@@ -29,8 +29,9 @@ def token_histogram(series: Series) -> Figure | None:
 
 
 def ranked_documents(series: Series) -> Figure | None:
-    """Documents from the best to the worst."""
-    column = [each for each in numbers(series.columns.get("kl_sae", ())) if each is not None]
+    """Draw the documents from the best to the worst, by the first column that is not the axis' own."""
+    values = next((values for key, values in series.columns.items() if key != series.x), ())
+    column = [each for each in numbers(values) if each is not None]
     if not column:
         return None
     trace = {"type": "scatter", "mode": "markers", "x": list(range(1, len(column) + 1)), "y": sorted(column),
@@ -63,7 +64,7 @@ def _type_points(series: Series, swapped: bool) -> dict[str, object]:
 
 
 def funnel(series: Series) -> Figure | None:
-    """Mean gap against occurrences: what scatters no more than sampling explains lies between the curves."""
+    """Draw the mean gap against occurrences: what scatters no more than sampling explains lies between the curves."""
     names, n, gap, se = _types(series)
     if len(n) < 2:
         return None
@@ -87,7 +88,7 @@ def funnel(series: Series) -> Figure | None:
 
 
 def by_frequency(series: Series) -> Figure | None:
-    """Gap against how often a token type occurs."""
+    """Draw the gap against how often a token type occurs."""
     if not _types(series)[0]:
         return None
     layout = {"xaxis": axis("occurrences", log=True), "yaxis": axis("mean gap, nats"), "showlegend": False}

@@ -218,3 +218,12 @@ def test_a_bullet_stays_within_its_frame(make: Any, value: float, accepted: Any,
     ends = [start + width for start, width in (*drawn.forbidden, *([drawn.interval] if drawn.interval else []))]
     for place in (*starts, *ends, *([drawn.accepted] if drawn.accepted is not None else [])):
         assert 0 <= place <= drawn.width
+
+
+def test_documents_are_ranked_by_a_column_of_any_name(make: Any) -> None:
+    series = Series("table", {"text": [0, 1, 2], "loss": [0.3, 0.1, 0.2]}, "Loss", "text", chart="ranked_documents")
+    figures, empty = property_charts.pictures(
+        make.prop("own", {"loss": make.metric(0.2)}, series={"own": series}), None
+    )
+    assert [list(figure.data[0]["y"]) for figure in figures] == [[0.1, 0.2, 0.3]]
+    assert empty == []
