@@ -16,13 +16,12 @@ from sae_bench.engine.batch import RelatedInputs
 from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import Corpus, from_documents
 from sae_bench.engine.settings import Settings
-from sae_bench.engine.site_data import SiteData
+from sae_bench.engine.site_data import Progress, SiteData
 from sae_bench.errors import MeasurementError, UsageError
 from sae_bench.model.language_model import Model
 from sae_bench.registry.site import Site, parse_site
 from sae_bench.registry.spec import SAESpec
 from sae_bench.run.load import Loader
-from sae_bench.run.run import Progress
 from sae_bench.sae import check_outputs, check_width
 
 CHUNK = 64

@@ -5,7 +5,7 @@ Whatever is wrong with one SAE is one sentence in a `LoadError`; the others are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sae_bench.engine.bench import Bench
 from sae_bench.engine.corpus import Corpus, check_context, check_tokenizer, check_vocabulary, load_corpus
 from sae_bench.engine.devices import check_device
 from sae_bench.engine.settings import Settings
-from sae_bench.engine.site_data import capture_site
+from sae_bench.engine.site_data import Progress, capture_site
 from sae_bench.errors import LoadError, SAEBenchError
 from sae_bench.model.language_model import Model
 from sae_bench.model.load import load_model
@@ -51,7 +51,7 @@ class ResolvedSpec:
 class Loader:
     """Loader of SAEs with their models and corpora; models and corpora are shared, SAEs stay until closed."""
 
-    def __init__(self, settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> None:
+    def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
         check_device(settings.device)
         self.settings = settings
         self.progress = progress

@@ -28,11 +28,9 @@ from sae_bench.run.preflight import rules_for
 
 if TYPE_CHECKING:
     from sae_bench.engine.bench import Bench
+    from sae_bench.engine.site_data import Progress
     from sae_bench.report.timing import Timing
     from sae_bench.run.load import Loader
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of what is being measured, the documents that are done, and all documents."""
 
 
 @dataclass(frozen=True)
