@@ -20,7 +20,7 @@ from sae_bench.measure.arrays import Floats
 from sae_bench.measure.geometry.neighbours import Neighbours
 
 EDGES: Floats = np.round(np.linspace(-1, 1, 101), 2)
-"Bins of cosines, the same for every dictionary, so that histograms can be laid over each other."
+"Bins of cosines, equal for every dictionary, so that histograms can be compared."
 _TIE = 1e-6
 "Difference of float32 cosines that is rounding."
 _SMOOTHING = 1.0
@@ -42,7 +42,7 @@ def frame_potential_excess(neighbours: Neighbours) -> float:
 def rms_cosine(neighbours: Neighbours) -> float:
     """Return the root mean square cosine of two different directions; 0 for a single one."""
     n = neighbours.n
-    # Rounding can leave an orthonormal basis a hair below 0.
+    # Rounding can leave an orthonormal basis slightly below 0.
     return math.sqrt(max(neighbours.gram_square - n, 0.0) / (n * (n - 1))) if n > 1 else 0.0
 
 

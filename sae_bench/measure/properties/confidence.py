@@ -1,7 +1,7 @@
 """Change of the model's confidence through the SAE: entropy, temperature and the final norm's scale.
 
     entropy_shift          mean H(Q) - H(P) over kept tokens: P clean, Q with the reconstruction in place of x
-    temperature_share      1 - sum min_b KL(P || softmax(b log Q)) / sum KL(P || Q): the share that one number per token undoes
+    temperature_share      1 - sum min_b KL(P || softmax(b log Q)) / sum KL(P || Q): the share temperature undoes
     kl_frozen              KL with the final norm's scale at its clean value, Q's residual stream otherwise
     kl_frozen_difference   kl_frozen - KL; below 0 the norm's scale does the damage, above 0 it hides some
     log_scale_shift        mean log of the final norm's scale, Q over P

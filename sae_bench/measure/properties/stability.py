@@ -3,7 +3,7 @@
     mmcs            mean over this SAE's features of the largest cosine with one of the partner's (Sharkey 2022)
     mmcs_reverse    the other way round
     matched_share   largest one-to-one matching of features with decoder cosine >= 0.7, over the smaller dictionary
-    matched_encoder_share    the same where encoder directions reach 0.7 as well (Paulo and Belrose 2025)
+    matched_encoder_share    largest matching of pairs whose encoder cosine reaches 0.7 as well (Paulo and Belrose 2025)
 
 Two random dictionaries do not have an MMCS of 0 but that of nearest neighbours: the floors are those of as many random
 directions. Features that fire on the corpus only, on both sides.

@@ -234,7 +234,7 @@ class EliminationStep:
 def eliminate_features(means: Floats, directions: Floats, site: Floats) -> list[EliminationStep]:
     """Remove features from a cluster one by one, first the one with the least of the site's circle.
 
-    What features hold of the circle adds up, so each one's part decides when it goes.
+    The features' shares of the circle add up, so each one's own share decides when it is removed.
 
     Args:
         means: (2, C, m) class means of the codes, in even and in odd documents.

@@ -73,7 +73,7 @@ def measure_cycle(bench: Bench, cycle: Cycle, positions: CyclePositions) -> Meas
     if undersampled is not None:
         return (
             f"{cycle.name}: class {cycle.classes[undersampled][0]!r} is in fewer than two odd or two even documents; "
-            f"measure more documents, or a corpus that holds it more often"
+            f"measure more documents, or a corpus with more of its words"
         )
     return _measurement(bench, cycle, encode_cycle(bench, cycle, positions))
 

@@ -77,7 +77,7 @@ def _quantiles(values: Floats) -> list[float]:
 
 def _histogram(t: Floats) -> Series:
     low, high = np.quantile(t, SHOWN)
-    # A dictionary without shrinkage has all its scales within a hair of 1.
+    # A dictionary without shrinkage has all its scales very close to 1.
     room = max(0.01 - (high - low), 0.0) / 2
     edges = np.linspace(low - room, high + room, HISTOGRAM_BINS + 1)
     counts = np.histogram(t.clip(edges[0], edges[-1]), edges)[0]

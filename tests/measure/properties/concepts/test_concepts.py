@@ -267,7 +267,7 @@ def test_without_a_tokenizer_and_positions_nothing_can_be_measured() -> None:
     assert set(found) == {metric.name for metric in METRICS}
     for each in found.values():
         assert isinstance(each, Undefined)
-        assert "'mute' came without a tokenizer" in each.reason
+        assert "'mute' came without a tokenizer" in each.full_reason
         assert "concepts='concepts.toml'" in each.reason
 
 
@@ -294,4 +294,4 @@ def test_a_concept_that_stands_nowhere_is_left_out_and_said_to_be(tmp_path: Path
     path.write_text(PLACES.format(bench().corpus.sha256[:12], "[2, 5]"))
     found = measure(bench(concepts=str(path)))
     assert found.estimates["concepts"].value == 1
-    assert "concept 'x' is left out: places that have it stand in 2 documents of one half" in found.notes[0]
+    assert "concept 'x' is left out: positions that have it are in 2 documents of one half" in found.notes[0]
