@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
+
+from tests.support.formula_modules import code_hash, property_modules, source_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -16,14 +17,13 @@ JUDGING = tuple(
 )
 DEMO = tuple(f"sae_bench/demo/{name}.safetensors" for name in ("corpus", "model/*", "saes/*/*"))
 JUDGED = "properties that judge"
-"Stands for those with limits and what their numbers are made of in the same folder; series are for looking at."
+"Stands for every module that the formulas of properties with limits depend on."
 SPEAKS_OF: dict[str, tuple[str, ...]] = {
     "sensitivity": (
         *JUDGING,
         "sae_bench/sae/controls/*.py",
         JUDGED,
         *DEMO,
-        "sae_bench/measure/shared/*.py",
         "evidence/sensitivity.py",
         "evidence/corpora.py",
     ),
@@ -31,6 +31,7 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
         *JUDGING,
         "sae_bench/run/noise.py",
         "sae_bench/measure/properties/kl_gap/__init__.py",
+        "sae_bench/engine/*.py",
         *DEMO,
         "evidence/error_rates.py",
         "evidence/planted_changes.py",
@@ -46,7 +47,8 @@ SPEAKS_OF: dict[str, tuple[str, ...]] = {
         "evidence/kills.py",
     ),
     "fuzz": (
-        "sae_bench/sae/formats/*.py",
+        "sae_bench/sae/formats/**/*.py",
+        "sae_bench/sae/files/*.py",
         "sae_bench/sae/*.py",
         "sae_bench/registry/site.py",
         "evidence/fuzz.py",
@@ -92,37 +94,17 @@ def sources_hash(evidence: str) -> str:
             raise FileNotFoundError(f"{evidence} speaks of {pattern}, which names no file")
         for path in found:
             digest.update(path.name.encode() + b"\0")
-            digest.update(_code(path).encode() if path.suffix == ".py" else path.read_bytes())
+            digest.update(code_hash(path.read_text()).encode() if path.suffix == ".py" else path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _judged() -> list[Path]:
-    from sae_bench.measure.properties import load_property, property_names
+    """Return the modules that the formulas of judged properties depend on; ``series.py`` only presents numbers."""
+    from sae_bench.measure.properties import built_in, load_property
 
-    folder = ROOT / "sae_bench" / "properties"
-    found: set[Path] = set()
-    waiting = [folder / f"{name}.py" for name in property_names() if load_property(name).limits]
-    while waiting:
-        path = waiting.pop()
-        if path not in found and path.is_file() and not path.stem.endswith("_series"):
-            found.add(path)
-            modules = [each.module or "" for each in ast.walk(ast.parse(path.read_text())) if _imports(each)]
-            waiting += [folder / f"{module.rpartition('.')[2]}.py" for module in modules]
-    return sorted(found)
-
-
-def _imports(node: ast.AST) -> TypeGuard[ast.ImportFrom]:
-    return isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sae_bench.properties.")
-
-
-def _code(path: Path) -> str:
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [each for each in body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-    return ast.dump(tree)
+    names = [name for name in built_in() if load_property(name).limits]
+    files = {source_of(module) for name in names for module in property_modules(name)}
+    return sorted(file for file in files if file is not None and file.name != "series.py")
 
 
 def read(evidence: str) -> dict[str, Any]:
