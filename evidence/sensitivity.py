@@ -133,7 +133,7 @@ def _cell(checked: Any) -> dict[str, Any]:
     exceeds_limit = verdict == "INCONCLUSIVE" and checked.verdict.exceeds_limit
     return {
         "verdict": f"{verdict} beyond" if exceeds_limit else verdict,
-        "says": checked.verdict.lines[0].replace(f"{Path.cwd()}/", ""),
+        "says": checked.result.message.replace(f"{Path.cwd()}/", ""),
     }
 
 

@@ -127,7 +127,7 @@ def test_reports_of_both_schemas_are_compared(
     now = OLD / "report.json" if now_is_old else tmp_path / "report.json"
     accepted = OLD if accepted_is_old else tmp_path / "accepted"
     assert main(["compare", str(accepted), str(now)]) == 1
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "1 error · 3 fail · 1 missing · 1 known" in printed
     for words in ("+30.0%", "since the anchor", "known: trained on half of the tokens", "(stale): remove this entry"):
         assert words in printed
