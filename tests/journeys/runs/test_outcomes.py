@@ -241,7 +241,8 @@ def test_reports_that_cannot_be_written_cost_no_verdict_and_are_loud(toy: Any) -
     result = toy()
     assert result.ret == 1
     result.assert_outcomes(passed=9)
-    result.stdout.fnmatch_lines(["*lab/a*kl_gap.kl_sae*new*", "*ERROR: *reports cannot hold reports*verdicts are valid*"])
+    lines = ["*lab/a*kl_gap.kl_sae*new*", "*ERROR: *reports cannot hold reports*verdicts are valid*"]
+    result.stdout.fnmatch_lines(lines)
     toy.say(lab_a__kl_gap="nan")
     result = toy()
     result.assert_outcomes(passed=8, failed=1)
