@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PYTEST, XDIST = "8.0.0", "3.6.1"
-RUNS = "tests/runs"
+RUNS = "tests/journeys/runs"
 
 
 def measure() -> dict[str, Any]:

@@ -35,6 +35,8 @@ from tests.devices.accelerator import CPU, GPU, PretendedGPU, place, pretended_g
 from tests.sae.test_sparse_codes import SAES as ARCHITECTURES
 from tests.support.all_inputs import SPEC, settings_for
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[PretendedGPU]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.heavy
+
 README = Path(__file__).parents[2] / "README.md"
 ROOT = README.parent
 BLOCKS = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)

@@ -14,6 +14,8 @@ from sae_bench.engine.noise_floors import noise_floors
 from sae_bench.measure.measurement import Measurement
 from sae_bench.measure.properties import load_property
 
+pytestmark = pytest.mark.heavy
+
 SAES = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
 DRAWS_GOLDEN = 16
 NOISE = [floor.name for floor in noise_floors() if floor.draws]

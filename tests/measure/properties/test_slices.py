@@ -21,6 +21,8 @@ from sae_bench.run.load import Loader
 from sae_bench.sae import linear
 from tests.support.all_inputs import SPEC, settings_for
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def make() -> Callable[[str, Settings], Bench]:

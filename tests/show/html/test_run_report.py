@@ -44,7 +44,10 @@ PICTURES = {
     "stability": ("Largest cosine with the other SAE",),
 }  # fmt: skip
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (Debian: apt-get install chromium)")
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (Debian: apt-get install chromium)"),
+]
 
 
 @pytest.fixture(scope="module")
