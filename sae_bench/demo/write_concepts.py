@@ -18,7 +18,9 @@ from sae_bench.demo.paths import DemoPaths
 from sae_bench.demo.write_datasets import corpus_documents
 from sae_bench.engine.corpus import load_corpus
 
-_HEAD = "# What is known about the demo's language; made by `python -m sae_bench.demo.build`, see sae_bench/concepts.py.\n"
+_HEAD = (
+    "# What is known about the demo's language; made by `python -m sae_bench.demo.build`, see sae_bench/concepts.py.\n"
+)
 
 
 def write_concepts(folder: DemoPaths) -> None:
